@@ -1,0 +1,41 @@
+"""Probabilistic Chunk Masking for GRPO on vision-language-action policies (arXiv 2605.16154).
+
+The names exported here are the method: pure tensor functions that need torch and tensordict only. The TorchRL side
+(transforms, loss, trainer) lives in :mod:`pcm_rl.algos`, the Gymnasium side (chunk wrapper, environments) in
+:mod:`pcm_rl.envs`, token policies in :mod:`pcm_rl.policies`.
+"""
+
+from pcm_rl.advantage import group_advantage
+from pcm_rl.allocation import (
+    KeepProbabilities,
+    allocation_speedup,
+    budget_curve,
+    budget_knee,
+    neyman_allocation,
+)
+from pcm_rl.divergence import action_divergence, gradient_variance
+from pcm_rl.phases import Phase, PhaseWarning, close_fraction, label_phases
+from pcm_rl.sampling import inclusion_probabilities, sample_chunks
+from pcm_rl.selection import SELECTIONS, Selection, select_chunks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SELECTIONS",
+    "KeepProbabilities",
+    "Phase",
+    "PhaseWarning",
+    "Selection",
+    "action_divergence",
+    "allocation_speedup",
+    "budget_curve",
+    "budget_knee",
+    "close_fraction",
+    "gradient_variance",
+    "group_advantage",
+    "inclusion_probabilities",
+    "label_phases",
+    "neyman_allocation",
+    "sample_chunks",
+    "select_chunks",
+]

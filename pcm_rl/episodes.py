@@ -1,0 +1,175 @@
+"""The schema of a batch: one row is one chunk decision, episodes one after the other.
+
+TorchRL's VLA keys wherever they exist (``torchrl.data.vla``), written out so that the method needs tensordict only.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor
+
+from pcm_rl.phases import close_fraction, label_phases
+
+STATE = ("observation", "state")  # [M, S] float32
+IMAGE = ("observation", "image")  # [M, 3, H, W] uint8
+INSTRUCTION = "language_instruction"  # non-tensor
+TOKENS = ("vla_action", "tokens")  # [M, L, D] int64
+CHUNK = ("vla_action", "chunk")  # [M, L, D] float32, what the environment got
+LOG_PROBS = ("vla_action", "log_probs")  # [M, L, D] float32, recorded at sampling
+IS_PAD = "action_is_pad"  # [M, L] bool, True for steps never executed
+PHASE = "phase"  # [M] int64
+SUCCESS = "success"  # [M] bool, constant within an episode
+GROUP = "group_id"  # [M] int64, constant within an episode
+EPISODE = "episode_id"  # [M] int64
+CHUNK_ID = "chunk_id"  # [M] int64, 0 at the start of an episode
+ADVANTAGE = "advantage"  # [M] float32
+WEIGHT = "weight"  # [M] float32, mean 1 over the trimmed batch
+REWARD = ("next", "reward")  # [M, 1] float32, paid at the step of success
+DONE = ("next", "done")  # [M, 1] bool, likewise ("next", "terminated") and ("next", "truncated")
+
+Labeller = Callable[..., Tensor]
+
+
+class EpisodeIndex:
+    """Where the rows of a flat batch stand in a dense ``[I, N]`` array of I episodes with at most N chunks.
+
+    Args:
+        episode: ``[M]`` integer ids. Rows of one episode keep their order; they need not be neighbours.
+    """
+
+    def __init__(self, episode: Tensor) -> None:
+        if episode.ndim != 1:
+            raise ValueError(f"episode must have shape [M], got {tuple(episode.shape)}")
+        _, self.row = torch.unique(episode, return_inverse=True)
+        self.length = torch.bincount(self.row) if episode.numel() else self.row
+        order = self.row.argsort(stable=True)
+        start = self.length.cumsum(0) - self.length
+        self.column = torch.empty_like(self.row)
+        self.column[order] = torch.arange(len(order), device=episode.device) - start[self.row[order]]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(I, N)``."""
+        return self.length.numel(), int(self.length.max()) if self.length.numel() else 0
+
+    def dense(self, values: Tensor, fill: float) -> Tensor:
+        """``[M, ...]`` -> ``[I, N, ...]``, ``fill`` where an episode is shorter."""
+        out = values.new_full((*self.shape, *values.shape[1:]), fill)
+        out[self.row, self.column] = values
+        return out
+
+    def flat(self, values: Tensor) -> Tensor:
+        """``[I, N, ...]`` -> ``[M, ...]``."""
+        return values[self.row, self.column]
+
+
+def label_episodes(
+    batch: TensorDictBase,
+    labeller: Labeller = label_phases,
+    *,
+    gripper_index: int = -1,
+    close_above: float = 0.0,
+    closed: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """Phase of every row of a batch of whole episodes.
+
+    Args:
+        batch: ``[M]`` rows in the schema, with :data:`CHUNK`, :data:`IS_PAD` and :data:`EPISODE`.
+        labeller: Called as ``labeller(close_fraction [I, N] float64, valid [I, N] bool)``, returns ``[I, N]`` int64.
+            One that has a parameter ``episode`` is called for each episode alone, ``[N]``, with the episode's rows as
+            ``episode=``: for rules that look at observations or at time.
+        gripper_index: Action dimension that commands the gripper.
+        close_above: Commands strictly above close.
+        closed: ``[..., D]`` actions -> ``[...]`` bool, where a threshold on one dimension is not enough; replaces
+            ``gripper_index`` and ``close_above``.
+
+    Returns:
+        ``[M]`` int64, -1 for chunks without an executed step.
+
+    Raises:
+        KeyError: If a key is missing.
+        ValueError: If ``gripper_index`` is out of range or the labeller returns another shape.
+    """
+    actions, valid = batch.get(CHUNK), ~batch.get(IS_PAD)
+    dimensions = actions.shape[-1]
+    if closed is not None:
+        command = closed(actions).to(actions.dtype)
+        close_above = 0.5
+    else:
+        if not -dimensions <= gripper_index < dimensions:
+            raise ValueError(f"gripper_index must lie in [-{dimensions}, {dimensions - 1}], got {gripper_index}")
+        command = actions[..., gripper_index]
+    fraction = close_fraction(command, valid, close_above=close_above)
+    executed = valid.any(-1)
+    rows = EpisodeIndex(batch.get(EPISODE))
+    if "episode" not in inspect.signature(labeller).parameters:
+        labels = labeller(rows.dense(fraction, 0.0), rows.dense(executed, False))
+        return rows.flat(_checked(labels, rows.shape))
+    phase = torch.full_like(rows.row, -1)
+    for i in range(rows.shape[0]):
+        mine = (rows.row == i).nonzero().squeeze(-1)
+        labels = labeller(fraction[mine], executed[mine], episode=batch[mine])
+        phase[mine] = _checked(labels, (len(mine),))
+    return phase
+
+
+def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
+    """Give every episode ``chunks`` rows by repeating its last one with no step executed: the paper's baseline.
+
+    Padding rows carry phase -1 and, in the loss, cost compute for exactly nothing. It exists to measure that cost.
+
+    Args:
+        batch: ``[M]`` rows in the schema.
+        chunks: Slots an episode, at least the longest episode.
+
+    Returns:
+        ``[I * chunks]`` rows, episodes one after the other.
+
+    Raises:
+        ValueError: If an episode is longer than ``chunks``.
+    """
+    rows = EpisodeIndex(batch.get(EPISODE))
+    if rows.shape[1] > chunks:
+        raise ValueError(f"an episode has {rows.shape[1]} chunks, more than the {chunks} slots asked for")
+    here = torch.arange(chunks, device=rows.row.device).expand(rows.shape[0], chunks)
+    last = (rows.length - 1).unsqueeze(-1)
+    where = rows.dense(torch.arange(len(rows.row), device=rows.row.device), 0)
+    source = where.gather(1, torch.minimum(here, last))
+    padding = (here > last).flatten()
+    out = batch[source.flatten()]
+    out.set(IS_PAD, out.get(IS_PAD) | padding.unsqueeze(-1))
+    if PHASE in out.keys():
+        out.set(PHASE, torch.where(padding, -1, out.get(PHASE)))
+    if CHUNK_ID in out.keys():
+        out.set(CHUNK_ID, here.flatten().to(out.get(CHUNK_ID).dtype))
+    return out
+
+
+def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, SUCCESS, GROUP, EPISODE)) -> None:
+    """Raise unless ``batch`` is ``[M]`` and has the schema's ``keys`` with fitting shapes.
+
+    Raises:
+        KeyError: If a key is missing; the message lists all that are.
+        ValueError: If a shape or dtype does not fit.
+    """
+    if batch.ndim != 1:
+        raise ValueError(f"expected a batch of rows [M] (one row = one chunk), got batch size {tuple(batch.shape)}")
+    present = set(batch.keys(include_nested=True))
+    missing = [key for key in keys if key not in present]
+    if missing:
+        raise KeyError(f"the batch lacks {missing}; a chunk wrapper or collector should have written them")
+    if IS_PAD in keys and batch.get(IS_PAD).shape != batch.get(CHUNK).shape[:2]:
+        raise ValueError(
+            f"{IS_PAD} must have shape {tuple(batch.get(CHUNK).shape[:2])}, got {tuple(batch.get(IS_PAD).shape)}"
+        )
+
+
+def _checked(labels: Tensor, shape: tuple[int, ...]) -> Tensor:
+    if tuple(labels.shape) != shape or labels.dtype != torch.int64:
+        raise ValueError(f"the labeller must return int64 {shape}, got {labels.dtype} {tuple(labels.shape)}")
+    return labels
