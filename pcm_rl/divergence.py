@@ -66,9 +66,9 @@ def action_divergence(
     steps = flat.new_zeros(cells, flat.shape[1]).index_add_(0, cell, seen * use)
     count = flat.new_zeros(cells).index_add_(0, cell, part.double())
 
-    mean = (total / steps.clamp_min(1)).view(groups, num_phases, 2, -1)
+    mean = (total / steps.clamp_min(1)).view(groups, num_phases, 2, flat.shape[1])
     # an action entry that nobody executed on one side says nothing
-    both = (steps.view(groups, num_phases, 2, -1) > 0).all(2)
+    both = (steps.view(groups, num_phases, 2, flat.shape[1]) > 0).all(2)
     distance = torch.where(both, mean[:, :, 1] - mean[:, :, 0], 0.0).norm(dim=-1)
     count = count.view(groups, num_phases, 2)
     evidence = (count > 0).all(-1)

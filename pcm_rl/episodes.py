@@ -95,6 +95,7 @@ def label_episodes(
         KeyError: If a key is missing.
         ValueError: If ``gripper_index`` is out of range or the labeller returns another shape.
     """
+    check_batch(batch, (CHUNK, IS_PAD, EPISODE))
     actions, valid = batch.get(CHUNK), ~batch.get(IS_PAD)
     dimensions = actions.shape[-1]
     if closed is not None:
@@ -163,7 +164,7 @@ def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, S
     missing = [key for key in keys if key not in present]
     if missing:
         raise KeyError(f"the batch lacks {missing}; a chunk wrapper or collector should have written them")
-    if IS_PAD in keys and batch.get(IS_PAD).shape != batch.get(CHUNK).shape[:2]:
+    if IS_PAD in keys and CHUNK in keys and batch.get(IS_PAD).shape != batch.get(CHUNK).shape[:2]:
         raise ValueError(
             f"{IS_PAD} must have shape {tuple(batch.get(CHUNK).shape[:2])}, got {tuple(batch.get(IS_PAD).shape)}"
         )

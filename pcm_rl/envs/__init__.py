@@ -1,0 +1,18 @@
+"""Gymnasium side: the chunk wrapper, the toy tasks, LIBERO. Importing this module registers the ``pcm_rl/`` ids."""
+
+import gymnasium
+
+from pcm_rl.envs.chunked import ChunkedEnv
+from pcm_rl.envs.slot import VectorSlot, chunked_vector_env
+
+_TOY = {"pcm_rl/PickPlace-v0": ("PickPlaceEnv", "pick_place"), "pcm_rl/Reach-v0": ("ReachEnv", "reach")}
+
+for _id, (_single, _task) in _TOY.items():
+    if _id not in gymnasium.registry:
+        gymnasium.register(
+            id=_id, entry_point=f"pcm_rl.envs.toy:{_single}", vector_entry_point=f"pcm_rl.envs.toy:make_{_task}_vector"
+        )
+if "pcm_rl/Libero-v0" not in gymnasium.registry:
+    gymnasium.register(id="pcm_rl/Libero-v0", entry_point="pcm_rl.envs.libero:LiberoEnv")
+
+__all__ = ["ChunkedEnv", "VectorSlot", "chunked_vector_env"]

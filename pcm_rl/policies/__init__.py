@@ -1,0 +1,5 @@
+"""Token policies on TorchRL's ``VLAWrapperBase``."""
+
+from pcm_rl.policies.state import StateTokenPolicy
+
+__all__ = ["StateTokenPolicy"]

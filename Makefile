@@ -1,0 +1,41 @@
+# make train   the main job: GRPO with chunk selection learns pick and place on a CPU
+# make test    all tests
+# make lint    ruff, strict types of the method, spelling
+# make setup   what the others need; each of them does it by itself, once
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ARGS ?=
+
+.PHONY: setup train test lint format wheel clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml scripts/system_packages.sh
+	sh scripts/system_packages.sh
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[libero,metaworld,sb3,dev]"
+	touch $@
+
+train: $(READY)
+	$(BIN)/pcm-rl train --config configs/pick_place.yaml name=pick-place-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/codespell
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(READY)
+	$(BIN)/python -m build --wheel --no-isolation
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,136 @@
+"""Checkpoints: safetensors and JSON, written to a temporary name and renamed. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
+
+FORMAT = 1
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    policy: nn.Module,
+    optimizer: Optimizer,
+    generators: dict[str, Generator],
+    state: dict[str, Any],
+) -> None:
+    """Write everything that a run depends on; an older checkpoint of that name stays until the new one is complete.
+
+    Args:
+        folder: The checkpoint, a folder.
+        policy: Its weights go to ``policy.safetensors``.
+        optimizer: Its state goes to ``optimizer.safetensors``.
+        generators: Their states, with torch's own, go to ``random.safetensors``.
+        state: Anything that JSON keeps exactly: step, keep probabilities, cursors.
+    """
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_policy(policy, partial / "policy.safetensors")
+    save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
+    random = {name: generator.get_state() for name, generator in generators.items()}
+    random["torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        random["cuda"] = torch.cuda.get_rng_state()
+    save_file(random, partial / "random.safetensors")
+    (partial / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1, allow_nan=False))
+    previous = folder.with_name(folder.name + ".previous")
+    shutil.rmtree(previous, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, previous)
+    os.replace(partial, folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def load_checkpoint(
+    folder: Path, *, policy: nn.Module, optimizer: Optimizer, generators: dict[str, Generator]
+) -> dict[str, Any]:
+    """Restore what :func:`save_checkpoint` wrote, in place; on a CPU the run then continues bit for bit.
+
+    Returns:
+        The ``state`` dictionary.
+
+    Raises:
+        FileNotFoundError: If there is no complete checkpoint.
+        ValueError: If it is of another format or does not fit the policy.
+    """
+    if not (folder / "state.json").is_file():
+        previous = folder.with_name(folder.name + ".previous")  # a save was cut between its two renames
+        if not (previous / "state.json").is_file():
+            raise FileNotFoundError(
+                f"no checkpoint at {folder}; a run writes one every save_every steps and at its end"
+            )
+        folder = previous
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if state.get("format") != FORMAT:
+        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
+    load_policy(policy, folder / "policy.safetensors")
+    _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
+    random = load_file(folder / "random.safetensors")
+    for name, generator in generators.items():
+        generator.set_state(random[name])
+    torch.set_rng_state(random["torch"])
+    if "cuda" in random and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+    return state
+
+
+def save_policy(policy: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a policy's weights, contiguous and on the CPU, with string ``metadata``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in policy.state_dict().items()}
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+
+
+def load_policy(policy: nn.Module, path: str | Path) -> None:
+    """Read a policy's weights.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If its tensors do not fit the policy, naming the first difference.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no policy file at {path}")
+    own = policy.state_dict()
+    with safe_open(path, "pt") as file:
+        names = set(file.keys())
+        if names != set(own):
+            raise ValueError(f"{path} does not fit the policy: differing tensors {sorted(names ^ set(own))[:4]}")
+        for name in sorted(names):
+            tensor = file.get_tensor(name)
+            if tensor.shape != own[name].shape:
+                raise ValueError(
+                    f"{path}: {name} has shape {tuple(tensor.shape)}, the policy {tuple(own[name].shape)}; "
+                    "was it trained with another policy.width, policy.num_bins or env.chunk_length?"
+                )
+            own[name].copy_(tensor)
+
+
+def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    state = optimizer.state_dict()["state"]
+    flat = {}
+    for index, entry in state.items():
+        for name, value in entry.items():
+            flat[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
+    return flat
+
+
+def _load_optimizer(optimizer: Optimizer, flat: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in flat.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,91 @@
+"""The end of a run: films of a success and a failure, and the lines that a person reads last."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pcm_rl.algos.build import make_env
+from pcm_rl.algos.collect import Policy
+from pcm_rl.algos.evaluate import Success, film_episode, filmable, save_film
+from pcm_rl.config import Config
+
+FRAME_STEP = 2  # environment steps a frame
+
+
+def film_run(
+    config: Config, policy: Policy, init_states: Tensor, seed: int, say: Callable[[str], None], *, tries: int = 20
+) -> None:
+    """Film the first success and the first failure among ``tries`` held-out initial states, for the report."""
+    chunking = config.env
+    try:
+        base = make_env(chunking, render_mode="rgb_array")
+    except Exception as error:  # a report without a film is better than no report
+        say(f"no film: {chunking.id} cannot render here ({error})")
+        return
+    env = filmable(
+        base,
+        chunk_length=chunking.chunk_length,
+        gripper_index=chunking.gripper_index,
+        close_above=chunking.close_above,
+        success=chunking.success,
+    )
+    wanted = {True: "success", False: "failure"}
+    with contextlib.closing(env):
+        for state in init_states[:tries].tolist():
+            frames, phase, won = film_episode(
+                env, policy, state, seed=seed, device=config.device, frame_step=FRAME_STEP
+            )
+            if won in wanted:
+                meta = {"success": str(won).lower(), "init_state": str(state), "frame_step": str(FRAME_STEP)}
+                save_film(config.folder / "recordings" / f"{wanted.pop(won)}.safetensors", frames, phase, meta)
+            if not wanted:
+                return
+
+
+def hardware() -> str:
+    """Processor or GPU, cores and torch version, for the report."""
+    name = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+
+
+def cost_table(costs: list[dict[str, Any]]) -> Table:
+    """Update cost of each method beside the first one's."""
+    table = Table("update, same batch", "chunk rows", "seconds", "x", "activations, MiB", "x")
+    base = costs[0]
+    for cost in costs:
+        seconds, memory = (cost[key] / max(base[key], 1e-12) for key in ("update_s", "activation_bytes"))
+        table.add_row(
+            cost["method"],
+            str(cost["rows"]),
+            f"{cost['update_s']:.3f}",
+            f"{seconds:.2f}",
+            f"{cost['activation_bytes'] / 2**20:.1f}",
+            f"{memory:.2f}",
+        )
+    return table
+
+
+def closing_lines(summary: dict[str, Any], report: Path) -> str:
+    """Success before and after with its interval, what an update costs by each method, and where the report is."""
+    console = Console(width=100)
+    with console.capture() as capture:
+        for when in ("before", "after"):
+            console.print(f"success {when:>6}: {Success(**summary[when])}", highlight=False, markup=False)
+        if summary.get("profile"):
+            console.print(cost_table(summary["profile"]))
+        console.print(f"report: {report}", highlight=False, soft_wrap=True)
+    return capture.get()

@@ -1,0 +1,181 @@
+"""The clipped GRPO objective on chunks of action tokens (equations 2 and 11)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase, TensorDictParams
+from tensordict.nn import TensorDictModuleBase, dispatch
+from tensordict.utils import NestedKey
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+from torchrl.objectives import LossModule
+
+
+class ChunkGRPOLoss(LossModule):
+    """Token-level clipped GRPO loss over a batch of chunk rows.
+
+    Per executed action token ``min(rho * A, clip(rho, 1 - eps_low, 1 + eps_high) * A)`` with
+    ``rho = exp(log_prob - old_log_prob)``; the mean over the row's executed tokens, times the row's ``weight``; then
+    the mean over rows. With the weights of :class:`~pcm_rl.algos.PCMSampler` that is, over the whole batch, the mean
+    over trajectories of the mean over their kept tokens (equation 11), and the row-weighted mean of minibatch losses
+    equals it for any split.
+
+    Args:
+        actor_network: Token policy with ``get_dist(tensordict)`` over ``[M, L, D]`` tokens, such as a
+            ``torchrl.modules.vla.VLAWrapperBase``. Run a policy with lazy layers once before.
+        clip_epsilon: ``(eps_low, eps_high)`` or one number for both.
+        entropy_coeff: Weight of the entropy bonus; 0 leaves ``loss_entropy`` out (the paper's is 1e-3).
+        kl_coeff: Weight of the KL penalty towards a reference policy (the estimator ``exp(d) - d - 1`` with
+            ``d = ref_log_prob - log_prob``); needs ``("vla_action", "ref_log_probs")`` in the batch. 0 leaves it out,
+            as the paper does.
+        reduction: ``"mean"`` over rows, ``"sum"``, or ``"none"`` for ``[M]``.
+
+    Reads (all configurable by ``set_keys``): the policy's inputs, ``("vla_action", "tokens") [M, L, D]``,
+    ``("vla_action", "log_probs") [M, L, D]``, ``"action_is_pad" [M, L]``, ``"advantage" [M]`` or ``[M, 1]``, and if
+    present ``"weight" [M]`` (absent means 1).
+
+    Writes ``loss_objective`` (and ``loss_entropy``, ``loss_kl``), and without gradient ``clip_fraction``, ``kl_approx``
+    (mean of ``rho - 1 - log rho``, non-negative), ``mean_ratio``, ``max_ratio`` and ``entropy``, over executed tokens.
+
+    Raises:
+        ValueError: On construction for a clip threshold outside (0, 1) below or not positive above, a negative
+            coefficient or an unknown reduction; in ``forward`` for shapes that do not fit.
+        KeyError: In ``forward`` if an entry is missing.
+    """
+
+    @dataclass
+    class _AcceptedKeys:
+        """Keys that ``set_keys`` can rename."""
+
+        tokens: NestedKey = ("vla_action", "tokens")
+        log_probs: NestedKey = ("vla_action", "log_probs")
+        ref_log_probs: NestedKey = ("vla_action", "ref_log_probs")
+        is_pad: NestedKey = "action_is_pad"
+        advantage: NestedKey = "advantage"
+        weight: NestedKey = "weight"
+
+    default_keys = _AcceptedKeys
+    actor_network: TensorDictModuleBase
+    actor_network_params: TensorDictParams
+    target_actor_network_params: TensorDictParams
+
+    def __init__(
+        self,
+        actor_network: TensorDictModuleBase,
+        *,
+        clip_epsilon: float | tuple[float, float] = (0.2, 0.4),
+        entropy_coeff: float = 0.0,
+        kl_coeff: float = 0.0,
+        reduction: str = "mean",
+    ) -> None:
+        self._in_keys: list[NestedKey] | None = None
+        super().__init__()
+        low, high = clip_epsilon if isinstance(clip_epsilon, (tuple, list)) else (clip_epsilon, clip_epsilon)
+        if not 0.0 < low < 1.0 or not high > 0.0:
+            raise ValueError(f"clip_epsilon must satisfy 0 < eps_low < 1 and eps_high > 0, got ({low}, {high})")
+        if entropy_coeff < 0 or kl_coeff < 0:
+            raise ValueError(f"coefficients must not be negative, got entropy {entropy_coeff}, kl {kl_coeff}")
+        if reduction not in ("mean", "sum", "none"):
+            raise ValueError(f"unknown reduction {reduction!r}; choose one of mean, sum, none")
+        if not hasattr(actor_network, "get_dist"):
+            raise ValueError(f"{type(actor_network).__name__} has no get_dist(tensordict); a token policy is needed")
+        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+        self.clip_low, self.clip_high = float(low), float(high)
+        self.entropy_coeff, self.kl_coeff = float(entropy_coeff), float(kl_coeff)
+        self.reduction = reduction
+
+    def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
+        """There is no critic."""
+
+    @property
+    def in_keys(self) -> list[NestedKey]:
+        """What ``forward`` reads; ``weight`` is optional and not listed."""
+        if self._in_keys is None:
+            keys = self.tensor_keys
+            listed = [*self.actor_network.in_keys, keys.tokens, keys.log_probs, keys.is_pad, keys.advantage]
+            self._in_keys = listed + ([keys.ref_log_probs] if self.kl_coeff else [])
+        return self._in_keys
+
+    @in_keys.setter
+    def in_keys(self, keys: list[NestedKey]) -> None:
+        self._in_keys = keys
+
+    def set_keys(self, **kwargs: Any) -> None:
+        """Rename the entries that the loss reads."""
+        self._in_keys = None
+        super().set_keys(**kwargs)
+
+    @property
+    def out_keys(self) -> list[str]:
+        """What ``forward`` writes."""
+        losses = ["loss_objective"]
+        losses += ["loss_entropy"] if self.entropy_coeff else []
+        losses += ["loss_kl"] if self.kl_coeff else []
+        return [*losses, "clip_fraction", "kl_approx", "mean_ratio", "max_ratio", "entropy"]
+
+    @dispatch
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Loss and diagnostics of ``tensordict [M]``."""
+        keys = self.tensor_keys
+        tokens, old = tensordict.get(keys.tokens), tensordict.get(keys.log_probs)
+        executed = ~tensordict.get(keys.is_pad)
+        if old.shape != tokens.shape or executed.shape != tokens.shape[:2]:
+            raise ValueError(
+                f"expected tokens and log_probs [M, L, D] and is_pad [M, L], got {tuple(tokens.shape)}, "
+                f"{tuple(old.shape)} and {tuple(executed.shape)}"
+            )
+        rows = tokens.shape[0]
+        advantage = tensordict.get(keys.advantage).reshape(rows, 1, 1)
+        weight = tensordict.get(keys.weight, None)
+        weight = torch.ones_like(advantage[:, 0, 0]) if weight is None else weight.reshape(rows)
+        mask = executed.unsqueeze(-1).expand_as(tokens)
+
+        with self.actor_network_params.to_module(self.actor_network):
+            dist = _token_distribution(self.actor_network.get_dist(tensordict))
+        new = dist.log_prob(tokens)
+        # steps never executed leave before the exponential, so that nothing they hold reaches a gradient
+        log_ratio = torch.where(mask, new - old.detach(), 0.0)
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
+        gain = torch.minimum(ratio * advantage, clipped * advantage)
+        out = {"loss_objective": -self._reduce_rows(gain, mask, weight)}
+
+        entropy = dist.entropy() if self.entropy_coeff else dist.entropy().detach()
+        if self.entropy_coeff:
+            out["loss_entropy"] = -self.entropy_coeff * self._reduce_rows(entropy, mask, weight)
+        if self.kl_coeff:
+            gap = torch.where(mask, tensordict.get(keys.ref_log_probs).detach() - new, 0.0)
+            out["loss_kl"] = self.kl_coeff * self._reduce_rows(gap.exp() - gap - 1.0, mask, weight)
+        return TensorDict({**out, **_diagnostics(ratio.detach(), log_ratio.detach(), clipped.detach(), entropy, mask)})
+
+    def _reduce_rows(self, value: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+        """``value [M, L, D]`` -> mean over executed tokens, weighted, reduced over rows."""
+        tokens = mask.sum((1, 2)).clamp_min(1)
+        row = weight * torch.where(mask, value, 0.0).sum((1, 2)) / tokens
+        if self.reduction == "none":
+            return row
+        return row.mean() if self.reduction == "mean" else row.sum()
+
+
+def _token_distribution(dist: Distribution) -> Distribution:
+    """The per-token distribution behind one that sums log-probs over a chunk."""
+    return dist.base_dist if isinstance(dist, Independent) else dist
+
+
+@torch.no_grad()
+def _diagnostics(ratio: Tensor, log_ratio: Tensor, clipped: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    count = mask.sum().clamp_min(1)
+
+    def mean(value: Tensor) -> Tensor:
+        return torch.where(mask, value.to(ratio.dtype), 0.0).sum() / count
+
+    return {
+        "clip_fraction": mean(clipped != ratio),
+        "kl_approx": mean(ratio - 1.0 - log_ratio),
+        "mean_ratio": mean(ratio),
+        "max_ratio": ratio.max() if ratio.numel() else ratio.new_ones(()),
+        "entropy": mean(entropy.detach()),
+    }

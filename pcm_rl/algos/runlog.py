@@ -1,0 +1,108 @@
+"""What a run writes while it trains: ``metrics.csv``, a logger's scalars, and a line a person can read."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from torchrl.record.loggers import get_logger
+
+from pcm_rl.phases import Phase
+
+PHASE_COLUMNS = [f"{name}/{phase.label}" for name in ("score", "keep_prob", "candidates", "kept") for phase in Phase]
+METRICS = [
+    "step", "success", "trajectories", "groups", "groups_mixed", "chunks_valid", "chunks_kept", "kept_fraction",
+    "loss", "entropy", "clip_fraction", "kl_approx", "mean_ratio", "max_ratio", "grad_norm",
+    "rollout_s", "select_s", "update_s", "step_s", "env_steps", *PHASE_COLUMNS,
+]  # fmt: skip
+EVALUATION = ["step", "success", "low", "high", "successes", "episodes"]
+
+
+class CsvTable:
+    """A CSV file with fixed columns, one row appended at a time.
+
+    Args:
+        path: The file; created with its header if missing.
+        columns: Column names; ``columns[0]`` is the step.
+        keep_until: Drop rows of later steps, which an interrupted run wrote after its last checkpoint.
+    """
+
+    def __init__(self, path: Path, columns: list[str], keep_until: int | None = None) -> None:
+        self.path, self.columns = path, columns
+        rows: list[dict[str, str]] = []
+        if path.exists() and keep_until is not None:
+            with path.open(newline="") as file:
+                rows = [row for row in csv.DictReader(file) if int(row[columns[0]]) <= keep_until]
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(partial, path)
+
+    def append(self, row: Mapping[str, float]) -> None:
+        """Write one row; absent and nan entries stay empty.
+
+        Raises:
+            KeyError: If the row has a column that the table lacks.
+        """
+        unknown = set(row) - set(self.columns)
+        if unknown:
+            raise KeyError(f"{self.path.name} has no column {sorted(unknown)}")
+        cells = {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(cells)
+
+
+class RunLog:
+    """Tables of a run folder, and a scalar logger beside them.
+
+    Args:
+        folder: The run folder.
+        logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``.
+        keep_until: See :class:`CsvTable`.
+    """
+
+    def __init__(self, folder: Path, logger: str = "none", keep_until: int | None = None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics = CsvTable(folder / "metrics.csv", METRICS, keep_until)
+        self.evaluation = CsvTable(folder / "evaluation.csv", EVALUATION, keep_until)
+        self._logger = None if logger == "none" else get_logger(logger, str(folder), "tensorboard")
+
+    def step(self, row: Mapping[str, float]) -> None:
+        """Record a training step."""
+        self.metrics.append(row)
+        self._scalars("train", row)
+
+    def evaluated(self, row: Mapping[str, float]) -> None:
+        """Record an evaluation."""
+        self.evaluation.append(row)
+        self._scalars("evaluation", row)
+
+    def _scalars(self, prefix: str, row: Mapping[str, float]) -> None:
+        if self._logger is None:
+            return
+        for key, value in row.items():
+            if key != "step" and not math.isnan(value):
+                self._logger.log_scalar(f"{prefix}/{key}", float(value), step=int(row["step"]))
+
+
+def step_line(row: Mapping[str, float], steps: int) -> str:
+    """One step in one line: success, groups used, chunks kept, seconds and shares, and what is left to gain."""
+    update, total = row.get("update_s", 0.0), max(row["step_s"], 1e-9)
+    head = (
+        f"step {int(row['step']):>4}/{steps}  success {row['success']:>6.1%}  "
+        f"groups {int(row['groups_mixed'])}/{int(row['groups'])}  "
+    )
+    times = f"rollout {row['rollout_s']:.2f} s ({row['rollout_s'] / total:.0%})  "
+    if not row["groups_mixed"]:
+        return head + times + "no group has both outcomes: nothing to learn from, update skipped"
+    return (
+        head
+        + f"chunks {int(row['chunks_kept']):>4}/{int(row['chunks_valid'])} ({row['kept_fraction']:.0%})  "
+        + times
+        + f"update {update:.2f} s ({update / total:.0%}, ceiling {total / max(total - update, 1e-9):.2f}x)"
+    )

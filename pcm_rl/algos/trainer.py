@@ -1,0 +1,289 @@
+"""GRPO with chunk selection: collect, advantage, select, pack, update, evaluate, save.
+
+Deviations from the paper are listed in ``docs/deviations.md``; every number that a run writes is explained in its
+report. Start it with ``pcm-rl train``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict, TensorDictBase
+
+from pcm_rl.advantage import group_advantage
+from pcm_rl.algos.build import make_policy, make_vector_env
+from pcm_rl.algos.checkpoint import load_checkpoint, save_checkpoint
+from pcm_rl.algos.closing import closing_lines, film_run, hardware
+from pcm_rl.algos.collect import collect_episodes, episode_outcomes
+from pcm_rl.algos.demos import demonstrations
+from pcm_rl.algos.evaluate import Success, evaluate
+from pcm_rl.algos.profile import make_loss, profile_update
+from pcm_rl.algos.runlog import RunLog, step_line
+from pcm_rl.algos.sft import supervise
+from pcm_rl.algos.states import InitialStates
+from pcm_rl.algos.transforms import PCMSampler
+from pcm_rl.algos.update import grpo_update
+from pcm_rl.allocation import budget_curve, budget_knee
+from pcm_rl.config import Config, save_config
+from pcm_rl.divergence import action_divergence
+from pcm_rl.episodes import (
+    ADVANTAGE,
+    CHUNK,
+    EPISODE,
+    GROUP,
+    IS_PAD,
+    PHASE,
+    SUCCESS,
+    EpisodeIndex,
+    label_episodes,
+    pad_episodes,
+)
+from pcm_rl.report import write_report
+
+EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
+Say = Callable[[str], None]
+
+
+class Trainer:
+    """Everything a run consists of, and one method for each thing that happens to it.
+
+    Args:
+        config: The run.
+        say: Gets each line for a person.
+    """
+
+    def __init__(self, config: Config, say: Say = print) -> None:
+        self.config, self.say = config, say
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.folder = config.folder
+        self.env = make_vector_env(config.env)
+        self.policy = make_policy(config, self.env)
+        self.loss = make_loss(self.policy, config)
+        self.optimizer = torch.optim.AdamW(
+            self.policy.parameters(), lr=config.update.lr, weight_decay=config.update.weight_decay
+        )
+        chosen = config.selection
+        self.sampler = PCMSampler(
+            chosen.budget,
+            selection=chosen.name,
+            padding=chosen.padding,
+            floor=chosen.floor,
+            refresh_every=chosen.refresh_every,
+            seed=config.seed,
+        )
+        self.states = InitialStates(config.env.num_states, config.env.eval_states, config.seed)
+        self.generator = torch.Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
+        self.step = 0
+        self.seconds = 0.0
+        self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware()}
+        self.batch: TensorDictBase | None = None  # last batch of mixed groups, for the profile and the budget curve
+        self.log: RunLog | None = None
+
+    # -- before training ----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Supervised start and the first evaluation, in a fresh folder.
+
+        Raises:
+            FileExistsError: If the folder already holds a run.
+        """
+        if (self.folder / "metrics.csv").exists():
+            raise FileExistsError(
+                f"{self.folder} already holds a run; continue it with --resume {self.folder}, give another name=..., "
+                "or delete it"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.folder / "config.yaml")
+        self.log = RunLog(self.folder, self.config.logger)
+        if self.config.policy.init is None and self.config.sft.steps:
+            self.supervised_start()
+        self.summary["before"] = self.evaluate().as_dict()
+        self.save()
+
+    def supervised_start(self) -> None:
+        """Behaviour cloning from few demonstrations."""
+        started = time.perf_counter()
+        demos = demonstrations(self.config, self.say)
+        sft = self.config.sft
+        losses = supervise(
+            self.policy, demos, steps=sft.steps, batch_size=sft.batch_size, lr=sft.lr, generator=self.generator
+        )
+        self.say(
+            f"supervised start: {len(demos)} steps of demonstrations, {sft.steps} gradient steps, "
+            f"{losses[-1]:.3f} nats a token, {time.perf_counter() - started:.1f} s"
+        )
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint."""
+        state = load_checkpoint(
+            self.folder / "checkpoint", policy=self.policy, optimizer=self.optimizer, generators=self._generators()
+        )
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.sampler.keep.load_state_dict(state["keep"])
+        self.states.load_state_dict(state["states"])
+        self.summary = state["summary"]
+        self.log = RunLog(self.folder, self.config.logger, keep_until=self.step)
+        self.say(f"resumed {self.folder} after step {self.step}")
+
+    # -- one step -----------------------------------------------------------------------------------------------------
+
+    def train_step(self) -> dict[str, float]:
+        """Collect, advantage, select, pack, update; the row for ``metrics.csv``."""
+        config, started = self.config, time.perf_counter()
+        rows = self.collect()
+        rollout_s = time.perf_counter() - started
+        mixed = self.mixed(rows)
+        outcome, _ = episode_outcomes(rows)
+        self.step += 1
+        metrics: dict[str, float] = {
+            "step": self.step,
+            "success": float(outcome.float().mean()),
+            "trajectories": len(outcome),
+            "groups": config.groups,
+            "groups_mixed": int(mixed.get(GROUP).unique().numel()),
+            "rollout_s": rollout_s,
+            "env_steps": int((~rows.get(IS_PAD)).sum()),
+        }
+        if len(mixed):
+            self.batch = mixed
+            select_started = time.perf_counter()
+            padded = pad_episodes(mixed, config.env.max_chunks) if config.selection.padding == "keep" else mixed
+            kept = self.sampler(padded)
+            update_started = time.perf_counter()
+            metrics |= self.sampler.stats | self.update(kept)
+            metrics["select_s"] = update_started - select_started
+            metrics["update_s"] = time.perf_counter() - update_started
+        metrics["step_s"] = time.perf_counter() - started
+        self.seconds += metrics["step_s"]
+        return metrics
+
+    def collect(self) -> TensorDict:
+        """Whole episodes of ``groups * group_size`` rollouts, phases labelled."""
+        config = self.config
+        init_state = self.states.deal(config.groups).repeat_interleave(config.group_size)
+        group = torch.arange(config.groups).repeat_interleave(config.group_size)
+        rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device)
+        rows.set(
+            PHASE,
+            label_episodes(rows, gripper_index=config.env.gripper_index, close_above=config.env.close_above),
+        )
+        return rows
+
+    @staticmethod
+    def mixed(rows: TensorDict) -> TensorDict:
+        """Rows of the groups with both outcomes, with their advantage: no other group has a learning signal."""
+        outcome, group = episode_outcomes(rows)
+        rows.set(ADVANTAGE, group_advantage(outcome, group)[rows.get(EPISODE)])
+        return rows[rows.get(ADVANTAGE) != 0]
+
+    def update(self, kept: TensorDictBase) -> dict[str, float]:
+        """One GRPO update on the kept rows."""
+        update = self.config.update
+        return grpo_update(
+            self.loss,
+            self.optimizer,
+            kept,
+            minibatches=update.minibatches,
+            epochs=update.epochs,
+            micro_rows=update.micro_rows,
+            grad_clip=update.grad_clip,
+            generator=self.generator,
+        )
+
+    # -- evaluation and saving ----------------------------------------------------------------------------------------
+
+    def evaluate(self) -> Success:
+        """Success on the held-out initial states, logged."""
+        result, _ = evaluate(
+            self.env,
+            self.policy,
+            self.states.evaluation,
+            self.config.eval_episodes,
+            seed=EVALUATION_SEED,
+            device=self.config.device,
+        )
+        if self.log is not None:
+            self.log.evaluated({"step": self.step, **result.as_dict()})
+        self.say(f"evaluation after step {self.step}: success {result}")
+        return result
+
+    def save(self) -> None:
+        """Write the checkpoint that :meth:`resume` continues from."""
+        save_checkpoint(
+            self.folder / "checkpoint",
+            policy=self.policy,
+            optimizer=self.optimizer,
+            generators=self._generators(),
+            state={
+                "step": self.step,
+                "seconds": self.seconds,
+                "keep": self.sampler.keep.state_dict(),
+                "states": self.states.state_dict(),
+                "summary": self.summary,
+            },
+        )
+
+    def _generators(self) -> dict[str, torch.Generator]:
+        return {"sampler": self.sampler.generator, "minibatches": self.generator}
+
+    # -- after training -----------------------------------------------------------------------------------------------
+
+    def finish(self) -> Path:
+        """Last evaluation, measured update cost, films, report."""
+        self.summary["after"] = self.evaluate().as_dict()
+        self.summary["seconds"] = self.seconds
+        self.save()
+        if self.batch is None:  # a resumed run that had no step left to do
+            self.batch = self.mixed(self.collect())
+        if len(self.batch):
+            self.summary["profile"] = self._profile(self.batch)
+        (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=1))
+        if self.config.record:
+            film_run(self.config, self.policy, self.states.evaluation, EVALUATION_SEED, self.say)
+        report = write_report(self.folder)
+        self.say(closing_lines(self.summary, report))
+        return report
+
+    def _profile(self, batch: TensorDictBase) -> list[dict[str, Any]]:
+        probs = self.sampler.keep.probs
+        score, _, _ = action_divergence(
+            batch.get(CHUNK), batch.get(PHASE), batch.get(SUCCESS), batch.get(GROUP), valid=~batch.get(IS_PAD)
+        )
+        curve = budget_curve(score, EpisodeIndex(batch.get(EPISODE)).dense(batch.get(PHASE), -1))
+        if not bool(curve.isnan().any()):
+            budget = {"curve": curve.tolist(), "knee": budget_knee(curve), "budget": self.config.selection.budget}
+            (self.folder / "budget.json").write_text(json.dumps(budget))
+        return [cost.as_dict() for cost in profile_update(self.policy, batch, self.config, probs=probs)]
+
+
+def train(config: Config, *, resume: bool = False, say: Say = print) -> Trainer:
+    """Run ``config`` to its end; the folder then holds metrics, checkpoint and report.
+
+    Args:
+        config: The run.
+        resume: Continue from the folder's checkpoint.
+        say: Gets each line for a person.
+    """
+    trainer = Trainer(config, say)
+    with contextlib.closing(trainer.env):
+        trainer.resume() if resume else trainer.start()
+        assert trainer.log is not None
+        while trainer.step < config.steps:
+            metrics = trainer.train_step()
+            trainer.log.step(metrics)
+            say(step_line(metrics, config.steps))
+            last = trainer.step == config.steps
+            if config.eval_every and trainer.step % config.eval_every == 0 and not last:
+                trainer.evaluate()
+            if config.save_every and trainer.step % config.save_every == 0 and not last:
+                trainer.save()
+        trainer.finish()
+    return trainer

@@ -1,0 +1,92 @@
+"""Packed rows -> gradient steps."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Generator, Tensor
+from torch.optim import Optimizer
+
+from pcm_rl.algos.loss import ChunkGRPOLoss
+from pcm_rl.episodes import EPISODE
+
+
+def grpo_update(
+    loss: ChunkGRPOLoss,
+    optimizer: Optimizer,
+    batch: TensorDictBase,
+    *,
+    minibatches: int = 4,
+    epochs: int = 1,
+    micro_rows: int | None = None,
+    grad_clip: float = 2.0,
+    generator: Generator | None = None,
+) -> dict[str, float]:
+    """Take ``epochs * minibatches`` optimiser steps on ``batch``, its rows packed across trajectories.
+
+    Rows of all trajectories are shuffled and cut into minibatches of equal size, each minibatch into micro-batches
+    whose gradients are accumulated: memory depends on ``micro_rows``, the gradient does not.
+
+    Args:
+        loss: Its ``reduction`` must be ``"mean"``.
+        optimizer: Over the loss's parameters.
+        batch: ``[R]`` rows with advantage and weight, on any device; each micro-batch is moved to the parameters'.
+        minibatches: Optimiser steps a pass; fewer if there are fewer rows.
+        epochs: Passes.
+        micro_rows: Rows in one forward and backward; None takes a whole minibatch.
+        grad_clip: Largest gradient norm.
+        generator: Shuffles the rows.
+
+    Returns:
+        Means over the steps of ``loss``, ``grad_norm`` (before clipping) and the loss's diagnostics; ``max_ratio`` is
+        the maximum. Empty for an empty batch.
+
+    Raises:
+        FloatingPointError: If a gradient is not finite; the parameters are left as they were and the episode is named.
+    """
+    if not len(batch):
+        return {}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    device = parameters[0].device
+    history: list[dict[str, float]] = []
+    for _ in range(epochs):
+        order = torch.randperm(len(batch), generator=generator)
+        for rows in order.tensor_split(min(minibatches, len(batch))):
+            optimizer.zero_grad(set_to_none=True)
+            metrics = _accumulate(loss, batch, rows, micro_rows or len(rows), device)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
+            if not bool(torch.isfinite(norm)):
+                optimizer.zero_grad(set_to_none=True)
+                raise FloatingPointError(_blame(loss, batch[rows], device))
+            optimizer.step()
+            history.append({key: float(value) for key, value in metrics.items()} | {"grad_norm": float(norm)})
+    means = {key: sum(step[key] for step in history) / len(history) for key in history[0]}
+    return means | {"max_ratio": max(step["max_ratio"] for step in history)}
+
+
+def _accumulate(
+    loss: ChunkGRPOLoss, batch: TensorDictBase, rows: Tensor, micro_rows: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Gradient of the mean over ``rows``, in pieces; the row-weighted means of what the loss wrote."""
+    total: dict[str, Tensor] = {}
+    for micro in rows.split(micro_rows):
+        share = len(micro) / len(rows)
+        out = loss(batch[micro].to(device))
+        objective = sum(value for key, value in out.items() if key.startswith("loss_"))
+        (objective * share).backward()
+        out["loss"] = objective
+        for key, value in out.items():
+            value = value.detach()
+            if key == "max_ratio":
+                total[key] = torch.maximum(total.get(key, value), value)
+            elif not key.startswith("loss_"):
+                total[key] = total.get(key, 0.0) + share * value
+    return total
+
+
+@torch.no_grad()
+def _blame(loss: ChunkGRPOLoss, batch: TensorDictBase, device: torch.device) -> str:
+    for row in batch.split(1):
+        if not bool(torch.isfinite(loss(row.to(device))["loss_objective"])):
+            return f"the loss is not finite at episode {int(row[EPISODE])}: check its log-probs and advantage"
+    return "the gradient is not finite although every row's loss is: lower the learning rate or the clip thresholds"

@@ -1,0 +1,191 @@
+"""The command line: ``pcm-rl train|demos|sft|eval|compare|profile|plot``."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pcm_rl.config import METHODS, Config, ConfigError, SelectionConfig, load_config, load_run_config
+
+_KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config.py or a run's config.yaml)"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Errors of use are one line, without a traceback."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ConfigError, FileNotFoundError, FileExistsError, ImportError) as error:
+        print(f"pcm-rl: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "pcm-rl: interrupted; continue from the last checkpoint with `pcm-rl train --resume RUN`", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    from pcm_rl.algos.trainer import train
+
+    if options.resume:
+        train(load_run_config(options.resume, options.overrides), resume=True)
+    else:
+        train(load_config(options.config, options.overrides))
+
+
+def _demos(options: argparse.Namespace) -> None:
+    from pcm_rl.algos.demos import demonstrations
+
+    config = load_config(options.config, options.overrides)
+    if config.demos.path is None:
+        raise ConfigError("demos.path says where to write the demonstrations; give demos.path=FILE.safetensors")
+    if Path(config.demos.path).exists():
+        raise FileExistsError(f"{config.demos.path} exists; delete it or give another demos.path")
+    demonstrations(config)
+
+
+def _sft(options: argparse.Namespace) -> None:
+    from pcm_rl.algos.checkpoint import save_policy
+    from pcm_rl.algos.trainer import Trainer
+
+    config = load_config(options.config, options.overrides)
+    trainer = Trainer(config)
+    with contextlib.closing(trainer.env):
+        trainer.supervised_start()
+        trainer.evaluate()
+        path = config.folder / "policy.safetensors"
+        save_policy(trainer.policy, path)
+    print(f"policy: {path} (train from it with policy.init={path})")
+
+
+def _eval(options: argparse.Namespace) -> None:
+    from pcm_rl.algos.checkpoint import load_policy
+    from pcm_rl.algos.trainer import Trainer
+
+    config = load_run_config(options.folder, [*options.overrides, "policy.init=null"])
+    trainer = Trainer(config)
+    with contextlib.closing(trainer.env):
+        load_policy(trainer.policy, config.folder / "checkpoint" / "policy.safetensors")
+        result = trainer.evaluate()
+    held_out = trainer.states.describe()["evaluation"]
+    written = config.folder / "eval.json"
+    written.write_text(json.dumps({**result.as_dict(), "init_states": held_out}, indent=1))
+    print(f"written: {written}")
+
+
+def _profile(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pcm_rl.algos.closing import cost_table
+    from pcm_rl.algos.profile import profile_update
+    from pcm_rl.algos.trainer import Trainer
+
+    config = load_config(options.config, options.overrides)
+    trainer = Trainer(config)
+    with contextlib.closing(trainer.env):
+        if config.policy.init is None:
+            trainer.supervised_start()
+        for _ in range(5):
+            batch = trainer.mixed(trainer.collect())
+            if len(batch):
+                break
+        else:
+            raise ConfigError(
+                "no group had both outcomes in 5 batches; give policy.init of a policy between 0 and 100 %"
+            )
+    costs = profile_update(trainer.policy, batch, config, methods=tuple(METHODS))
+    Console().print(cost_table([cost.as_dict() for cost in costs]))
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from pcm_rl.algos.trainer import train
+
+    base = load_config(options.config, options.overrides)
+    folder = Path(base.run_dir) / (base.name or "compare")
+    folder.mkdir(parents=True, exist_ok=True)
+    table = folder / "compare.csv"
+    columns = ["method", "seed", "before", "after", "low", "high", "episodes", "seconds"]
+    done: set[tuple[str, str]] = set()
+    if table.exists():  # an interrupted comparison goes on where it was
+        with table.open(newline="") as file:
+            done = {(row["method"], row["seed"]) for row in csv.DictReader(file)}
+    else:
+        table.write_text(",".join(columns) + "\n")
+    for seed in options.seeds:
+        for method in options.methods:
+            if (method, str(seed)) in done:
+                continue
+            config = _for_method(base, method, seed, folder)
+            unfinished = (config.folder / "checkpoint").exists()
+            summary = train(config, resume=unfinished).summary
+            after = summary["after"]
+            row = [method, seed, summary["before"]["success"], *(after[key] for key in ("success", "low", "high"))]
+            with table.open("a", newline="") as file:
+                csv.writer(file).writerow([*row, after["episodes"], round(summary["seconds"], 2)])
+    print(f"written: {table}")
+
+
+def _for_method(base: Config, method: str, seed: int, folder: Path) -> Config:
+    name, padding = METHODS[method]
+    selection: SelectionConfig = dataclasses.replace(base.selection, name=name, padding=padding)
+    return dataclasses.replace(
+        base, seed=seed, selection=selection, run_dir=str(folder), name=f"{method}-seed{seed}", record=False
+    )
+
+
+def _plot(options: argparse.Namespace) -> None:
+    from pcm_rl.report import write_report
+
+    print(f"report: {write_report(Path(options.folder))}")
+
+
+def _method(name: str) -> str:
+    if name not in METHODS:
+        raise argparse.ArgumentTypeError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
+    return name
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "pcm-rl", description="GRPO for action-chunk policies that backpropagates only the chunks that matter."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str, *, config: bool = True) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if config:
+            sub.add_argument("--config", metavar="FILE", help="YAML recipe; every field has a default")
+        return sub
+
+    sub = command("train", _train, "demonstrations, supervised start, GRPO with chunk selection, report")
+    sub.add_argument("--resume", metavar="RUN", help="continue this run folder from its checkpoint")
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
+    for name, run, text in (
+        ("demos", _demos, "record demonstrations of the scripted expert to demos.path"),
+        ("sft", _sft, "supervised start only; writes policy.safetensors"),
+        ("profile", _profile, "update time and activation memory of every method on one batch"),
+    ):
+        command(name, run, text).add_argument("overrides", nargs="*", help=_KEYS)
+    sub = command("eval", _eval, "success of a run's policy on the held-out initial states", config=False)
+    sub.add_argument("folder", metavar="RUN")
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
+    sub = command("compare", _compare, "train several methods and seeds; writes compare.csv")
+    sub.add_argument("--methods", nargs="+", type=_method, default=["full-valid", "pcm", "random-valid"])
+    sub.add_argument("--seeds", nargs="+", type=int, default=[0])
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
+    sub = command("plot", _plot, "write report.html of a run folder again", config=False)
+    sub.add_argument("folder", metavar="RUN")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

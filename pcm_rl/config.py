@@ -1,0 +1,342 @@
+"""Configuration of a run: frozen dataclasses with a default for every field, YAML recipes, ``key=value`` overrides."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pcm_rl.selection import PADDINGS, SELECTIONS
+
+# name of a method in comparisons -> (selection, padding)
+METHODS: dict[str, tuple[str, str]] = {
+    "pcm": ("pcm", "drop"),
+    "full-valid": ("none", "drop"),
+    "full-padded": ("none", "keep"),
+    "random-valid": ("random", "drop"),
+    "top-phase": ("top-phase", "drop"),
+}
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be run; the message says which key and what would fit."""
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """The environment, and how it is chunked and split.
+
+    Attributes:
+        id: A registered Gymnasium id whose actions are a ``Box [D]``.
+        kwargs: Keyword arguments of the environment.
+        import_module: Module to import first, so that ``id`` is registered (``metaworld`` for MetaWorld's ids).
+        num_envs: Environments stepped together.
+        workers: One process an environment (simulators); False steps the environment's own vectorised core.
+        chunk_length: L, steps a chunk.
+        max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
+        gripper_index: Action dimension that commands the gripper.
+        close_above: Gripper commands strictly above close.
+        success: Key of ``info`` that tells success, where it is not ``success``.
+        num_states: Number of initial states (LIBERO: 50); None where the environment has no fixed number.
+        eval_states: Initial states held out for evaluation, never trained on.
+    """
+
+    id: str = "pcm_rl/PickPlace-v0"
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    import_module: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
+    num_envs: int = 80
+    workers: bool = False
+    chunk_length: int = 8
+    max_chunks: int = 64
+    gripper_index: int = -1
+    close_above: float = 0.0
+    success: Optional[str] = None  # noqa: UP045
+    num_states: Optional[int] = None  # noqa: UP045
+    eval_states: int = 256
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The token policy.
+
+    Attributes:
+        network: ``mlp`` or ``transformer``.
+        width: Hidden width.
+        depth: Hidden layers, or transformer blocks.
+        num_bins: Bins an action dimension.
+        temperature: Divides the logits, in rollout and loss alike.
+        init: Policy file (``policy.safetensors`` of a run or of ``pcm-rl sft``) to start from instead of SFT.
+    """
+
+    network: str = "mlp"
+    width: int = 256
+    depth: int = 2
+    num_bins: int = 16
+    temperature: float = 1.0
+    init: Optional[str] = None  # noqa: UP045
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "width", "depth")
+        _at_least(2, self, "num_bins")
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Demonstrations of the scripted expert.
+
+    Attributes:
+        path: Dataset file; recorded there if missing. None keeps it in memory.
+        episodes: Number of successful demonstrations.
+        noise: Standard deviation of the noise on executed actions; the labels stay clean.
+        mistakes: Share of demonstrations with a deliberate mis-grasp and recovery, where the expert has them.
+    """
+
+    path: Optional[str] = None  # noqa: UP045
+    episodes: int = 30
+    noise: float = 0.1
+    mistakes: float = 0.3
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "episodes")
+        _at_least(0.0, self, "noise", "mistakes")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised start.
+
+    Attributes:
+        steps: Gradient steps.
+        batch_size: Rows a step.
+        lr: Adam's learning rate.
+    """
+
+    steps: int = 900
+    batch_size: int = 256
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "steps")
+        _at_least(1, self, "batch_size")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which chunks go through the backward pass.
+
+    Attributes:
+        name: ``pcm``, ``random``, ``top-phase`` or ``none`` (full GRPO).
+        padding: ``drop``, or ``keep`` for the paper's baseline.
+        budget: B, chunks a trajectory.
+        floor: ``p_min``.
+        refresh_every: ``T_rc``, steps between refreshes of the keep probabilities.
+    """
+
+    name: str = "pcm"
+    padding: str = "drop"
+    budget: int = 12
+    floor: float = 0.1
+    refresh_every: int = 5
+
+    def __post_init__(self) -> None:
+        _one_of(self, "name", SELECTIONS)
+        _one_of(self, "padding", PADDINGS)
+        _at_least(1, self, "budget", "refresh_every")
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """The GRPO update.
+
+    Attributes:
+        lr: AdamW's learning rate, constant.
+        weight_decay: AdamW's.
+        epochs: Passes over a batch.
+        minibatches: Optimiser steps a pass.
+        micro_rows: Rows in one forward and backward; None takes a whole minibatch. The gradient does not depend on it.
+        grad_clip: Largest gradient norm.
+        clip_low: ``eps_low``.
+        clip_high: ``eps_high``.
+        entropy_coeff: Weight of the entropy bonus.
+    """
+
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    epochs: int = 1
+    minibatches: int = 4
+    micro_rows: Optional[int] = None  # noqa: UP045
+    grad_clip: float = 2.0
+    clip_low: float = 0.2
+    clip_high: float = 0.4
+    entropy_coeff: float = 0.0
+
+    def __post_init__(self) -> None:
+        _at_least(1, self, "epochs", "minibatches")
+        if self.micro_rows is not None:
+            _at_least(1, self, "micro_rows")
+
+
+@dataclass(frozen=True)
+class Config:
+    """One run.
+
+    Attributes:
+        seed: Seed of everything random.
+        steps: GRPO steps.
+        groups: Groups (task and initial state) a step.
+        group_size: G, rollouts a group.
+        eval_every: Steps between evaluations; 0 evaluates only before and after.
+        eval_episodes: Rollouts of an evaluation on the held-out initial states.
+        save_every: Steps between checkpoints; 0 saves only at the end.
+        run_dir: Folder that holds the runs.
+        name: Folder of this run; None makes one from the environment, the method and the seed.
+        threads: Torch threads; None leaves torch's choice.
+        device: Torch device of the policy and the update.
+        logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``; ``metrics.csv`` is always written.
+        record: Film a success and a failure for the report, where the environment renders.
+        env: The environment.
+        policy: The policy.
+        demos: Demonstrations.
+        sft: Supervised start.
+        selection: Chunk selection.
+        update: GRPO update.
+    """
+
+    seed: int = 0
+    steps: int = 60
+    groups: int = 8
+    group_size: int = 10
+    eval_every: int = 10
+    eval_episodes: int = 256
+    save_every: int = 10
+    run_dir: str = "runs"
+    name: Optional[str] = None  # noqa: UP045
+    threads: Optional[int] = None  # noqa: UP045
+    device: str = "cpu"
+    logger: str = "tensorboard"
+    record: bool = True
+    env: EnvConfig = field(default_factory=EnvConfig)
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    demos: DemoConfig = field(default_factory=DemoConfig)
+    sft: SFTConfig = field(default_factory=SFTConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+
+    def __post_init__(self) -> None:
+        _at_least(0, self, "steps", "eval_every", "save_every")
+        _at_least(1, self, "groups", "eval_episodes")
+        _at_least(2, self, "group_size")
+        _one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
+
+    @property
+    def folder(self) -> Path:
+        """Folder of this run."""
+        task = self.env.id.rsplit("/", 1)[-1].split("-v")[0].lower()
+        return Path(self.run_dir) / (self.name or f"{task}-{self.method}-seed{self.seed}")
+
+    @property
+    def method(self) -> str:
+        """Name of the selection and padding in :data:`METHODS`, or both where they have no name."""
+        pair = (self.selection.name, self.selection.padding)
+        return next((name for name, value in METHODS.items() if value == pair), "-".join(pair))
+
+
+def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Defaults, then the YAML file, then ``key=value`` overrides.
+
+    Args:
+        path: YAML file; None for the defaults.
+        overrides: Such as ``["seed=1", "selection.budget=8"]``.
+
+    Raises:
+        ConfigError: For an unknown key (with the nearest known one), a value of the wrong type or out of range, or an
+            override that is not ``key=value``.
+        FileNotFoundError: If the file does not exist.
+    """
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"expected key=value, got {override!r}")
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    base = OmegaConf.structured(Config)
+    _unlock(base)
+    try:
+        given = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
+        _check_keys(given, Config, "")
+        config = OmegaConf.to_object(OmegaConf.merge(base, given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def load_run_config(folder: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Configuration of an existing run, with overrides such as ``steps=120``.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run.
+    """
+    path = Path(folder) / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no run (no config.yaml)")
+    parent, name = str(Path(folder).parent), Path(folder).name
+    return load_config(path, [f"run_dir={parent}", f"name={name}", *overrides])
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every field as YAML; :func:`load_config` gives an equal configuration."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def config_keys(cls: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key of a configuration."""
+    keys = []
+    for item in fields(cls):
+        sub = item.default_factory if isinstance(item.default_factory, type) else None
+        nested = sub is not None and is_dataclass(sub)
+        keys += config_keys(sub, f"{prefix}{item.name}.") if nested and sub is not None else [f"{prefix}{item.name}"]
+    return keys
+
+
+def _check_keys(given: Any, cls: type, prefix: str) -> None:
+    known = {item.name: item for item in fields(cls)}
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(f"{prefix}{key}", config_keys(), n=1, cutoff=0.3)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"unknown key {prefix + str(key)!r}{hint}")
+        sub = known[key].default_factory
+        if isinstance(sub, type) and is_dataclass(sub) and isinstance(given._get_node(key), DictConfig):
+            _check_keys(given[key], sub, f"{prefix}{key}.")
+
+
+def _unlock(node: DictConfig) -> None:
+    # frozen dataclasses make read-only nodes; the file and the overrides are merged before the objects are built
+    OmegaConf.set_readonly(node, None)
+    for key in node:
+        child = node._get_node(key)
+        if isinstance(child, DictConfig):
+            _unlock(child)
+
+
+def _at_least(least: float, config: Any, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < least:
+            raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
+
+
+def _one_of(config: Any, name: str, known: Sequence[str]) -> None:
+    value = getattr(config, name)
+    if value not in known:
+        near = difflib.get_close_matches(value, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")

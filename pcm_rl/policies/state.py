@@ -1,0 +1,107 @@
+"""A small token policy on state observations, for CPUs: the same interface as the 7B, one millionth of its cost."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import InteractionType
+from torch import Tensor, nn
+from torchrl.data.vla import UniformActionTokenizer
+from torchrl.modules.vla import VLAWrapperBase
+
+
+class StateTokenPolicy(VLAWrapperBase):
+    """State ``[M, S]`` -> ``L * D`` categorical action tokens, all in one forward.
+
+    Each action dimension is cut into ``num_bins`` uniform bins of [-1, 1]. Writes ``("vla_action", "tokens")``,
+    ``("vla_action", "chunk")`` (bin centres) and, at sampling, ``("vla_action", "log_probs")`` of each token.
+
+    Args:
+        state_dim: S.
+        action_dim: D.
+        chunk_length: L.
+        network: ``"mlp"``, or ``"transformer"`` (one query a step attending to the state and to each other).
+        width: Hidden width.
+        depth: Number of hidden layers or transformer blocks.
+        num_bins: Bins a dimension.
+        temperature: Divides the logits, in rollout and loss alike.
+
+    Raises:
+        ValueError: For an unknown network or a temperature that is not positive.
+    """
+
+    def __init__(
+        self,
+        state_dim: int,
+        action_dim: int = 7,
+        chunk_length: int = 8,
+        *,
+        network: str = "mlp",
+        width: int = 256,
+        depth: int = 2,
+        num_bins: int = 16,
+        temperature: float = 1.0,
+    ) -> None:
+        if network not in NETWORKS:
+            raise ValueError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        super().__init__(
+            NETWORKS[network](state_dim, action_dim * num_bins, chunk_length, width, depth),
+            action_dim=action_dim,
+            chunk_size=chunk_length,
+            action_head="tokens",
+            vocab_size=num_bins,
+            action_tokenizer=UniformActionTokenizer(num_bins, low=-1.0, high=1.0),
+            output_mode="both",
+            log_probs_mode="token",
+            return_vla_action_container=False,
+            default_interaction_type=InteractionType.RANDOM,
+        )
+        self.temperature = temperature
+
+    def _update_keys(self) -> None:
+        super()._update_keys()
+        self.in_keys = [self.tensor_keys.state]  # neither image nor instruction
+
+    def _predict(self, tensordict: TensorDictBase) -> Tensor:
+        return self.model(tensordict.get(self.tensor_keys.state)) / self.temperature
+
+
+class _MLP(nn.Sequential):
+    def __init__(self, inputs: int, per_step: int, steps: int, width: int, depth: int) -> None:
+        sizes = [inputs] + [width] * depth
+        layers: list[nn.Module] = []
+        for before, after in itertools.pairwise(sizes):
+            layers += [nn.Linear(before, after), nn.SiLU()]
+        head = nn.Linear(sizes[-1], steps * per_step)
+        nn.init.zeros_(head.bias)
+        super().__init__(*layers, head)
+
+
+class _Transformer(nn.Module):
+    """One token for the state, one query for each step of the chunk; attention in both directions."""
+
+    def __init__(self, inputs: int, per_step: int, steps: int, width: int, depth: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(inputs, width)
+        self.query = nn.Parameter(torch.randn(steps, width) * 0.02)
+        block = nn.TransformerEncoderLayer(
+            width, nhead=max(width // 32, 1), dim_feedforward=2 * width, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, per_step)
+
+    def forward(self, state: Tensor) -> Tensor:
+        lead = state.shape[:-1]
+        first = self.embed(state.reshape(-1, 1, state.shape[-1]))
+        tokens = torch.cat([first, first + self.query], 1)
+        out = self.head(self.norm(self.blocks(tokens)[:, 1:]))
+        return out.reshape(*lead, -1)
+
+
+NETWORKS: dict[str, Any] = {"mlp": _MLP, "transformer": _Transformer}

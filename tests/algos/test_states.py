@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+import pytest
+
+from pcm_rl.algos.states import InitialStates
+
+
+def test_finite_set_is_split_and_dealt_epoch_by_epoch():
+    states = InitialStates(50, 10, seed=3)
+    evaluation, training = set(states.evaluation.tolist()), set(states.training.tolist())
+    assert evaluation | training == set(range(50)) and not evaluation & training and len(evaluation) == 10
+    dealt = states.deal(40).tolist() + states.deal(80).tolist()
+    for epoch in (dealt[:40], dealt[40:80], dealt[80:]):
+        assert set(epoch) == training
+    assert dealt[:40] != dealt[40:80]
+    assert InitialStates(50, 10, seed=4).evaluation.tolist() != states.evaluation.tolist()
+
+
+@pytest.mark.parametrize("total", [50, None])
+def test_cursor_continues_the_sequence(total):
+    whole = InitialStates(total, 10, seed=1)
+    expected = [whole.deal(7).tolist() for _ in range(12)]
+    first = InitialStates(total, 10, seed=1)
+    for _ in range(5):
+        first.deal(7)
+    second = InitialStates(total, 10, seed=1)
+    second.load_state_dict(first.state_dict())
+    assert [second.deal(7).tolist() for _ in range(7)] == expected[5:]
+
+
+def test_unlimited_states_never_meet_evaluation_or_repeat():
+    states = InitialStates(None, 256, seed=2)
+    dealt = states.deal(1000).tolist()
+    assert len(set(dealt)) == 1000
+    assert not set(dealt) & set(states.evaluation.tolist())
+
+
+def test_something_must_stay_for_training():
+    with pytest.raises(ValueError, match="hold out"):
+        InitialStates(50, 50)

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from tensordict import TensorDict
+from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
+from torchrl.data.replay_buffers import SamplerWithoutReplacement
+from torchrl.objectives.llm import MCAdvantage
+
+from pcm_rl import Phase, group_advantage
+from pcm_rl.algos import LabelPhases, PCMSampler, PCMSampleUnit
+from pcm_rl.episodes import pad_episodes
+
+LENGTHS = [5, 2, 7, 3, 4, 6, 8, 3]
+SUCCESS = [1, 0, 1, 0, 0, 0, 1, 0]
+GROUP = [4, 4, 4, 4, 7, 7, 7, 7]
+
+
+def rows_of(batch: TensorDict) -> set[tuple[int, int]]:
+    return set(zip(batch["episode_id"].tolist(), batch["chunk_id"].tolist(), strict=True))
+
+
+def buffer(*transforms, storage=None, **options) -> TensorDictReplayBuffer:
+    rb = TensorDictReplayBuffer(storage=storage or LazyTensorStorage(1000), batch_size=8, **options)
+    for transform in transforms:
+        rb.append_transform(transform)
+    return rb
+
+
+def advantage(**options) -> MCAdvantage:
+    return MCAdvantage(grpo_size=4, prompt_key="group_id", trajectory_return="sum", **options)
+
+
+def test_call_keeps_min_of_budget_and_length(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    sampler = PCMSampler(4)
+    kept = sampler(batch)
+    counts = torch.bincount(kept["episode_id"])
+    assert counts.tolist() == [min(4, n) for n in LENGTHS]
+    assert float(kept["weight"].mean()) == pytest.approx(1.0)
+    assert rows_of(kept) <= rows_of(batch)
+    assert sampler.stats["chunks_kept"] == sum(counts)
+    assert sampler.stats["chunks_valid"] == sum(LENGTHS)
+    per_phase = [sampler.stats[f"kept/{phase.label}"] for phase in Phase]
+    assert sum(per_phase) == pytest.approx(int(counts.sum()) / len(LENGTHS))
+
+
+def test_write_path_with_mc_advantage(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    phase, expected = batch.pop("phase"), batch.pop("advantage")
+    sampler = PCMSampler(3)
+    rb = buffer(sampler, advantage(), LabelPhases())  # inverse transforms run last to first
+    rb.extend(batch)
+    stored = rb[:]
+    assert torch.bincount(stored["episode_id"]).tolist() == [min(3, n) for n in LENGTHS]
+    for row in stored:
+        here = (batch["episode_id"] == row["episode_id"]) & (batch["chunk_id"] == row["chunk_id"])
+        assert int(row["phase"]) == int(phase[here])
+        assert float(row["advantage"]) == pytest.approx(float(expected[here]), abs=1e-5)
+
+    direct = PCMSampler(3)
+    kept = direct(batch.clone().set("phase", phase))
+    assert rows_of(kept) == rows_of(stored)
+    sample = rb.sample()  # reading back trims nothing
+    assert len(sample) == 8
+    assert rows_of(sample) <= rows_of(stored)
+
+
+def test_incomplete_and_signalless_groups_pass_as_none(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, [1] * 4 + [1, 0, 1, 0], GROUP)
+    rb = buffer(PCMSampler(3), advantage(keep_return_bounds=(0.1, 0.9)))
+    rb.extend(batch[batch["episode_id"] < 4])  # a group of successes: dropped
+    assert len(rb) == 0
+    rb.extend(batch[(batch["episode_id"] >= 4) & (batch["episode_id"] < 7)])  # waits for its fourth trajectory
+    assert len(rb) == 0
+    rb.extend(batch[batch["episode_id"] == 7])
+    assert len(rb) == sum(min(3, n) for n in LENGTHS[4:])
+
+
+def test_advantage_agrees_with_mc_advantage(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    rb = buffer(advantage())
+    rb.extend(batch.exclude("advantage"))
+    first = rb[:][rb[:]["chunk_id"] == 0]
+    ours = group_advantage(torch.tensor(SUCCESS), torch.tensor(GROUP))
+    for row in first:
+        assert float(row["advantage"]) == pytest.approx(float(ours[row["episode_id"]]), abs=1e-5)
+
+
+def test_sample_unit_reads_kept_rows_of_a_memory_map(policy, make_batch, tmp_path):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    batch["observation", "image"] = torch.randint(0, 255, (len(batch), 3, 8, 8), dtype=torch.uint8)
+    sampler = PCMSampler(3, seed=5)
+    rb = TensorDictReplayBuffer(
+        storage=LazyMemmapStorage(len(batch), scratch_dir=tmp_path),
+        sampler=SamplerWithoutReplacement(shuffle=False),
+        sample_unit=PCMSampleUnit(sampler),
+        batch_size=len(batch),
+    )
+    rb.extend(batch)
+    sample = rb.sample()
+    expected = PCMSampler(3, seed=5)(batch)
+    assert rows_of(sample) == rows_of(expected)
+    torch.testing.assert_close(sample["observation", "image"], expected["observation", "image"])
+    torch.testing.assert_close(sample["weight"], expected["weight"])
+
+
+def test_state_survives_a_buffers_state_dict(policy, make_batch):
+    batches = [make_batch(policy, LENGTHS, SUCCESS, GROUP, seed=seed) for seed in range(9)]
+    whole = PCMSampler(3, refresh_every=2)
+    expected = [rows_of(whole(batch)) for batch in batches]
+
+    first = buffer(PCMSampler(3, refresh_every=2))
+    for batch in batches[:4]:
+        first.extend(batch)
+    second = PCMSampler(3, refresh_every=2, seed=99)
+    rb = buffer(second)
+    rb.extend(batches[0])  # storages load into storages of the same kind
+    rb.load_state_dict(first.state_dict())
+    second_alone = PCMSampler(3, refresh_every=2)
+    second_alone.set_extra_state(second.get_extra_state())
+    assert [rows_of(second_alone(batch)) for batch in batches[4:]] == expected[4:]
+    torch.testing.assert_close(second_alone.keep.probs, whole.keep.probs, rtol=0, atol=0)
+
+
+def test_padding_kept_keeps_every_slot(policy, make_batch):
+    padded = pad_episodes(make_batch(policy, LENGTHS, SUCCESS, GROUP), 10)
+    kept = PCMSampler(4, selection="none", padding="keep")(padded)
+    assert len(kept) == 10 * len(LENGTHS)
+    assert float(kept["weight"][kept["action_is_pad"].all(-1)].abs().max()) == 0.0
+    assert float(kept["weight"].mean()) == pytest.approx(1.0)
+
+
+def test_empty_batch_and_missing_keys(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    assert PCMSampler()._inv_call(batch[:0]) is None
+    assert len(PCMSampler()(batch[:0])) == 0
+    with pytest.raises(KeyError, match="phase"):
+        PCMSampler()(batch.exclude("phase"))
+    with pytest.raises(ValueError, match=r"rows \[M\]"):
+        PCMSampler()(batch.unsqueeze(0))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"budget": 0}, "budget"), ({"selection": "best"}, "unknown selection"), ({"padding": "zero"}, "unknown padding")],
+)
+def test_bad_options(options, text):
+    with pytest.raises(ValueError, match=text):
+        PCMSampler(**options)
