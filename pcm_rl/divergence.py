@@ -49,27 +49,26 @@ def action_divergence(
     if valid.shape != (chunks, length) or valid.dtype != torch.bool:
         raise ValueError(f"valid must be bool [{chunks}, {length}], got {valid.dtype} {tuple(valid.shape)}")
 
-    executed = valid.unsqueeze(-1)
-    flat = torch.where(executed, actions, 0.0).double().flatten(1)
-    if not bool(torch.isfinite(flat).all()):
-        raise ValueError("actions hold NaN or infinity in executed steps")
-    seen = executed.expand_as(actions).flatten(1).double()
+    dimensions = actions.shape[2]
+    executed = actions.masked_fill(~valid.unsqueeze(-1), 0.0).flatten(1).double()
     part = (phase >= 0) & valid.any(-1)
-
     _, group_index = torch.unique(group, return_inverse=True)
     groups = int(group_index.max()) + 1 if chunks else 0
-    # one cell per (group, phase, outcome); rows that take no part add zeros to some cell
-    cell = (group_index * num_phases + phase.clamp_min(0)) * 2 + won.long()
-    use = part.double().unsqueeze(-1)
+    # one cell per (group, phase, outcome); rows that take no part go to one more, which is thrown away
     cells = groups * num_phases * 2
-    total = flat.new_zeros(cells, flat.shape[1]).index_add_(0, cell, flat * use)
-    steps = flat.new_zeros(cells, flat.shape[1]).index_add_(0, cell, seen * use)
-    count = flat.new_zeros(cells).index_add_(0, cell, part.double())
+    cell = torch.where(part, (group_index * num_phases + phase) * 2 + won.long(), cells)
+    total = executed.new_zeros(cells + 1, length * dimensions).index_add_(0, cell, executed)[:cells]
+    steps = executed.new_zeros(cells + 1, length).index_add_(0, cell, valid.double())[:cells]
+    count = torch.bincount(cell, minlength=cells + 1)[:cells]
+    if not bool(torch.isfinite(total).all()):
+        raise ValueError("actions hold NaN or infinity in executed steps")
 
-    mean = (total / steps.clamp_min(1)).view(groups, num_phases, 2, flat.shape[1])
+    mean = total.view(groups, num_phases, 2, length, dimensions)
+    steps = steps.view(groups, num_phases, 2, length, 1)
+    mean = mean / steps.clamp_min(1)
     # an action entry that nobody executed on one side says nothing
-    both = (steps.view(groups, num_phases, 2, flat.shape[1]) > 0).all(2)
-    distance = torch.where(both, mean[:, :, 1] - mean[:, :, 0], 0.0).norm(dim=-1)
+    both = (steps > 0).all(2)
+    distance = torch.where(both, mean[:, :, 1] - mean[:, :, 0], 0.0).flatten(2).norm(dim=-1)
     count = count.view(groups, num_phases, 2)
     evidence = (count > 0).all(-1)
     score = torch.where(evidence, distance, 0.0).sum(0) / evidence.sum(0)  # 0 / 0 = nan: no evidence

@@ -101,24 +101,24 @@ def select_chunks(
     if selection in ("pcm", "top-phase"):
         _warn_if_one_phase(phase[executed], len(success))
     kept = candidate
+    rows = EpisodeIndex(episode)
     if selection != "none":
         weight = torch.where(phase >= 0, probs[phase.clamp_min(0)], keep.floor)
         if selection == "random":
             weight = torch.ones_like(weight)
         elif selection == "top-phase":
             candidate = candidate & (phase == int(probs.argmax()))
-        rows = EpisodeIndex(episode)
         kept = rows.flat(
             sample_chunks(rows.dense(weight, 0.0), budget, valid=rows.dense(candidate, False), generator=generator)
         )
     index = kept.nonzero().squeeze(-1)
     return Selection(
         index=index,
-        weight=trajectory_weights(episode[index], valid[index]),
+        weight=trajectory_weights(rows.row[index], valid[index]),
         probs=probs.cpu(),
         score=score.cpu(),
-        candidates=_per_trajectory(phase, executed, episode, keep.num_phases),
-        kept=_per_trajectory(phase, kept, episode, keep.num_phases),
+        candidates=_per_trajectory(phase[executed], rows.shape[0], keep.num_phases),
+        kept=_per_trajectory(phase[index], rows.shape[0], keep.num_phases),
     )
 
 
@@ -145,10 +145,8 @@ def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
     return (steps / total[trajectory].clamp_min(1) * len(steps) / number.clamp_min(1)).float()
 
 
-def _per_trajectory(phase: Tensor, rows: Tensor, episode: Tensor, num_phases: int) -> Tensor:
-    trajectories = max(int(torch.unique(episode).numel()), 1)
-    counted = phase[rows & (phase >= 0)]
-    return torch.bincount(counted, minlength=num_phases).double().cpu() / trajectories
+def _per_trajectory(phase: Tensor, trajectories: int, num_phases: int) -> Tensor:
+    return torch.bincount(phase[phase >= 0], minlength=num_phases).double().cpu() / max(trajectories, 1)
 
 
 def _warn_if_one_phase(phase: Tensor, rows: int) -> None:

@@ -97,7 +97,7 @@ def collect_episodes(
 
 def _fill(env: VectorEnv, slot: np.ndarray, queue: deque[int], init_state: Tensor, observation: np.ndarray) -> None:
     """Give waiting episodes to free environments, in order."""
-    mask = np.zeros(env.num_envs, dtype=bool)
+    mask = np.full(env.num_envs, 0 in queue)  # the first time all, also those that no episode will be left for
     for e in np.flatnonzero(slot < 0):
         if queue:
             slot[e], mask[e] = queue.popleft(), True

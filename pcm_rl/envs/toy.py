@@ -89,7 +89,7 @@ class _TabletopEnv(gym.Env[Observation, Action]):
         terminated, truncated, success = bool(core.terminated[0]), bool(core.truncated[0]), bool(core.success[0])
         return core.observation()[0], float(reward[0]), terminated, truncated, {"success": success}
 
-    def render(self) -> Frame | None:  # type: ignore[override]
+    def render(self) -> Frame | None:
         """Returns a frame uint8 `[240, 480, 3]`, or None without a render mode."""
         return None if self.render_mode is None else render_frame(self._core.state(0))
 
@@ -97,8 +97,8 @@ class _TabletopEnv(gym.Env[Observation, Action]):
 class PickPlaceEnv(_TabletopEnv):
     """Grasp an object at a random pose and leave it in a bin: `pcm_rl/PickPlace-v0`.
 
-    Success: the object rests in the bin and the fingers are open. The grasp has to be precise, the transport slow enough
-    not to slip, the release low and calm; the constants are in `pcm_rl.envs.tabletop`.
+    Success: the object rests in the bin and the fingers are open. The grasp has to be precise, the transport slow
+    enough not to slip, the release low and calm; the constants are in `pcm_rl.envs.tabletop`.
 
     Args:
         horizon: steps after which the episode is truncated.
@@ -175,7 +175,7 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
         """The dynamics behind these environments."""
         return self._core
 
-    def reset(  # type: ignore[override]
+    def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """Starts new episodes.
@@ -205,16 +205,16 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
         self._started |= mask
         return self._core.observation(), {"init_state": self._core.init_state.copy(), "success": self._success()}
 
-    def step(self, actions: Action) -> tuple[Observation, Any, Any, Any, dict[str, Any]]:  # type: ignore[override]
+    def step(self, actions: Action) -> tuple[Observation, Any, Any, Any, dict[str, Any]]:
         """Executes one chunk in every environment.
 
         Args:
             actions: `[E, L, 7]` in [-1, 1].
 
         Returns:
-            Observation float32 `[E, 26]` after the last executed step, reward float64 `[E]` (1 if the first success fell
-            into this chunk), terminated bool `[E]`, truncated bool `[E]`, and `{"action_is_pad": bool [E, L], "success":
-            bool [E]}`; a padded action was never executed.
+            Observation float32 `[E, 26]` after the last executed step, reward float64 `[E]` (1 if the first success
+            fell into this chunk), terminated bool `[E]`, truncated bool `[E]`, and a dict of `"action_is_pad"` bool
+            `[E, L]`, True where an action was never executed, and `"success"` bool `[E]`.
 
         Raises:
             ValueError: if the actions have another shape or are not finite.
@@ -232,7 +232,7 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
         infos = {"action_is_pad": pad, "success": self._success()}
         return core.observation(), reward, core.terminated.copy(), core.truncated.copy(), infos
 
-    def render(self) -> tuple[Frame, ...] | None:  # type: ignore[override]
+    def render(self) -> tuple[Frame, ...] | None:
         """Returns one frame uint8 `[240, 480, 3]` for each environment, or None without a render mode."""
         return None if self.render_mode is None else tuple(self.frame(e) for e in range(self.num_envs))
 
@@ -254,7 +254,7 @@ def make_reach_vector(num_envs: int, **kwargs: Any) -> TabletopVectorEnv:
     return TabletopVectorEnv(num_envs, "reach", **kwargs)
 
 
-def _observation_space() -> gym.spaces.Box:
+def _observation_space() -> Any:
     # Entries stay near [-1, 1]; 4 leaves room for the longest ways across the table.
     return gym.spaces.Box(-4.0, 4.0, (OBSERVATION_DIM,), np.float32)
 

@@ -1,0 +1,73 @@
+"""What the benchmarks share: a synthetic batch of the paper's size, CSV with hardware, interleaved trials."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tensordict import TensorDict
+
+from pcm_rl import group_advantage
+from pcm_rl.algos.closing import hardware
+from pcm_rl.episodes import label_episodes
+
+RESULTS = Path(__file__).parent / "results"
+TRAJECTORIES, CHUNKS, LENGTH, DIMENSIONS, BINS, STATE = 80, 64, 8, 7, 16, 26
+
+
+def synthetic_batch(lengths: torch.Tensor, seed: int = 0) -> TensorDict:
+    """8 groups x 10 rollouts of the given lengths (chunks), half of each group successful, with grasps."""
+    generator = torch.Generator().manual_seed(seed)
+    episode = torch.arange(TRAJECTORIES).repeat_interleave(lengths)
+    chunk_id = torch.cat([torch.arange(n) for n in lengths.tolist()])
+    rows = len(episode)
+    group = torch.arange(TRAJECTORIES) // 10
+    success = torch.arange(TRAJECTORIES) % 2 == 0
+    chunk = torch.rand(rows, LENGTH, DIMENSIONS, generator=generator) * 2 - 1
+    grasped = (chunk_id > lengths[episode] // 3) & (chunk_id < lengths[episode] * 2 // 3)
+    chunk[..., -1] = torch.where(grasped, 1.0, -1.0).unsqueeze(-1)
+    batch = TensorDict(
+        {
+            ("observation", "state"): torch.randn(rows, STATE, generator=generator),
+            ("vla_action", "chunk"): chunk,
+            ("vla_action", "tokens"): torch.randint(BINS, (rows, LENGTH, DIMENSIONS), generator=generator),
+            ("vla_action", "log_probs"): torch.full((rows, LENGTH, DIMENSIONS), -2.8),
+            "action_is_pad": torch.zeros(rows, LENGTH, dtype=torch.bool),
+            "success": success[episode],
+            "group_id": group[episode],
+            "episode_id": episode,
+            "chunk_id": chunk_id,
+            "advantage": group_advantage(success, group)[episode],
+        },
+        batch_size=[rows],
+    )
+    batch["phase"] = label_episodes(batch)
+    return batch
+
+
+def medians(trials: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each trial after one warm-up, trials interleaved so that drift hits all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in trials}
+    for repeat in range(repeats + 1):
+        for name, run in trials.items():
+            start = time.perf_counter()
+            run()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def write_csv(name: str, rows: list[dict[str, object]]) -> None:
+    """Write ``results/<name>.csv`` with the hardware and thread count in every row, and print it."""
+    RESULTS.mkdir(exist_ok=True)
+    rows = [{**row, "threads": torch.get_num_threads(), "hardware": hardware()} for row in rows]
+    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print("  ".join(f"{key}={value}" for key, value in row.items() if key != "hardware"))

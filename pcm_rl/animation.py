@@ -1,0 +1,168 @@
+"""Recorded episodes as animations: the frames, a time line in the phases' colours, and a cursor that moves along it."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from pcm_rl.phases import Phase
+
+#: One colour per phase, in every figure and animation. The warm ones are the phases around the grasp; all five are
+#: told apart with the common colour deficiencies, on white and on black.
+PHASE_COLORS: dict[Phase, str] = {
+    Phase.ACTIVE_GRIP: "#d9480f",
+    Phase.PRE_GRASP: "#f0a20c",
+    Phase.RELEASE_RAMP: "#9c5fc4",
+    Phase.APPROACH: "#2f7fd1",
+    Phase.TAIL: "#94a3b8",
+}
+NO_PHASE_COLOR = "#e2e8f0"
+CURSOR_COLOR = "#0b1220"
+
+_INK, _MUTED, _PAPER = "#16202c", "#64748b", "#ffffff"
+_WIDTH = 448  # pixels: all five legend entries fit on one line
+_MARGIN, _TITLE, _BAR, _LEGEND = 12, 30, 16, 26
+
+
+def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, title: str) -> list[Image.Image]:
+    """Draw a title, the phase time line with a cursor, and a legend around every frame of an episode.
+
+    Args:
+        frames: ``[T, H, W, 3]`` uint8.
+        phase: Phase of every frame, ``[T]`` integers; -1 for none.
+        title: One line of text; cut with an ellipsis where it does not fit.
+
+    Returns:
+        T pictures of one size. Cell ``t`` of the time line has the colour of ``phase[t]``; on picture ``t`` the cursor
+        stands at :func:`cursor_x` of ``t``. Empty for T = 0.
+
+    Raises:
+        ValueError: If shapes or dtypes differ from the above, or a phase is unknown.
+    """
+    frames, phase = np.asarray(frames), np.asarray(phase)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
+        raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {frames.shape}")
+    if phase.shape != frames.shape[:1] or not np.issubdtype(phase.dtype, np.integer):
+        raise ValueError(f"phase must be integers [{len(frames)}], got {phase.dtype} {phase.shape}")
+    if phase.size and not (-1 <= phase.min() and phase.max() < len(Phase)):
+        raise ValueError(f"phase must lie in -1..{len(Phase) - 1}, got {phase.min()}..{phase.max()}")
+    if not len(frames):
+        return []
+    height = max(1, round(frames.shape[1] * _WIDTH / frames.shape[2]))
+    # an enlarged small picture keeps its hard pixel edges: smoothing would only look out of focus
+    resample = Image.Resampling.NEAREST if frames.shape[2] * 3 <= _WIDTH else Image.Resampling.BICUBIC
+    background = _background(phase, height, title)
+    pictures = []
+    for index, frame in enumerate(frames):
+        picture = background.copy()
+        picture.paste(Image.fromarray(frame).resize((_WIDTH, height), resample), (0, _TITLE))
+        _draw_cursor(picture, index, phase, height)
+        pictures.append(picture)
+    return pictures
+
+
+def cursor_x(index: int, count: int) -> int:
+    """Column of the cursor's centre on picture ``index`` of ``count``: the middle of cell ``index``, in pixels."""
+    return round(_MARGIN + (index + 0.5) * (_WIDTH - 2 * _MARGIN) / count)
+
+
+def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = 1_000_000) -> bytes:
+    """Encode pictures as an endless animated WebP that stays small.
+
+    Where the file comes out larger than ``max_bytes``, quality is lowered first, then pictures are left out (each of
+    the others is shown longer, so the duration stays), then the size is halved; the last attempt is returned as it is.
+
+    Args:
+        images: At least one RGB picture, all of one size.
+        fps: Pictures a second, positive.
+        max_bytes: Size to stay under.
+
+    Returns:
+        The file's bytes.
+
+    Raises:
+        ValueError: If there is no picture or ``fps`` is not positive.
+    """
+    if not images:
+        raise ValueError("there is no picture to encode; the recording is empty")
+    if not fps > 0:
+        raise ValueError(f"fps must be positive, got {fps}")
+    attempts = [(72, 1, 1), (50, 1, 1), (40, 2, 1), (35, 3, 2), (25, 4, 2), (15, 6, 3)]
+    encoded = b""
+    while attempts:
+        quality, stride, shrink = attempts.pop(0)
+        chosen = images[::stride]
+        if shrink > 1:
+            chosen = [image.reduce(shrink) for image in chosen]
+        buffer = io.BytesIO()
+        chosen[0].save(
+            buffer,
+            format="WEBP",
+            save_all=True,
+            append_images=chosen[1:],
+            duration=[max(1, round(1000 * min(stride, len(images) - k * stride) / fps)) for k in range(len(chosen))],
+            loop=0,
+            quality=quality,
+            method=1,  # the slower methods take up to ten times as long for files of the same size
+        )
+        encoded = buffer.getvalue()
+        if len(encoded) <= max_bytes:
+            break
+        if len(encoded) > 3 * max_bytes:  # the next attempt would not do either
+            attempts = attempts[1:] or attempts
+    return encoded
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # matplotlib ships this file, so text looks the same on every machine
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+
+
+def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Image.Image:
+    """Everything that does not change from frame to frame."""
+    picture = Image.new("RGB", (_WIDTH, _TITLE + height + _MARGIN + _BAR + _LEGEND + 2), _PAPER)
+    draw = ImageDraw.Draw(picture)
+    room = _WIDTH - 2 * _MARGIN - 80  # the frame counter stands at the right
+    font = _font(13, bold=True)
+    line = " ".join(title.split())
+    if draw.textlength(line, font=font) > room:
+        while line and draw.textlength(line + "…", font=font) > room:
+            line = line[:-1]
+        line = line.rstrip() + "…"
+    draw.text((_MARGIN, _TITLE // 2), line, fill=_INK, font=font, anchor="lm")
+    top = _TITLE + height + _MARGIN
+    cell = (_WIDTH - 2 * _MARGIN) / len(phase)
+    for index, value in enumerate(phase.tolist()):
+        left, right = round(_MARGIN + index * cell), round(_MARGIN + (index + 1) * cell)
+        # cells narrower than a pixel still have to leave a trace
+        draw.rectangle((left, top, max(left, right - 1), top + _BAR - 1), fill=_color(value))
+    return picture
+
+
+def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any]], height: int) -> None:
+    draw = ImageDraw.Draw(picture)
+    counter = f"{index + 1} / {len(phase)}"
+    draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=_MUTED, font=_font(11), anchor="rm")
+    x, top = cursor_x(index, len(phase)), _TITLE + height + _MARGIN
+    draw.rectangle((x - 2, top - 4, x + 2, top + _BAR + 3), fill=_PAPER)  # a halo, so that it shows on any colour
+    draw.rectangle((x - 1, top - 4, x + 1, top + _BAR + 3), fill=CURSOR_COLOR)
+    draw.polygon([(x - 5, top - 9), (x + 5, top - 9), (x, top - 3)], fill=CURSOR_COLOR)
+    left, middle = float(_MARGIN), top + _BAR + _LEGEND // 2 + 3
+    for entry in Phase:
+        now = int(entry) == int(phase[index])
+        font = _font(11, bold=now)
+        draw.rounded_rectangle((left, middle - 5, left + 9, middle + 4), radius=2, fill=PHASE_COLORS[entry])
+        draw.text((left + 15, middle), entry.label, fill=_INK if now else _MUTED, font=font, anchor="lm")
+        # spaced by the bold width, so that the entries do not move when the phase changes
+        left += 15 + draw.textlength(entry.label, font=_font(11, bold=True)) + 13
+
+
+def _color(phase: int) -> str:
+    return PHASE_COLORS[Phase(phase)] if phase >= 0 else NO_PHASE_COLOR

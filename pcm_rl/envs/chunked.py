@@ -1,0 +1,298 @@
+"""Chunks of actions on any Gymnasium environment: one decision every L steps, whole episodes as TensorDicts.
+
+The wrapper owns the loop over a chunk, because success has to be tested after every single step: looked at only at
+chunk boundaries, seven of eight successes would be paid late, twice or never.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import NDArray
+from tensordict import NestedKey, NonTensorData, TensorDict
+from torch import Tensor
+
+from pcm_rl import episodes
+from pcm_rl.episodes import Labeller, label_episodes
+from pcm_rl.phases import label_phases
+
+Success = str | Callable[[gymnasium.Env, dict[str, Any]], bool]
+_Row = dict[NestedKey, Tensor]
+_Reader = tuple[str | None, Callable[[Any], Tensor]]
+_floats = partial(torch.tensor, dtype=torch.float32)
+
+STATE_NAMES = ("state", "proprio", "observation")  # of a Dict observation, the first vector among these is the state
+IMAGE_NAMES = ("image", "pixels")  # likewise
+
+
+class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.floating]], RecordConstructorArgs):
+    """Executes chunks of L actions, stops at the step of success, and hands back whole episodes.
+
+    **Action**: `Box [L, D]`, made from the environment's `Box [D]`. Execution stops at the step at which the task
+    succeeds for the first time or the environment ends the episode; the rest of the chunk is never executed.
+
+    **Reward**: the sum over the executed steps. A task that pays 1 on success therefore pays exactly 1 an episode.
+
+    **Info**, at each step: what the environment said at the last executed step, and
+
+    - `"action_is_pad"`: bool `[L]`, True for the steps that were never executed;
+    - `"success"`: whether the episode has succeeded by now;
+    - `"episode"`: at the end of an episode only, a `TensorDict [N]` of its N chunks in the schema of
+      :mod:`pcm_rl.episodes`, phases labelled, with `("next", "reward" | "done" | "terminated" | "truncated")`. An
+      `"episode"` that the environment itself reports, such as that of `RecordEpisodeStatistics`, is moved to
+      `"episode_statistics"`. Wrappers outside of this one that claim the key themselves (`RecordEpisodeStatistics`,
+      Stable-Baselines3's `Monitor`) go inside, or take `record=False`.
+
+    A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
+    channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
+    `STATE_NAMES` and an image under one of `IMAGE_NAMES` are recorded so, every other key under `("observation", key)`
+    as it is, float64 as float32.
+
+    Args:
+        env: Environment with a one-dimensional `Box` of floats as its action space.
+        chunk_length: L, actions a chunk, at least 1.
+        gripper_index: Action dimension that commands the gripper.
+        close_above: Commands strictly above close the gripper.
+        closed: `[..., D]` actions -> `[...]` bool, instead of the two above.
+        labeller: Phase rule, see :func:`pcm_rl.episodes.label_episodes`.
+        success: Key of the environment's info, or `callable(env, info) -> bool`, asked after every step. None means
+            `info["success"]` where there is one, else termination with a positive reward.
+        record: Build `info["episode"]`. False for workers that ship their own tensors.
+        instruction: What the robot is told. None means the reset's `info["instruction"]`, if there is one.
+        stop_on_success: End the episode, as terminated, at its first success. False leaves the end to the environment.
+        reward: `"sum"` of the environment's rewards, or `"success"`: 1 for the chunk of the first success and 0
+            otherwise, for environments with a shaped reward such as MetaWorld's.
+
+    Raises:
+        ValueError: An action space, observation space or argument that does not fit.
+    """
+
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        chunk_length: int = 8,
+        *,
+        gripper_index: int = -1,
+        close_above: float = 0.0,
+        closed: Callable[[Tensor], Tensor] | None = None,
+        labeller: Labeller = label_phases,
+        success: Success | None = None,
+        record: bool = True,
+        instruction: str | None = None,
+        stop_on_success: bool = True,
+        reward: Literal["sum", "success"] = "sum",
+    ) -> None:
+        # For `spec`, without the default labeller: a spec with a function in it cannot be written as JSON.
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
+        if labeller is label_phases:
+            del arguments["labeller"]
+        RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
+        super().__init__(env)
+        self._chunks = self.action_space = _chunk_space(env.action_space, chunk_length)
+        dimensions = self._chunks.shape[1]
+        if closed is None and not -dimensions <= gripper_index < dimensions:
+            raise ValueError(f"gripper_index is {gripper_index}; expected {-dimensions} to {dimensions - 1}")
+        if reward not in ("sum", "success"):
+            raise ValueError(f"reward is {reward!r}; expected 'sum' or 'success'")
+        self.chunk_length, self.record, self.instruction = chunk_length, record, instruction
+        self.stop_on_success, self.reward = stop_on_success, reward
+        self._success_rule = success
+        self._label = partial(
+            label_episodes, labeller=labeller, gripper_index=gripper_index, close_above=close_above, closed=closed
+        )
+        self._readers = _observation_readers(env.observation_space) if record else {}
+        self._running = self._succeeded = False
+        self._chunk_id = self._group_id = self._episode_id = 0
+        self._told: str | None = instruction
+        self._seen: _Row = {}
+        self._rows: list[_Row] = []
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; one that has not ended is dropped.
+
+        Args:
+            seed: Passed on.
+            options: Passed on, but for `"group_id"`, an integer recorded in the episode (default: the reset's
+                `info["group_id"]`, else 0). The caller's dict stays as it is.
+
+        Returns:
+            The environment's observation, copied, and its info.
+
+        Raises:
+            TypeError: `group_id` is not an integer.
+        """
+        rest = None if options is None else {key: value for key, value in options.items() if key != "group_id"}
+        observation, info = self.env.reset(seed=seed, options=rest)
+        group = (options or {}).get("group_id", info.get("group_id", 0))
+        if not isinstance(group, int | np.integer):
+            raise TypeError(f"group_id is {group!r}; expected an integer")
+        self._told = info.get("instruction") if self.instruction is None else self.instruction
+        self._running, self._succeeded = True, False
+        self._group_id, self._chunk_id, self._rows = int(group), 0, []
+        return self._observed(observation), dict(info)
+
+    def step(self, action: NDArray[np.floating]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Executes one chunk.
+
+        Args:
+            action: `[L, D]`, finite; not clipped.
+
+        Returns:
+            Observation after the last executed step (copied), reward, terminated, truncated, info; see the class.
+
+        Raises:
+            ValueError: The chunk has another shape or is not finite.
+            KeyError: `success` names a key that the info lacks.
+            gymnasium.error.ResetNeeded: No episode is running.
+        """
+        if not self._running:
+            raise gymnasium.error.ResetNeeded("no episode is running: call reset() before step()")
+        chunk = self._checked(action)
+        row = {**self._seen, episodes.CHUNK: torch.tensor(chunk, dtype=torch.float32)} if self.record else {}
+        observation, reward, terminated, truncated, executed, info = self._execute(chunk)
+        pad = np.arange(self.chunk_length) >= executed
+        self._running = not (terminated or truncated)
+        if self.record:
+            if "episode" in info:
+                info["episode_statistics"] = info.pop("episode")
+            self._rows.append({**row, **_outcome(pad, reward, terminated, truncated)})
+            if not self._running:
+                info["episode"] = self._episode()
+        self._chunk_id += 1
+        info.update(action_is_pad=pad, success=self._succeeded)
+        return self._observed(observation), reward, terminated, truncated, info
+
+    def _execute(self, chunk: NDArray[np.floating]) -> tuple[Any, float, bool, bool, int, dict[str, Any]]:
+        total, executed, before = 0.0, 0, self._succeeded
+        for action in chunk:
+            observation, reward, terminated, truncated, info = self.env.step(action)
+            executed += 1
+            total += float(reward)
+            self._succeeded |= self._succeeds(info, bool(terminated), float(reward))
+            if terminated or truncated or (self._succeeded and self.stop_on_success):
+                break
+        if self.reward == "success":
+            total = float(self._succeeded and not before)
+        terminated = bool(terminated) or (self._succeeded and self.stop_on_success)
+        return observation, total, terminated, bool(truncated), executed, dict(info)
+
+    def _succeeds(self, info: dict[str, Any], terminated: bool, reward: float) -> bool:
+        rule = self._success_rule
+        if callable(rule):
+            return bool(rule(self.env, info))
+        if rule is None:
+            return bool(info["success"]) if "success" in info else terminated and reward > 0.0
+        if rule not in info:
+            raise KeyError(f"success={rule!r} is not in the environment's info at {self._where}; it has {sorted(info)}")
+        return bool(info[rule])
+
+    @property
+    def _where(self) -> str:
+        return f"chunk {self._chunk_id} of episode {self._episode_id}"
+
+    def _checked(self, action: Any) -> NDArray[np.floating]:
+        """A copy, so that an environment that writes into its action changes neither the caller's nor the record."""
+        chunk = np.array(action, dtype=self._chunks.dtype)
+        if chunk.shape != self._chunks.shape:
+            raise ValueError(f"the chunk has shape {chunk.shape}, expected {self._chunks.shape}, at {self._where}")
+        if not np.isfinite(chunk).all():
+            wrong = np.argwhere(~np.isfinite(chunk))[0].tolist()
+            raise ValueError(f"the chunk is {chunk[tuple(wrong)]} at [step, dimension] {wrong}, at {self._where}")
+        return chunk
+
+    def _observed(self, observation: Any) -> Any:
+        """Keeps what the policy sees and returns a copy of it: environments reuse buffers, TorchRL edits dicts."""
+        if self.record and self._running:
+            self._seen = {
+                key: convert(observation if name is None else observation[name])
+                for key, (name, convert) in self._readers.items()
+            }
+        return deepcopy(observation)
+
+    def _episode(self) -> TensorDict:
+        count = len(self._rows)
+        episode = TensorDict({}, batch_size=[count])
+        for key in self._rows[0]:
+            episode.set(key, torch.stack([row[key] for row in self._rows]))
+        for key, value in ((episodes.GROUP, self._group_id), (episodes.EPISODE, self._episode_id)):
+            episode.set(key, torch.full((count,), value, dtype=torch.int64))
+        episode.set(episodes.CHUNK_ID, torch.arange(count))
+        episode.set(episodes.SUCCESS, torch.full((count,), self._succeeded))
+        if self._told is not None:
+            episode.set(episodes.INSTRUCTION, NonTensorData(self._told, batch_size=[count]))
+        episode.set(episodes.PHASE, self._label(episode))
+        self._episode_id += 1
+        self._rows = []
+        return episode
+
+
+def _chunk_space(space: spaces.Space[Any], chunk_length: int) -> spaces.Box[np.floating]:
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1 or not np.issubdtype(space.dtype, np.floating):
+        raise ValueError(f"ChunkedEnv needs an action space Box [D] of floats (one action a step), got {space}")
+    if isinstance(chunk_length, bool) or not isinstance(chunk_length, int | np.integer) or chunk_length < 1:
+        raise ValueError(f"chunk_length is {chunk_length!r}; expected an integer of at least 1")
+    low, high = (np.tile(bound, (chunk_length, 1)) for bound in (space.low, space.high))
+    return spaces.Box(low, high, dtype=space.dtype.type)
+
+
+def _outcome(pad: NDArray[np.bool_], reward: float, terminated: bool, truncated: bool) -> dict[NestedKey, Tensor]:
+    return {
+        episodes.IS_PAD: torch.tensor(pad),
+        episodes.REWARD: torch.tensor([reward], dtype=torch.float32),
+        episodes.DONE: torch.tensor([terminated or truncated]),
+        ("next", "terminated"): torch.tensor([terminated]),
+        ("next", "truncated"): torch.tensor([truncated]),
+    }
+
+
+def _observation_readers(space: spaces.Space[Any]) -> dict[NestedKey, _Reader]:
+    """Key of a row -> (key of the observation, None for all of it; conversion to a tensor)."""
+    if _is_vector(space):
+        return {episodes.STATE: (None, _floats)}
+    if (image := _image_reader(space)) is not None:
+        return {episodes.IMAGE: (None, image)}
+    if not isinstance(space, spaces.Dict):
+        raise ValueError(f"cannot record {space}: flatten it (FlattenObservation), or pass record=False")
+    state = next((name for name in STATE_NAMES if _is_vector(space.spaces.get(name))), None)
+    picture = next((name for name in IMAGE_NAMES if _image_reader(space.spaces.get(name)) is not None), None)
+    readers: dict[NestedKey, _Reader] = {}
+    for name, part in space.spaces.items():
+        if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
+            raise ValueError(f"cannot record {name!r}, {part}: take it out (FilterObservation), or pass record=False")
+        key: NestedKey = {state: episodes.STATE, picture: episodes.IMAGE}.get(name, ("observation", name))
+        if key in readers:
+            raise ValueError(f"{name!r} and {readers[key][0]!r} of the observation both become {key}: rename one")
+        image = _image_reader(part) if name == picture else None
+        readers[key] = (name, _floats if name == state else image or _tensor)
+    return readers
+
+
+def _is_vector(space: spaces.Space[Any] | None) -> bool:
+    return isinstance(space, spaces.Box) and len(space.shape) == 1
+
+
+def _image_reader(space: spaces.Space[Any] | None) -> Callable[[Any], Tensor] | None:
+    """Conversion to `[3, H, W]` uint8, or None where the space is no image."""
+    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
+        return None
+    if space.shape[0] == 3:
+        return _tensor
+    return _channels_first if space.shape[2] == 3 else None
+
+
+def _tensor(value: Any) -> Tensor:
+    """A copy; float64 becomes float32."""
+    tensor = torch.tensor(value)
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
+
+
+def _channels_first(value: Any) -> Tensor:
+    return torch.from_numpy(np.transpose(value, (2, 0, 1)).copy())

