@@ -101,7 +101,7 @@ class DemoConfig:
 
     path: Optional[str] = None  # noqa: UP045
     episodes: int = 30
-    noise: float = 0.1
+    noise: float = 0.2
     mistakes: float = 0.3
 
     def __post_init__(self) -> None:

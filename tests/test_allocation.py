@@ -259,6 +259,7 @@ def test_budget_curve_without_any_score_is_nan() -> None:
     [
         ([0.5, 0.8, 0.95, 1.0], 2),  # above the chord by 0.25, 0.3, 0.2, 0
         ([0.9, 1.0, 1.0, 1.0], 1),  # saturates at 2: above by 0.4, 0
+        ([0.2, 0.7, 1.0, 1.0, 1.0, 1.0], 2),  # saturates at 3: below by 0.13, above by 0.03, 0
         ([0.25, 0.5, 0.75, 1.0, 1.0], 4),  # straight
         ([1.0, 1.0], 1),
         ([1.0], 1),
