@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -36,8 +37,13 @@ class KeepProbabilities:
         self.floor = floor
         self.refresh_every = refresh_every
         self._probs = torch.ones(num_phases, dtype=torch.float64)
+        self._scored = torch.zeros(num_phases, dtype=torch.bool)
         self._buffer: list[Tensor] = []
-        self._started = False
+
+    @property
+    def scored(self) -> Tensor:
+        """Which phases' probabilities rest on a score, ``[K]`` bool; the others still have the initial 1."""
+        return self._scored.clone()
 
     @property
     def probs(self) -> Tensor:
@@ -62,10 +68,8 @@ class KeepProbabilities:
             raise ValueError(f"score must have shape [{self.num_phases}], got {tuple(score.shape)}")
         if bool((score < 0).any()) or bool(torch.isinf(score).any()):
             raise ValueError(f"scores must be finite and not negative (nan: no evidence), got {score.tolist()}")
-        if not self._started:
-            if bool((~score.isnan()).any()):
-                self._refresh(score)
-                self._started = True
+        if not bool(self._scored.any()):
+            self._refresh(score)
             return self.probs
         self._buffer.append(score)
         if len(self._buffer) >= self.refresh_every:
@@ -82,6 +86,7 @@ class KeepProbabilities:
         # all scores zero: nothing diverges anywhere, so no phase deserves less than another
         relative = share / peak if peak > 0 else torch.ones_like(share)
         self._probs = torch.where(known, relative.clamp_min(self.floor), self._probs)
+        self._scored |= known
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that :meth:`update` depends on, as plain numbers and lists (JSON keeps them exactly)."""
@@ -89,7 +94,7 @@ class KeepProbabilities:
             "probs": self._probs.tolist(),
             # JSON has no nan
             "buffer": [[None if value != value else value for value in row.tolist()] for row in self._buffer],
-            "started": self._started,
+            "scored": self._scored.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -98,15 +103,15 @@ class KeepProbabilities:
         Raises:
             ValueError: If the state has another number of phases.
         """
-        probs = torch.tensor(state["probs"], dtype=torch.float64)
-        if probs.shape != (self.num_phases,):
-            raise ValueError(f"the saved state has {probs.numel()} phases, expected {self.num_phases}")
-        self._probs = probs
+        for row in (state["probs"], state["scored"], *state["buffer"]):
+            if len(row) != self.num_phases:
+                raise ValueError(f"the saved state has {len(row)} phases, expected {self.num_phases}")
+        self._probs = torch.tensor(state["probs"], dtype=torch.float64)
+        self._scored = torch.tensor(state["scored"], dtype=torch.bool)
         self._buffer = [
             torch.tensor([torch.nan if value is None else value for value in row], dtype=torch.float64)
             for row in state["buffer"]
         ]
-        self._started = bool(state["started"])
 
 
 def neyman_allocation(count: Tensor, variance: Tensor, budget: float) -> Tensor:
@@ -171,14 +176,14 @@ def budget_curve(score: Tensor, phase: Tensor) -> Tensor:
         chunks have any score. It rises to 1. All nan if none has.
 
     Raises:
-        ValueError: If ``score`` is not ``[K]``, is negative, or a phase is ``>= K``.
+        ValueError: If ``score`` is not ``[K]``, is negative or infinite, or a phase is ``>= K``.
     """
-    if score.ndim != 1 or bool((score < 0).any()):
-        raise ValueError(f"score must be [K] and not negative, got {score.tolist()}")
+    if score.ndim != 1 or bool((score < 0).any()) or bool(score.isinf().any()):
+        raise ValueError(f"score must be [K], finite and not negative (nan: no evidence), got {score.tolist()}")
     if phase.numel() and int(phase.max()) >= score.numel():
         raise ValueError(f"phase must be below {score.numel()}, got {int(phase.max())}")
     value = score.double().nan_to_num(0.0)[phase.clamp_min(0)]
-    value = torch.where(phase >= 0, value, 0.0).reshape(-1, phase.shape[-1])
+    value = torch.where(phase >= 0, value, 0.0).reshape(math.prod(phase.shape[:-1]), phase.shape[-1])
     value = value[value.sum(-1) > 0]
     captured = value.sort(-1, descending=True).values.cumsum(-1)
     return (captured / captured[:, -1:]).mean(0)
@@ -194,10 +199,10 @@ def budget_knee(curve: Tensor) -> int:
         B in ``1..N``. A straight curve has no knee and gives the budget at which it saturates.
 
     Raises:
-        ValueError: If ``curve`` is empty, not one-dimensional or holds nan.
+        ValueError: If ``curve`` is empty, not one-dimensional, holds nan or ends at 0.
     """
-    if curve.ndim != 1 or curve.numel() == 0 or bool(curve.isnan().any()):
-        raise ValueError("curve must be a non-empty [N] without nan; was there any mixed group?")
+    if curve.ndim != 1 or curve.numel() == 0 or bool(curve.isnan().any()) or not bool(curve[-1] > 0):
+        raise ValueError("curve must be a non-empty [N] without nan that ends above 0; was there any mixed group?")
     full = int((curve >= curve[-1] - 1e-9).nonzero()[0]) + 1
     budgets = torch.arange(1, full + 1, dtype=torch.float64, device=curve.device)
     gain = curve[:full] / curve[-1] - budgets / full

@@ -70,7 +70,7 @@ def action_divergence(
     both = (steps > 0).all(2)
     distance = torch.where(both, mean[:, :, 1] - mean[:, :, 0], 0.0).flatten(2).norm(dim=-1)
     count = count.view(groups, num_phases, 2)
-    evidence = (count > 0).all(-1)
+    evidence = both.flatten(2).any(-1)
     score = torch.where(evidence, distance, 0.0).sum(0) / evidence.sum(0)  # 0 / 0 = nan: no evidence
     counted = (count * evidence.unsqueeze(-1)).sum(0).long()
     return score, counted[:, 1], counted[:, 0]

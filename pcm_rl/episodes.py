@@ -110,19 +110,20 @@ def label_episodes(
     rows = EpisodeIndex(batch.get(EPISODE))
     if "episode" not in inspect.signature(labeller).parameters:
         labels = labeller(rows.dense(fraction, 0.0), rows.dense(executed, False))
-        return rows.flat(_checked(labels, rows.shape))
+        return torch.where(executed, rows.flat(_checked(labels, rows.shape)), -1)
     phase = torch.full_like(rows.row, -1)
     for i in range(rows.shape[0]):
         mine = (rows.row == i).nonzero().squeeze(-1)
         labels = labeller(fraction[mine], executed[mine], episode=batch[mine])
-        phase[mine] = _checked(labels, (len(mine),))
+        phase[mine] = torch.where(executed[mine], _checked(labels, (len(mine),)), -1)
     return phase
 
 
 def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
     """Give every episode ``chunks`` rows by repeating its last one with no step executed: the paper's baseline.
 
-    Padding rows carry phase -1 and, in the loss, cost compute for exactly nothing. It exists to measure that cost.
+    Padding rows carry phase -1 and reward 0 and, in the loss, cost compute for exactly nothing. It exists to measure
+    that cost. A ``weight`` is left out: it belongs to the rows of one selection.
 
     Args:
         batch: ``[M]`` rows in the schema.
@@ -144,6 +145,10 @@ def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
     padding = (here > last).flatten()
     out = batch[source.flatten()]
     out.set(IS_PAD, out.get(IS_PAD) | padding.unsqueeze(-1))
+    if WEIGHT in out.keys():
+        out = out.exclude(WEIGHT)
+    if REWARD in out.keys(include_nested=True):
+        out.set(REWARD, out.get(REWARD).masked_fill(padding.unsqueeze(-1), 0))
     if PHASE in out.keys():
         out.set(PHASE, torch.where(padding, -1, out.get(PHASE)))
     if CHUNK_ID in out.keys():
@@ -156,7 +161,7 @@ def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, S
 
     Raises:
         KeyError: If a key is missing; the message lists all that are.
-        ValueError: If a shape or dtype does not fit.
+        ValueError: If a shape does not fit.
     """
     if batch.ndim != 1:
         raise ValueError(f"expected a batch of rows [M] (one row = one chunk), got batch size {tuple(batch.shape)}")

@@ -43,18 +43,17 @@ def sample_chunks(
     return torch.zeros_like(valid).scatter_(-1, top, True) & valid
 
 
-def inclusion_probabilities(weight: Tensor, budget: int, *, nodes: int = 161) -> Tensor:
+def inclusion_probabilities(weight: Tensor, budget: int) -> Tensor:
     """Probability that each chunk is among the ``budget`` drawn by :func:`sample_chunks`.
 
     For more than one draw this is *not* ``budget * w / sum(w)``. In the exponential race, chunk k arrives at time t
     with density ``w_k exp(-w_k t)`` and is kept if fewer than ``budget`` others came before; the count of those is
-    Poisson-binomial. The integral over t is done by tanh-sinh quadrature, to about 1e-10.
+    Poisson-binomial. The integral over ``log t`` is done by the trapezoidal rule, to about 1e-12.
 
     Args:
         weight: ``[..., N]`` non-negative. Zero-weight chunks have probability 0 while enough others exist; with fewer
             positive weights than ``budget`` the remaining draws fall uniformly on them.
         budget: B, at least 1.
-        nodes: Number of quadrature nodes.
 
     Returns:
         ``[..., N]`` float64, each row summing to ``min(budget, N)``.
@@ -63,13 +62,12 @@ def inclusion_probabilities(weight: Tensor, budget: int, *, nodes: int = 161) ->
         ValueError: If ``budget < 1`` or a weight is negative, NaN or infinite.
     """
     _check(weight, budget, None)
-    count = weight.shape[-1]
-    rows = weight.double().reshape(-1, count)
-    out = torch.stack([_inclusion_row(row, budget, nodes) for row in rows]) if len(rows) else rows.clone()
+    rows = weight.double().reshape(math.prod(weight.shape[:-1]), weight.shape[-1])
+    out = torch.stack([_inclusion_row(row, budget) for row in rows]) if rows.numel() else rows.clone()
     return out.reshape(weight.shape)
 
 
-def _inclusion_row(weight: Tensor, budget: int, nodes: int) -> Tensor:
+def _inclusion_row(weight: Tensor, budget: int) -> Tensor:
     """``weight [N]`` -> ``[N]``."""
     positive = weight > 0
     number = int(positive.sum())
@@ -81,15 +79,14 @@ def _inclusion_row(weight: Tensor, budget: int, nodes: int) -> Tensor:
         return out
     w = weight[positive] / weight[positive].max()
 
-    # nodes t in (0, inf) by t = exp(pi/2 sinh x): doubly exponential decay of the integrand at both ends
-    x = torch.linspace(-4.5, 4.5, nodes, dtype=torch.float64, device=weight.device)
-    t = torch.exp(math.pi / 2 * torch.sinh(x))
-    dt = t * math.pi / 2 * torch.cosh(x) * (x[1] - x[0])
-    arrived = -torch.expm1(-t.unsqueeze(-1) * w)  # [Q, N] probability to have arrived by t
-    early = _count_below(arrived, budget)  # [Q, N]
-    density = w * torch.exp(-t.unsqueeze(-1) * w)
-    kept = (density * early * dt.unsqueeze(-1)).sum(0)
-    out[positive] = kept * (budget / kept.sum())  # the sum is known exactly; take the quadrature's last error away
+    # The integrand in u = log t is a bump about 1 / sqrt(N) wide at its narrowest; four nodes in that width leave an
+    # error near rounding. It is below 1e-17 outside of these limits: nobody has arrived before, everybody has after.
+    step = min(0.2, 0.4 / math.sqrt(number))
+    low, high = math.log(1e-17), math.log(40.0) - math.log(float(w.min()))
+    u = torch.arange(low, high + step, step, dtype=torch.float64, device=weight.device)
+    wt = u.exp().unsqueeze(-1) * w  # [Q, N]
+    early = _count_below(-torch.expm1(-wt), budget)
+    out[positive] = (wt * torch.exp(-wt) * early).sum(0) * step
     return out
 
 

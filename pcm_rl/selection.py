@@ -66,10 +66,11 @@ def select_chunks(
         episode: ``[M]`` int64, the trajectory of each row.
         keep: The keep probabilities; its buffers take this batch's score.
         valid: ``[M, L]`` bool, True where a step was executed; None means all were.
-        budget: B, chunks a trajectory; ignored by ``"none"``.
+        budget: B, chunks a trajectory, at least 1; ``"none"`` does not use it.
         selection: ``"pcm"`` draws with the phases' keep probabilities as weights; ``"random"`` uniformly;
             ``"top-phase"`` uniformly among the chunks of the phase with the largest probability only (a trajectory
-            without that phase keeps nothing); ``"none"`` keeps all, which is full GRPO.
+            without that phase keeps nothing; before any evidence all phases count); ``"none"`` keeps all, which is
+            full GRPO.
         padding: ``"drop"`` (exact and free): chunks never executed are no candidates. ``"keep"`` is the paper's
             baseline: they are candidates too, weigh the floor probability, and cost compute for a zero loss.
         generator: Source of randomness.
@@ -78,7 +79,8 @@ def select_chunks(
         A :class:`Selection`. ``index`` is empty for an empty batch.
 
     Raises:
-        ValueError: For an unknown option, a budget below 1, shapes that do not fit, or a non-binary success.
+        ValueError: For an unknown option, a budget below 1, shapes that do not fit, a non-binary success, or a success
+            or group that changes within an episode.
 
     Warns:
         PhaseWarning: If a phase-weighted selection gets a batch in which all chunks have one phase.
@@ -93,6 +95,10 @@ def select_chunks(
         valid = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
     success = as_binary(success)
     check_ids("episode", episode, success)
+    check_ids("group", group, success)
+    rows = EpisodeIndex(episode)
+    _check_constant("success", success, rows)
+    _check_constant("group", group, rows)
     score, _, _ = action_divergence(actions, phase, success, group, num_phases=keep.num_phases, valid=valid)
     probs = keep.update(score).to(actions.device)
 
@@ -101,13 +107,12 @@ def select_chunks(
     if selection in ("pcm", "top-phase"):
         _warn_if_one_phase(phase[executed], len(success))
     kept = candidate
-    rows = EpisodeIndex(episode)
     if selection != "none":
         weight = torch.where(phase >= 0, probs[phase.clamp_min(0)], keep.floor)
         if selection == "random":
             weight = torch.ones_like(weight)
         elif selection == "top-phase":
-            candidate = candidate & (phase == int(probs.argmax()))
+            candidate = candidate & _in_top_phase(phase, keep)
         kept = rows.flat(
             sample_chunks(rows.dense(weight, 0.0), budget, valid=rows.dense(candidate, False), generator=generator)
         )
@@ -147,6 +152,24 @@ def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
 
 def _per_trajectory(phase: Tensor, trajectories: int, num_phases: int) -> Tensor:
     return torch.bincount(phase[phase >= 0], minlength=num_phases).double().cpu() / max(trajectories, 1)
+
+
+def _in_top_phase(phase: Tensor, keep: KeepProbabilities) -> Tensor:
+    """Rows of the phase with the largest probability among those that have a score."""
+    if not bool(keep.scored.any()):
+        return torch.ones_like(phase, dtype=torch.bool)
+    return phase == int(torch.where(keep.scored, keep.probs, -1.0).argmax())
+
+
+def _check_constant(name: str, value: Tensor, rows: EpisodeIndex) -> None:
+    first = value.new_zeros(rows.shape[0])
+    first[rows.row] = value
+    changed = first[rows.row] != value
+    if bool(changed.any()):
+        raise ValueError(
+            f"{name} changes within an episode, at row {int(changed.nonzero()[0])}; rows must carry the id "
+            "of their own episode"
+        )
 
 
 def _warn_if_one_phase(phase: Tensor, rows: int) -> None:

@@ -271,12 +271,14 @@ def test_budget_knee_table(curve: list[float], knee: int, dtype: torch.dtype) ->
 
 def test_budget_errors() -> None:
     phase = torch.tensor([[0, 1]])
-    with pytest.raises(ValueError, match=r"score must be \[K\] and not negative"):
+    with pytest.raises(ValueError, match=r"score must be \[K\], finite and not negative"):
         budget_curve(torch.tensor([1.0, -1.0]), phase)
+    with pytest.raises(ValueError, match="finite"):
+        budget_curve(torch.tensor([1.0, float("inf")]), phase)
     with pytest.raises(ValueError, match=r"score must be \[K\]"):
         budget_curve(torch.ones(2, 1), phase)
     with pytest.raises(ValueError, match="phase must be below 1, got 1"):
         budget_curve(torch.ones(1), phase)
-    for curve in (torch.zeros(0), torch.ones(2, 2), torch.tensor([nan, 1.0])):
+    for curve in (torch.zeros(0), torch.zeros(3), torch.ones(2, 2), torch.tensor([nan, 1.0])):
         with pytest.raises(ValueError, match="curve must be a non-empty"):
             budget_knee(curve)

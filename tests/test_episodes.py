@@ -244,3 +244,38 @@ def test_check_batch() -> None:
     wrong[IS_PAD] = wrong[IS_PAD][:, 1:]
     with pytest.raises(ValueError, match=r"action_is_pad must have shape \(17, 4\), got \(17, 3\)"):
         check_batch(wrong)
+
+
+def test_padding_rows_pay_nothing_and_carry_no_weight() -> None:
+    batch = TensorDict(
+        {
+            "episode_id": torch.tensor([0, 0, 1]),
+            "action_is_pad": torch.zeros(3, 2, dtype=torch.bool),
+            "weight": torch.ones(3),
+            ("next", "reward"): torch.tensor([[0.0], [1.0], [1.0]]),
+        },
+        batch_size=[3],
+    )
+    padded = pad_episodes(batch, 3)
+    assert padded["next", "reward"].squeeze(-1).tolist() == [0, 1, 0, 1, 0, 0]
+    assert "weight" not in padded.keys()
+
+
+@pytest.mark.parametrize("wants_episode", [False, True])
+def test_any_labeller_gets_minus_one_for_unexecuted_chunks(wants_episode: bool) -> None:
+    batch = TensorDict(
+        {
+            ("vla_action", "chunk"): torch.zeros(3, 2, 1),
+            "action_is_pad": torch.tensor([[False, False], [False, True], [True, True]]),
+            "episode_id": torch.zeros(3, dtype=torch.int64),
+        },
+        batch_size=[3],
+    )
+
+    def plain(fraction, valid):
+        return torch.zeros_like(fraction, dtype=torch.int64)
+
+    def looking(fraction, valid, episode):
+        return plain(fraction, valid)
+
+    assert label_episodes(batch, looking if wants_episode else plain).tolist() == [0, 0, -1]

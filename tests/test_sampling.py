@@ -186,3 +186,24 @@ def test_errors(call: Callable[..., Tensor]) -> None:
 def test_valid_must_fit(valid: Tensor) -> None:
     with pytest.raises(ValueError, match=r"valid must be bool \(3,\)"):
         sample_chunks(torch.ones(3), 1, valid=valid)
+
+
+def test_inclusion_of_weights_of_very_different_size() -> None:
+    got = inclusion_probabilities(torch.tensor([1.0, 1e-3, 1e-6, 0.5], dtype=torch.float64), 3)
+    assert got.tolist() == pytest.approx(enumerated([1.0, 1e-3, 1e-6, 0.5], 3), abs=1e-10)
+    tiny = inclusion_probabilities(torch.tensor([1.0, 1e-40, 1e-40], dtype=torch.float64), 2)
+    assert tiny.tolist() == pytest.approx([1.0, 0.5, 0.5], abs=1e-10)
+    assert inclusion_probabilities(torch.zeros(3, 0), 2).shape == (3, 0)
+
+
+def enumerated(weight: list[float], budget: int) -> list[float]:
+    """Inclusion probabilities by enumeration of all ordered draws."""
+    out = [0.0] * len(weight)
+    for order in itertools.permutations(range(len(weight)), budget):
+        left, probability = sum(weight), 1.0
+        for k in order:
+            probability *= weight[k] / left
+            left -= weight[k]
+        for k in order:
+            out[k] += probability
+    return out

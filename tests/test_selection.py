@@ -350,3 +350,31 @@ def test_inputs_that_do_not_fit_leave_the_probabilities_alone() -> None:
         with pytest.raises(ValueError, match=message):
             wrong.select(keep)
     assert keep.state_dict() == KeepProbabilities().state_dict()
+
+
+def test_top_phase_is_one_with_evidence() -> None:
+    """A phase that was never scored keeps probability 1, which must not make it the top phase."""
+    actions = torch.zeros(4, 1, 1)
+    actions[2] = 5.0
+    phase, success = torch.tensor([0, 1, 1, 0]), torch.tensor([1, 0, 1, 1])
+    episode = torch.tensor([0, 1, 2, 3])
+    group = torch.zeros(4, dtype=torch.int64)
+    got = select_chunks(actions, phase, success, group, episode, KeepProbabilities(), selection="top-phase")
+    assert got.index.tolist() == [1, 2]
+
+
+def test_top_phase_without_any_evidence_counts_all() -> None:
+    phase, episode = torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1])
+    zeros = torch.zeros(3, dtype=torch.int64)
+    got = select_chunks(
+        torch.zeros(3, 1, 1), phase, zeros, zeros, episode, KeepProbabilities(), selection="top-phase", budget=5
+    )
+    assert got.index.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("which", ["success", "group"])
+def test_outcome_and_group_belong_to_the_episode(which: str) -> None:
+    constant, changing = torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 0])
+    success, group = (changing, constant) if which == "success" else (constant, changing)
+    with pytest.raises(ValueError, match=f"{which} changes within an episode"):
+        select_chunks(torch.zeros(3, 1, 1), constant, success, group, constant, KeepProbabilities())

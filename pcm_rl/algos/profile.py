@@ -87,7 +87,7 @@ def _trial(
     selection, padding = METHODS[name]
     sampler = PCMSampler(config.selection.budget, selection=selection, padding=padding, floor=config.selection.floor)
     if probs is not None:
-        sampler.keep.load_state_dict({"probs": probs.tolist(), "buffer": [], "started": True})
+        sampler.keep.load_state_dict({"probs": probs.tolist(), "buffer": [], "scored": [True] * len(probs)})
     start = time.perf_counter()
     kept = sampler(batch)
     select_s = time.perf_counter() - start
