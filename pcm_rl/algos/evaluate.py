@@ -58,7 +58,11 @@ def wilson(successes: int, episodes: int, z: float = 1.959964) -> Success:
     scale = 1.0 + z * z / episodes
     centre = (share + z * z / (2 * episodes)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / episodes + z * z / (4 * episodes**2))
-    return Success(share, max(centre - half, 0.0), min(centre + half, 1.0), successes, episodes)
+    low = (
+        0.0 if successes == 0 else centre - half
+    )  # exact at the ends, where rounding would leave the interval off 0 or 1
+    high = 1.0 if successes == episodes else centre + half
+    return Success(share, low, high, successes, episodes)
 
 
 def evaluate(

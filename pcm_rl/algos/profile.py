@@ -94,7 +94,7 @@ def _trial(
 
     learner = copy.deepcopy(policy)
     loss = make_loss(learner, config)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=config.update.lr)
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=config.update.lr, fused=True)
     with ActivationMeter(learner, enabled=count_bytes) as meter:
         _wait(learner)
         start = time.perf_counter()

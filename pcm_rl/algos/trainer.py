@@ -68,7 +68,7 @@ class Trainer:
         self.policy = make_policy(config, self.env)
         self.loss = make_loss(self.policy, config)
         self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.update.lr, weight_decay=config.update.weight_decay
+            self.policy.parameters(), lr=config.update.lr, weight_decay=config.update.weight_decay, fused=True
         )
         chosen = config.selection
         self.sampler = PCMSampler(
@@ -245,6 +245,8 @@ class Trainer:
             self.batch = self.mixed(self.collect())
         if len(self.batch):
             self.summary["profile"] = self._profile(self.batch)
+        else:
+            self.say("no group had both outcomes, so the cost of an update was not measured")
         (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=1))
         if self.config.record:
             film_run(self.config, self.policy, self.states.evaluation, EVALUATION_SEED, self.say)
