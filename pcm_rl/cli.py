@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         options.run(options)
-    except (ConfigError, FileNotFoundError, FileExistsError, ImportError) as error:
+    except (ConfigError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError) as error:
         print(f"pcm-rl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -70,7 +70,7 @@ def _eval(options: argparse.Namespace) -> None:
     from pcm_rl.algos.checkpoint import load_policy
     from pcm_rl.algos.trainer import Trainer
 
-    config = load_run_config(options.folder, [*options.overrides, "policy.init=null"])
+    config = load_run_config(options.folder, options.overrides)
     trainer = Trainer(config)
     with contextlib.closing(trainer.env):
         load_policy(trainer.policy, config.folder / "checkpoint" / "policy.safetensors")
@@ -147,10 +147,16 @@ def _plot(options: argparse.Namespace) -> None:
     print(f"report: {write_report(Path(options.folder))}")
 
 
-def _method(name: str) -> str:
-    if name not in METHODS:
-        raise argparse.ArgumentTypeError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
-    return name
+def _methods(text: str) -> list[str]:
+    names = text.split(",")
+    for name in names:
+        if name not in METHODS:
+            raise argparse.ArgumentTypeError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
+    return names
+
+
+def _seeds(text: str) -> list[int]:
+    return [int(seed) for seed in text.split(",")]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,8 +185,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", metavar="RUN")
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     sub = command("compare", _compare, "train several methods and seeds; writes compare.csv")
-    sub.add_argument("--methods", nargs="+", type=_method, default=["full-valid", "pcm", "random-valid"])
-    sub.add_argument("--seeds", nargs="+", type=int, default=[0])
+    sub.add_argument("--methods", type=_methods, default=["full-valid", "pcm", "random-valid"], metavar="A,B,...")
+    sub.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,...")
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
     sub.add_argument("folder", metavar="RUN")

@@ -289,7 +289,8 @@ def load_run_config(folder: str | Path, overrides: Sequence[str] = ()) -> Config
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run (no config.yaml)")
     parent, name = str(Path(folder).parent), Path(folder).name
-    return load_config(path, [f"run_dir={parent}", f"name={name}", *overrides])
+    # the checkpoint holds the policy: the file that the run once started from may be gone
+    return load_config(path, [f"run_dir={parent}", f"name={name}", *overrides, "policy.init=null"])
 
 
 def save_config(config: Config, path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
@@ -11,7 +13,7 @@ import torch
 from gymnasium.vector import VectorEnv
 
 from pcm_rl.algos.checkpoint import load_policy
-from pcm_rl.config import Config, EnvConfig
+from pcm_rl.config import Config, ConfigError, EnvConfig
 from pcm_rl.envs import chunked_vector_env
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.policies import StateTokenPolicy
@@ -20,35 +22,51 @@ __all__ = ["make_env", "make_expert", "make_policy", "make_vector_env"]
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
-    """One environment that steps single actions."""
-    if config.import_module is not None:
-        importlib.import_module(config.import_module)
+    """One environment that steps single actions.
+
+    Raises:
+        ConfigError: If there is no such id, or the environment refuses its arguments.
+    """
     extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
-    return gym.make(config.id, disable_env_checker=True, **config.kwargs, **extra)
+    with _refused_as_config_error(config):
+        _import_ids(config)
+        return gym.make(config.id, disable_env_checker=True, **config.kwargs, **extra)
 
 
-def make_vector_env(config: EnvConfig, num_envs: int | None = None) -> VectorEnv:
-    """``num_envs`` environments that step whole chunks: the task's own vectorised core, or one process each."""
+def make_vector_env(config: EnvConfig) -> VectorEnv:
+    """Environments that step whole chunks: the task's own vectorised core, or one process each.
+
+    Raises:
+        ConfigError: As :func:`make_env`.
+    """
+    chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
+    with _refused_as_config_error(config):
+        _import_ids(config)
+        if not config.workers and gym.spec(config.id).vector_entry_point is not None:
+            return gym.make_vec(
+                config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
+            )
+        return chunked_vector_env(
+            functools.partial(make_env, config),
+            config.num_envs,
+            workers=config.workers,
+            context="spawn" if config.workers else None,  # a fork would copy torch's threads and a simulator's context
+            success=config.success,
+            **chunking,
+        )
+
+
+def _import_ids(config: EnvConfig) -> None:
     if config.import_module is not None:
         importlib.import_module(config.import_module)
-    number = num_envs or config.num_envs
-    if not config.workers and gym.spec(config.id).vector_entry_point is not None:
-        return gym.make_vec(
-            config.id,
-            number,
-            vectorization_mode="vector_entry_point",
-            chunk_length=config.chunk_length,
-            **config.kwargs,
-        )
-    return chunked_vector_env(
-        functools.partial(make_env, config),
-        number,
-        chunk_length=config.chunk_length,
-        workers=config.workers,
-        gripper_index=config.gripper_index,
-        close_above=config.close_above,
-        success=config.success,
-    )
+
+
+@contextlib.contextmanager
+def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
+    try:
+        yield
+    except (gym.error.Error, TypeError, ValueError) as error:
+        raise ConfigError(f"env.id={config.id} with {dict(config.kwargs)}: {error}") from error
 
 
 def make_policy(config: Config, env: VectorEnv) -> StateTokenPolicy:

@@ -13,7 +13,7 @@ class _Toy:
     def __init__(self, task: Any, mistakes: float) -> None:
         from pcm_rl.envs.tabletop_expert import TabletopExpert
 
-        self._expert = TabletopExpert(1, task, misgrasp=mistakes if task == "pick_place" else 0.0)
+        self._expert = TabletopExpert(1, task, misgrasp=mistakes)
 
     def reset(self, init_state: int) -> None:
         self._expert.reset([init_state])
@@ -32,7 +32,7 @@ class _Libero:
         self._expert.reset()
 
     def action(self, observation: np.ndarray) -> np.ndarray:
-        return np.asarray(self._expert.action())
+        return np.asarray(self._expert.action(observation))
 
 
 EXPERTS: dict[str, Callable[[gym.Env, float], Any]] = {

@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import dataclasses
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from pcm_rl.algos.build import make_env, make_policy, make_vector_env
+from pcm_rl.config import Config, ConfigError, EnvConfig
+from pcm_rl.envs.experts import EXPERTS, make_expert
+from pcm_rl.envs.toy import TabletopVectorEnv
+
+
+def test_the_toy_uses_its_vectorised_core_or_one_process_each():
+    config = EnvConfig(id="pcm_rl/Reach-v0", num_envs=3, chunk_length=4, kwargs={"horizon": 24})
+    core = make_vector_env(config)
+    assert isinstance(core.unwrapped, TabletopVectorEnv) and core.single_action_space.shape == (4, 7)
+    workers = make_vector_env(dataclasses.replace(config, workers=True, num_envs=2))
+    try:
+        assert isinstance(workers, gym.vector.AsyncVectorEnv) and workers.single_action_space.shape == (4, 7)
+        options = {"init_state": np.array([3, 4])}
+        got, _ = workers.reset(options=dict(options))
+        expected, _ = make_vector_env(dataclasses.replace(config, num_envs=2)).reset(options=options)
+        np.testing.assert_array_equal(got, expected)
+    finally:
+        workers.close()
+
+
+def test_policy_fits_the_environment():
+    config = Config(env=EnvConfig(id="pcm_rl/Reach-v0", num_envs=2, chunk_length=4))
+    policy = make_policy(config, make_vector_env(config.env))
+    assert (policy.chunk_size, policy.action_dim, policy.vocab_size) == (4, 7, 16)
+
+
+@pytest.mark.parametrize(
+    ("env", "text"),
+    [
+        (EnvConfig(id="pcm_rl/Nothing-v0"), "Nothing"),
+        (EnvConfig(kwargs={"horizon": -1}), "horizon"),
+        (EnvConfig(kwargs={"horizn": 3}), "horizn"),
+    ],
+)
+def test_what_the_environment_refuses_is_a_config_error(env, text):
+    with pytest.raises(ConfigError, match=text):
+        make_vector_env(env)
+    with pytest.raises(ConfigError, match=text):
+        make_env(env)
+
+
+@pytest.mark.parametrize("task", ["PickPlace", "Reach"])
+def test_toy_experts_solve_their_task(task):
+    env = gym.make(f"pcm_rl/{task}-v0")
+    expert = make_expert(f"pcm_rl/{task}-v0", env, mistakes=0.5)
+    for state in range(5):
+        observation, info = env.reset(options={"init_state": state})
+        expert.reset(state)
+        ended = False
+        while not ended:
+            observation, _, terminated, truncated, info = env.step(expert.action(observation))
+            ended = terminated or truncated
+        assert info["success"], state
+
+
+def test_unknown_expert_lists_the_known():
+    with pytest.raises(ValueError, match="pcm_rl/Libero-v0"):
+        make_expert("CartPole-v1", gym.make("CartPole-v1"))
+    assert set(EXPERTS) == {"pcm_rl/PickPlace-v0", "pcm_rl/Reach-v0", "pcm_rl/Libero-v0"}

@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+from pcm_rl.cli import main
+
+TINY = [
+    "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=12", "env.eval_states=8",
+    "groups=2", "group_size=6", "eval_episodes=8", "eval_every=0", "steps=1", "logger=none", "record=false",
+    "demos.episodes=20", "sft.steps=300", "selection.budget=4", "policy.width=64",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    assert main(["sft", *TINY, f"run_dir={folder}", "name=start"]) == 0
+    start = f"policy.init={folder / 'start' / 'policy.safetensors'}"
+    assert main(["train", *TINY, f"run_dir={folder}", "name=run", start]) == 0
+    return folder, start
+
+
+def test_train_eval_plot_resume(run, capsys):
+    folder, _ = run
+    path = str(folder / "run")
+    assert main(["eval", path]) == 0
+    result = json.loads((folder / "run" / "eval.json").read_text())
+    assert result["episodes"] == 8 and result["init_states"] == "0-7"
+    summary = json.loads((folder / "run" / "summary.json").read_text())
+    assert result["successes"] == summary["after"]["successes"]  # the same result twice
+    (folder / "run" / "report.html").unlink()
+    assert main(["plot", path]) == 0 and (folder / "run" / "report.html").is_file()
+    assert main(["train", "--resume", path, "steps=2"]) == 0
+    assert "step    2/2" in capsys.readouterr().out
+
+
+def test_compare_writes_one_row_a_run_and_goes_on_where_it_was(run, capsys):
+    folder, start = run
+    command = ["compare", "--methods=pcm,full-valid", "--seeds=0", *TINY, f"run_dir={folder}", start]
+    assert main(command) == 0
+    with (folder / "compare" / "compare.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["method"], row["seed"]) for row in rows] == [("pcm", "0"), ("full-valid", "0")]
+    assert rows[0]["before"] == rows[1]["before"]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert "step" not in capsys.readouterr().out
+
+
+def test_profile_prints_every_method(run, capsys):
+    folder, start = run
+    assert main(["profile", *TINY, f"run_dir={folder}", "name=profile", start, "groups=6"]) == 0
+    out = capsys.readouterr().out
+    for method in ("pcm", "full-valid", "full-padded", "random-valid", "top-phase"):
+        assert method in out
+
+
+def test_demos_are_not_overwritten(tmp_path, capsys):
+    path = tmp_path / "demos.safetensors"
+    command = ["demos", "env.id=pcm_rl/Reach-v0", "demos.episodes=2", f"demos.path={path}"]
+    assert main(command) == 0 and path.is_file()
+    assert main(command) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "text"),
+    [
+        (["train", "selection.buget=3"], "did you mean 'selection.budget'"),
+        (["train", "--config", "no.yaml"], "no configuration file"),
+        (["train", "--resume", "no-run"], "holds no run"),
+        (["train", "env.id=pcm_rl/Nothing-v0"], "Nothing"),
+        (["eval", "no-run"], "holds no run"),
+        (["plot", "no-run"], "no-run"),
+        (["demos"], "demos.path"),
+        (["train", "policy.init=no.safetensors"], "no policy file"),
+    ],
+)
+def test_errors_of_use_are_one_line(command, text, capsys):
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.startswith("pcm-rl: ") and "Traceback" not in error
+
+
+def test_unknown_method_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        main(["compare", "--methods=best"])
+    assert "full-padded" in capsys.readouterr().err
