@@ -1,6 +1,6 @@
-"""Success of several methods over seeds: the raw curves as one CSV, a table, and the figure of the README.
+r"""Success of several methods over seeds: the raw curves as one CSV, a table, and the figure of the README.
 
-    pcm-rl compare --config configs/pick_place.yaml --methods full-valid,pcm,random-valid,top-phase \\
+    pcm-rl compare --config configs/pick_place.yaml --methods full-valid,pcm,random-valid,top-phase \
         --seeds 0,1,2,3,4 name=methods record=false logger=none
     python benchmarks/methods.py runs/methods pick_place
 
@@ -60,7 +60,7 @@ def table(rows: list[dict[str, object]]) -> None:
         summary[method][seed] = (points[0]["success"], points[-1]["success"], area, points[-1]["gradient_chunks"],
                                  points[-1]["update_s"])  # fmt: skip
     print(
-        "| method | seeds | before | after | mean over evaluations | after, minus full-valid | gradient chunks | update s |"
+        "| method | seeds | before | after | mean of evaluations | after, minus full-valid | gradient chunks | update s |"
     )
     print("|---|---|---|---|---|---|---|---|")
     for method in COLORS:
