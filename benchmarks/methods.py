@@ -59,9 +59,7 @@ def table(rows: list[dict[str, object]]) -> None:
         area = statistics.fmean(p["success"] for p in points[1:])
         summary[method][seed] = (points[0]["success"], points[-1]["success"], area, points[-1]["gradient_chunks"],
                                  points[-1]["update_s"])  # fmt: skip
-    print(
-        "| method | seeds | before | after | mean of evaluations | after, minus full-valid | gradient chunks | update s |"
-    )
+    print("| method | seeds | before | after | mean of all | after, minus full-valid | gradient chunks | update s |")
     print("|---|---|---|---|---|---|---|---|")
     for method in COLORS:
         if method not in summary:

@@ -41,6 +41,9 @@ class EnvConfig:
         max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
         gripper_index: Action dimension that commands the gripper.
         close_above: Gripper commands strictly above close.
+        labeller: Phase rule as ``module:function`` (see ``pcm_rl.episodes.label_episodes``); None is the gripper rule.
+        init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
+            ``seed`` (``reset(seed=k)``).
         success: Key of ``info`` that tells success, where it is not ``success``.
         num_states: Number of initial states (LIBERO: 50); None where the environment has no fixed number.
         eval_states: Initial states held out for evaluation, never trained on.
@@ -55,12 +58,17 @@ class EnvConfig:
     max_chunks: int = 64
     gripper_index: int = -1
     close_above: float = 0.0
+    labeller: Optional[str] = None  # noqa: UP045
+    init_state: str = "option"
     success: Optional[str] = None  # noqa: UP045
     num_states: Optional[int] = None  # noqa: UP045
     eval_states: int = 256
 
     def __post_init__(self) -> None:
         _at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
+        _one_of(self, "init_state", ("option", "seed"))
+        if self.labeller is not None and self.labeller.count(":") != 1:
+            raise ConfigError(f"labeller must be module:function, got {self.labeller!r}")
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from gymnasium.vector import VectorEnv
 
 from pcm_rl.algos.checkpoint import load_policy
 from pcm_rl.config import Config, ConfigError, EnvConfig
-from pcm_rl.envs import chunked_vector_env
+from pcm_rl.envs import SeededStates, chunked_vector_env
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.policies import StateTokenPolicy
 
-__all__ = ["make_env", "make_expert", "make_policy", "make_vector_env"]
+__all__ = ["make_env", "make_expert", "make_policy", "make_vector_env", "phase_rule"]
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
@@ -30,7 +30,8 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
     extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     with _refused_as_config_error(config):
         _import_ids(config)
-        return gym.make(config.id, disable_env_checker=True, **config.kwargs, **extra)
+        env = gym.make(config.id, disable_env_checker=True, **config.kwargs, **extra)
+        return SeededStates(env) if config.init_state == "seed" else env
 
 
 def make_vector_env(config: EnvConfig) -> VectorEnv:
@@ -54,6 +55,22 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
             success=config.success,
             **chunking,
         )
+
+
+def phase_rule(config: EnvConfig) -> dict[str, Any]:
+    """How chunks get their phase: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``.
+
+    Raises:
+        ConfigError: If ``env.labeller`` names nothing that can be called.
+    """
+    rule: dict[str, Any] = {"gripper_index": config.gripper_index, "close_above": config.close_above}
+    if config.labeller is not None:
+        module, name = config.labeller.split(":")
+        try:
+            rule["labeller"] = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(f"env.labeller={config.labeller}: {error}") from error
+    return rule
 
 
 def _import_ids(config: EnvConfig) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pcm_rl.algos.build import make_env
+from pcm_rl.algos.build import make_env, phase_rule
 from pcm_rl.algos.collect import Policy
 from pcm_rl.algos.evaluate import Success, film_episode, filmable, save_film
 from pcm_rl.config import Config
@@ -35,9 +35,8 @@ def film_run(
     env = filmable(
         base,
         chunk_length=chunking.chunk_length,
-        gripper_index=chunking.gripper_index,
-        close_above=chunking.close_above,
         success=chunking.success,
+        **phase_rule(chunking),
     )
     wanted = {True: "success", False: "failure"}
     with contextlib.closing(env):

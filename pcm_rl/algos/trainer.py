@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 
 from pcm_rl.advantage import group_advantage
-from pcm_rl.algos.build import make_policy, make_vector_env
+from pcm_rl.algos.build import make_policy, make_vector_env, phase_rule
 from pcm_rl.algos.checkpoint import load_checkpoint, save_checkpoint
 from pcm_rl.algos.closing import closing_lines, film_run, hardware
 from pcm_rl.algos.collect import collect_episodes, episode_outcomes
@@ -79,6 +79,7 @@ class Trainer:
             refresh_every=chosen.refresh_every,
             seed=config.seed,
         )
+        self.phase_rule = phase_rule(config.env)
         self.states = InitialStates(config.env.num_states, config.env.eval_states, config.seed)
         self.generator = torch.Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
         self.step = 0
@@ -171,11 +172,7 @@ class Trainer:
         init_state = self.states.deal(config.groups).repeat_interleave(config.group_size)
         group = torch.arange(config.groups).repeat_interleave(config.group_size)
         rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device)
-        rows.set(
-            PHASE,
-            label_episodes(rows, gripper_index=config.env.gripper_index, close_above=config.env.close_above),
-        )
-        return rows
+        return rows.set(PHASE, label_episodes(rows, **self.phase_rule))
 
     @staticmethod
     def mixed(rows: TensorDict) -> TensorDict:

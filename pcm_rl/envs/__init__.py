@@ -3,6 +3,7 @@
 import gymnasium
 
 from pcm_rl.envs.chunked import ChunkedEnv
+from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.slot import VectorSlot, chunked_vector_env
 
 _TOY = {"pcm_rl/PickPlace-v0": ("PickPlaceEnv", "pick_place"), "pcm_rl/Reach-v0": ("ReachEnv", "reach")}
@@ -15,4 +16,4 @@ for _id, (_single, _task) in _TOY.items():
 if "pcm_rl/Libero-v0" not in gymnasium.registry:
     gymnasium.register(id="pcm_rl/Libero-v0", entry_point="pcm_rl.envs.libero:LiberoEnv")
 
-__all__ = ["ChunkedEnv", "VectorSlot", "chunked_vector_env"]
+__all__ = ["ChunkedEnv", "SeededStates", "VectorSlot", "chunked_vector_env"]

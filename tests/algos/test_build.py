@@ -5,8 +5,9 @@ import dataclasses
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 
-from pcm_rl.algos.build import make_env, make_policy, make_vector_env
+from pcm_rl.algos.build import make_env, make_policy, make_vector_env, phase_rule
 from pcm_rl.config import Config, ConfigError, EnvConfig
 from pcm_rl.envs.experts import EXPERTS, make_expert
 from pcm_rl.envs.toy import TabletopVectorEnv
@@ -46,6 +47,29 @@ def test_what_the_environment_refuses_is_a_config_error(env, text):
         make_vector_env(env)
     with pytest.raises(ConfigError, match=text):
         make_env(env)
+
+
+def by_time(close_fraction, valid):
+    return torch.where(valid, torch.arange(valid.shape[-1]) % 5, -1)
+
+
+def test_a_labeller_is_named_by_module_and_function():
+    rule = phase_rule(EnvConfig(labeller=f"{__name__}:by_time"))
+    assert rule["labeller"].__name__ == "by_time"
+    assert "labeller" not in phase_rule(EnvConfig())
+    with pytest.raises(ConfigError, match="no_such_function"):
+        phase_rule(EnvConfig(labeller="pcm_rl.phases:no_such_function"))
+    with pytest.raises(ConfigError, match="module:function"):
+        EnvConfig(labeller="by_time")
+
+
+def test_seeds_can_name_initial_states():
+    env = make_env(EnvConfig(id="CartPole-v1", init_state="seed"))
+    first, _ = env.reset(options={"init_state": 7})
+    env.reset(options={"init_state": 8})
+    again, _ = env.reset(options={"init_state": 7})
+    np.testing.assert_array_equal(first, again)
+    np.testing.assert_array_equal(first, gym.make("CartPole-v1").reset(seed=7)[0])
 
 
 @pytest.mark.parametrize("task", ["PickPlace", "Reach"])

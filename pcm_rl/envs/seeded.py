@@ -1,0 +1,34 @@
+"""Name initial states by seeds, for environments that have no other name for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+
+
+class SeededStates(gym.Wrapper[Any, Any, Any, Any]):
+    """Turns `reset(options={"init_state": k})` into `reset(seed=k)`.
+
+    A GRPO group is several rollouts from one initial state. Most Gymnasium environments make theirs from the seed, so a
+    seed names it. That the same seed gives the same state again, on one instance and across instances, is up to the
+    environment.
+
+    Args:
+        env: Any environment.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode.
+
+        Args:
+            seed: Used where no `init_state` is given.
+            options: `init_state`, a nonnegative integer, becomes the seed; the rest is passed on.
+
+        Returns:
+            The environment's observation and info.
+        """
+        rest = dict(options or {})
+        if "init_state" in rest:
+            seed = int(rest.pop("init_state"))
+        return self.env.reset(seed=seed, options=rest or None)
