@@ -1,6 +1,6 @@
 # make train   the main job: GRPO with chunk selection learns pick and place on a CPU
 # make test    all tests
-# make lint    ruff, strict types of the method, spelling
+# make lint    ruff, strict types, spelling
 # make setup   what the others need; each of them does it by itself, once
 PYTHON ?= python3
 VENV ?= .venv

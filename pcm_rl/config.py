@@ -277,7 +277,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     base = OmegaConf.structured(Config)
     _unlock(base)
     try:
-        given = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        given: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
         given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
         _check_keys(given, Config, "")
         config = OmegaConf.to_object(OmegaConf.merge(base, given))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
 import subprocess
 from pathlib import Path
@@ -74,3 +75,9 @@ def test_libero_commands_run(tmp_path, capsys):
 
 def _rooted(arguments: list[str]) -> list[str]:
     return [str(ROOT / a) if a.startswith("configs/") else a for a in arguments]
+
+
+def test_the_example_runs(capsys):
+    space = runpy.run_path(str(ROOT / "examples" / "minimal_loop.py"))
+    history = space["main"](steps=2)
+    assert len(history) == 2 and "chunks" in capsys.readouterr().out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -109,7 +110,7 @@ def film_episode(
         ``frames [T, H, W, 3]`` uint8, the phase shown in each ``[T]`` int64, and the outcome.
     """
     observation, _ = env.reset(options={"init_state": init_state})
-    info: dict = {}
+    info: dict[str, Any] = {}
     frames: list[np.ndarray] = []
     steps: list[int] = []
     ended = False
@@ -119,7 +120,7 @@ def film_episode(
             state = torch.from_numpy(np.array(observation, dtype=np.float32)).unsqueeze(0)
             out = policy(TensorDict({STATE: state}, batch_size=[1]).to(device))
             observation, _, terminated, truncated, info = env.step(out.get(CHUNK)[0].cpu().numpy())
-            frames += env.render()
+            frames += cast("list[np.ndarray]", env.render())
             steps.append(int((~info["action_is_pad"]).sum()))
             ended = terminated or truncated
     phase = info["episode"].get(PHASE).repeat_interleave(torch.tensor(steps))
