@@ -3,7 +3,8 @@
     python benchmarks/update.py [--network mlp|transformer] [--device cpu|cuda]    writes results/update-*.csv
 
 Two batches: ``all-64`` has 64 executed chunks in every trajectory (5120 rows against 960: the ceiling is 5.33);
-``mixed`` has successes that stop after 18 chunks, as on LIBERO-Object, beside failures of 64.
+``mixed`` has successes that stop after 18 chunks, as on LIBERO-Object, beside failures of 64. Each in two ways: one
+forward a minibatch (a quarter of the rows, so that memory follows the rows), and micro-batches of 240 rows for all.
 """
 
 from __future__ import annotations
@@ -14,11 +15,19 @@ import dataclasses
 import torch
 from common import CHUNKS, TRAJECTORIES, synthetic_batch, write_csv
 
-from pcm_rl.algos.profile import profile_update
+from pcm_rl.algos.profile import UpdateCost, profile_update
 from pcm_rl.config import Config, UpdateConfig
 from pcm_rl.policies import StateTokenPolicy
 
 METHODS = ("pcm", "random-valid", "full-valid", "full-padded")
+
+
+def ratios(cost: UpdateCost, pcm: UpdateCost) -> dict[str, float]:
+    return {
+        "rows_over_pcm": round(cost.rows / pcm.rows, 2),
+        "time_over_pcm": round(cost.update_s / pcm.update_s, 2),
+        "activations_over_pcm": round(cost.activation_bytes / pcm.activation_bytes, 2),
+    }
 
 
 def main() -> None:
@@ -32,22 +41,22 @@ def main() -> None:
     torch.manual_seed(0)
     width = 256 if options.network == "mlp" else 128
     policy = StateTokenPolicy(26, network=options.network, width=width).to(options.device)
-    config = dataclasses.replace(Config(), update=UpdateConfig(minibatches=4))
     every = torch.full((TRAJECTORIES,), CHUNKS)
     stopped = torch.where(torch.arange(TRAJECTORIES) % 2 == 0, 18, CHUNKS)
     rows = []
     for name, lengths in (("all-64", every), ("mixed", stopped)):
         batch = synthetic_batch(lengths)
-        costs = profile_update(policy, batch, config, methods=METHODS, repeats=options.repeats)
-        expected = int(lengths.clamp_max(config.selection.budget).sum())
-        assert costs[0].rows == costs[1].rows == expected, "backward rows must be sum_i min(B, N_i)"
-        assert costs[2].rows == int(lengths.sum()) and costs[3].rows == TRAJECTORIES * CHUNKS
-        for cost in costs:
-            row = {"batch": name, "network": options.network, "device": options.device, **cost.as_dict()}
-            row["rows_over_pcm"] = round(cost.rows / costs[0].rows, 2)
-            row["time_over_pcm"] = round(cost.update_s / costs[0].update_s, 2)
-            row["activations_over_pcm"] = round(cost.activation_bytes / costs[0].activation_bytes, 2)
-            rows.append(row)
+        for micro_rows in (None, 240):
+            config = dataclasses.replace(Config(), update=UpdateConfig(minibatches=4, micro_rows=micro_rows))
+            costs = profile_update(policy, batch, config, methods=METHODS, repeats=options.repeats)
+            expected = int(lengths.clamp_max(config.selection.budget).sum())
+            assert costs[0].rows == costs[1].rows == expected, "backward rows must be sum_i min(B, N_i)"
+            assert costs[2].rows == int(lengths.sum()) and costs[3].rows == TRAJECTORIES * CHUNKS
+            for cost in costs:
+                setting = {"batch": name, "network": options.network, "device": options.device}
+                rows.append(
+                    {**setting, "micro_rows": micro_rows or "minibatch", **cost.as_dict(), **ratios(cost, costs[0])}
+                )
     write_csv(f"update-{options.network}-{options.device}", rows)
 
 

@@ -50,7 +50,10 @@ def action_divergence(
         raise ValueError(f"valid must be bool [{chunks}, {length}], got {valid.dtype} {tuple(valid.shape)}")
 
     dimensions = actions.shape[2]
-    executed = actions.masked_fill(~valid.unsqueeze(-1), 0.0).flatten(1).double()
+    executed = actions.to(torch.float64, copy=True)
+    cut = (~valid).any(-1).nonzero().squeeze(-1)  # few rows have padded steps: an episode's last one
+    executed[cut] = executed[cut].masked_fill(~valid[cut].unsqueeze(-1), 0.0)
+    executed = executed.flatten(1)
     part = (phase >= 0) & valid.any(-1)
     _, group_index = torch.unique(group, return_inverse=True)
     groups = int(group_index.max()) + 1 if chunks else 0
