@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data.replay_buffers import SampleUnit
 from torchrl.envs.transforms import Transform
@@ -14,12 +14,16 @@ from torchrl.envs.transforms import Transform
 from pcm_rl.allocation import KeepProbabilities
 from pcm_rl.episodes import (
     CHUNK,
+    CHUNK_ID,
+    DONE,
     EPISODE,
     GROUP,
     IS_PAD,
     PHASE,
+    REWARD,
     SUCCESS,
     WEIGHT,
+    EpisodeIndex,
     Labeller,
     check_batch,
     label_episodes,
@@ -73,6 +77,56 @@ class LabelPhases(Transform):
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Label ``tensordict [M]``; inside a replay buffer, where this runs at sampling, return it unchanged."""
+        return tensordict if _in_buffer(self) else self._inv_call(tensordict)
+
+
+class EpisodeKeys(Transform):
+    """Complete trajectories from a TorchRL collector to the schema: write the keys that are missing.
+
+    ``("vla_action", "chunk")`` is taken from ``action_key``; ``"action_is_pad"`` from ``("next", "action_is_pad")``
+    (see :func:`~pcm_rl.algos.torchrl_env`), and with neither nothing is padded; ``"episode_id"`` and ``"chunk_id"`` are
+    counted from ``("next", "done")``; ``"success"`` is a positive sum of an episode's rewards. On a replay buffer's
+    write path it belongs behind ``MCAdvantage``, that is, is appended before it.
+
+    Args:
+        action_key: Where the executed chunk ``[M, L, D]`` is, if not under ``("vla_action", "chunk")``.
+    """
+
+    def __init__(self, action_key: NestedKey = "action") -> None:
+        super().__init__()
+        self.action_key = action_key
+        self._episodes = 0  # so that ids stay unique over the buffer's life
+
+    def _inv_call(self, tensordict: TensorDictBase | None) -> TensorDictBase | None:
+        if tensordict is None:
+            return None
+        check_batch(tensordict, (DONE,))
+        present = set(tensordict.keys(include_nested=True))
+        done = tensordict.get(DONE).reshape(-1)
+        if len(done) and not bool(done[-1]):
+            raise ValueError("the last row is not done: expected complete trajectories, one after the other")
+        ends = done.cumsum(0)
+        row = ends - done.long()  # the trajectory of each row, from 0
+        if EPISODE not in present:
+            tensordict.set(EPISODE, self._episodes + row)
+            self._episodes += int(ends[-1]) if len(done) else 0
+        if CHUNK_ID not in present:
+            tensordict.set(CHUNK_ID, EpisodeIndex(row).column)
+        if SUCCESS not in present:
+            reward = tensordict.get(REWARD).reshape(-1).double()
+            total = reward.new_zeros(int(ends[-1]) if len(done) else 0).index_add_(0, row, reward)
+            tensordict.set(SUCCESS, (total > 0)[row])
+        if CHUNK not in present:
+            tensordict.set(CHUNK, tensordict.get(self.action_key))
+        # A collector carries entries of "next" over to the root of the following row, where they are one step old.
+        if ("next", IS_PAD) in present:
+            tensordict.set(IS_PAD, tensordict.get(("next", IS_PAD)))
+        elif IS_PAD not in present:
+            tensordict.set(IS_PAD, torch.zeros(tensordict.get(CHUNK).shape[:2], dtype=torch.bool, device=done.device))
+        return tensordict
+
+    def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
+        """Complete ``tensordict [M]``; inside a replay buffer, where this runs at sampling, return it unchanged."""
         return tensordict if _in_buffer(self) else self._inv_call(tensordict)
 
 
