@@ -106,6 +106,9 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    from pcm_rl.algos.closing import compare_table
     from pcm_rl.algos.trainer import train
 
     base = load_config(options.config, options.overrides)
@@ -130,6 +133,8 @@ def _compare(options: argparse.Namespace) -> None:
             row = [method, seed, summary["before"]["success"], *(after[key] for key in ("success", "low", "high"))]
             with table.open("a", newline="") as file:
                 csv.writer(file).writerow([*row, after["episodes"], round(summary["seconds"], 2)])
+    with table.open(newline="") as file:
+        Console().print(compare_table(list(csv.DictReader(file))))
     print(f"written: {table}")
 
 

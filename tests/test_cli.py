@@ -45,7 +45,7 @@ def test_compare_writes_one_row_a_run_and_goes_on_where_it_was(run, capsys):
         rows = list(csv.DictReader(file))
     assert [(row["method"], row["seed"]) for row in rows] == [("pcm", "0"), ("full-valid", "0")]
     assert rows[0]["before"] == rows[1]["before"]
-    capsys.readouterr()
+    assert f"{float(rows[1]['after']):.1%}" in capsys.readouterr().out
     assert main(command) == 0
     assert "step" not in capsys.readouterr().out
 

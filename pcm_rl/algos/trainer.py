@@ -7,6 +7,7 @@ report. Start it with ``pcm-rl train``.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import time
 from collections.abc import Callable
@@ -48,6 +49,7 @@ from pcm_rl.report import write_report
 
 EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
 Say = Callable[[str], None]
+say_now = functools.partial(print, flush=True)  # a line a step is for watching, also through a pipe
 
 
 class Trainer:
@@ -58,7 +60,7 @@ class Trainer:
         say: Gets each line for a person.
     """
 
-    def __init__(self, config: Config, say: Say = print) -> None:
+    def __init__(self, config: Config, say: Say = say_now) -> None:
         self.config, self.say = config, say
         if config.threads is not None:
             torch.set_num_threads(config.threads)
@@ -96,11 +98,7 @@ class Trainer:
         Raises:
             FileExistsError: If the folder already holds a run.
         """
-        if (self.folder / "metrics.csv").exists():
-            raise FileExistsError(
-                f"{self.folder} already holds a run; continue it with --resume {self.folder}, give another name=..., "
-                "or delete it"
-            )
+        refuse_existing(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.folder / "config.yaml")
         self.log = RunLog(self.folder, self.config.logger)
@@ -263,7 +261,7 @@ class Trainer:
         return [cost.as_dict() for cost in profile_update(self.policy, batch, self.config, probs=probs)]
 
 
-def train(config: Config, *, resume: bool = False, say: Say = print) -> Trainer:
+def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Trainer:
     """Run ``config`` to its end; the folder then holds metrics, checkpoint and report.
 
     Args:
@@ -271,6 +269,8 @@ def train(config: Config, *, resume: bool = False, say: Say = print) -> Trainer:
         resume: Continue from the folder's checkpoint.
         say: Gets each line for a person.
     """
+    if not resume:
+        refuse_existing(config.folder)  # before simulators are built
     trainer = Trainer(config, say)
     with contextlib.closing(trainer.env):
         trainer.resume() if resume else trainer.start()
@@ -286,3 +286,11 @@ def train(config: Config, *, resume: bool = False, say: Say = print) -> Trainer:
                 trainer.save()
         trainer.finish()
     return trainer
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise ``FileExistsError`` if ``folder`` already holds a run: nothing saved is overwritten."""
+    if (folder / "metrics.csv").exists():
+        raise FileExistsError(
+            f"{folder} already holds a run; continue it with --resume {folder}, give another name=..., or delete it"
+        )

@@ -145,3 +145,14 @@ def test_full_padded_runs_and_pays_for_padding(tiny):
         assert float(row["chunks_kept"]) == 12 * int(row["groups_mixed"]) * config.group_size
         assert float(row["chunks_kept"]) > float(row["chunks_valid"])
     assert trainer.step == 1
+
+
+def test_resume_right_after_the_start(tiny):
+    whole = train(tiny("straight", "steps=1"), say=silent)
+    config = tiny("stopped", "steps=1")
+    trainer = Trainer(config, silent)
+    trainer.start()
+    trainer.env.close()
+    resumed = train(load_run_config(config.folder), resume=True, say=silent)
+    for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert torch.equal(a, b)

@@ -148,3 +148,10 @@ def test_empty_batch_and_missing_keys(policy, make_batch):
 def test_bad_options(options, text):
     with pytest.raises(ValueError, match=text):
         PCMSampler(**options)
+
+
+def test_given_to_a_buffer_at_construction(policy, make_batch):
+    rb = TensorDictReplayBuffer(storage=LazyTensorStorage(1000), batch_size=8, transform=PCMSampler(3))
+    rb.extend(make_batch(policy, LENGTHS, SUCCESS, GROUP))
+    assert len(rb) == sum(min(3, n) for n in LENGTHS)
+    assert len(rb.sample()) == 8
