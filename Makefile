@@ -13,10 +13,11 @@ ARGS ?=
 setup: $(READY)
 
 $(READY): pyproject.toml scripts/system_packages.sh
+	@echo "setup: once; with PyTorch's CUDA build and the simulators it is some GB and takes a few minutes"
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[libero,metaworld,sb3,dev]"
-	touch $@
+	@touch $@
 
 train: $(READY)
 	$(BIN)/pcm-rl train --config configs/pick_place.yaml name=pick-place-$$(date +%Y%m%d-%H%M%S) $(ARGS)
