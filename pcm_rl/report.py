@@ -117,7 +117,7 @@ class _Page:
             said = "Success on evaluation episodes" + (f": {gain:+.1f} points" if math.isfinite(gain) else "")
             ends = [(number(one, "high"), number(other, "low")) for one, other in ((before, after), (after, before))]
             if all(high >= low for high, low in ends):
-                said += "; the intervals overlap, so this run alone does not show a change"
+                said += "; the intervals overlap, more evaluation episodes would narrow them"
         else:
             recent = {"success": last(figures.trailing_mean(self.metrics["success"], figures.window_of(self.steps)))}
             sides = [("before training", before)] * bool(before) + [("sampled in training, no evaluation yet", recent)]
