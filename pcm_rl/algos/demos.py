@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 
 from pcm_rl.algos.build import make_env, make_expert
 from pcm_rl.algos.states import InitialStates
-from pcm_rl.config import Config
+from pcm_rl.config import Config, ConfigError
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, IS_PAD, STATE
 
 
@@ -139,10 +141,17 @@ def load_demonstrations(path: str | Path) -> TensorDict:
 
 
 def demonstrations(config: Config, say: Callable[[str], None] = print) -> TensorDict:
-    """The dataset at ``demos.path``, recorded first where there is none."""
+    """The dataset at ``demos.path``, recorded first where there is none.
+
+    Raises:
+        ConfigError: If the dataset is of another environment or chunk length, or starts from initial states that this
+            run holds out for evaluation.
+    """
     path = config.demos.path
     if path is not None and Path(path).is_file():
-        return load_demonstrations(path)
+        demos = load_demonstrations(path)
+        _check_fit(demos, path, config)
+        return demos
     env = make_env(config.env)
     with contextlib.closing(env):
         expert = make_expert(config.env.id, env, mistakes=config.demos.mistakes)
@@ -157,9 +166,32 @@ def demonstrations(config: Config, say: Callable[[str], None] = print) -> Tensor
             progress=_progress(say, config.demos.episodes) if config.env.num_states else None,
         )
     if path is not None:
-        save_demonstrations(demos, path, {"env": config.env.id, "noise": str(config.demos.noise)})
+        save_demonstrations(demos, path, _origin(config))
         say(f"saved {config.demos.episodes} demonstrations ({len(demos)} steps) to {path}")
     return demos
+
+
+def _origin(config: Config) -> dict[str, str]:
+    kwargs = json.dumps(dict(config.env.kwargs), sort_keys=True)
+    return {"env": config.env.id, "kwargs": kwargs, "chunk_length": str(config.env.chunk_length)}
+
+
+def _check_fit(demos: TensorDict, path: str, config: Config) -> None:
+    with safe_open(path, "pt") as file:
+        found = file.metadata() or {}
+    for key, expected in _origin(config).items():
+        if found.get(key) != expected:
+            raise ConfigError(
+                f"the demonstrations at {path} were recorded with {key}={found.get(key)}, this run has {expected}; "
+                "give another demos.path"
+            )
+    held_out = InitialStates(config.env.num_states, config.env.eval_states, config.seed).evaluation
+    shared = sorted(set(demos.get(EPISODE).tolist()) & set(held_out.tolist()))
+    if shared:
+        raise ConfigError(
+            f"the demonstrations at {path} start from initial states {shared}, which seed {config.seed} holds out for "
+            "evaluation; record them for this seed with another demos.path"
+        )
 
 
 def _demo_states(config: Config) -> Iterator[int]:

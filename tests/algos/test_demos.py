@@ -10,7 +10,7 @@ import torch
 import pcm_rl.envs  # noqa: F401 - registers the ids
 from pcm_rl.algos.demos import demonstrations, load_demonstrations, record_demonstrations
 from pcm_rl.algos.sft import supervise, token_cross_entropy
-from pcm_rl.config import load_config
+from pcm_rl.config import ConfigError, load_config
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.policies import StateTokenPolicy
 
@@ -74,3 +74,19 @@ def test_supervision_lowers_the_loss_and_ignores_padding():
     assert token_cross_entropy(policy, demos).item() == after
     with pytest.raises(ValueError, match="chunks"):
         supervise(StateTokenPolicy(26, chunk_length=4), demos, steps=1)
+
+
+def test_a_dataset_of_something_else_or_of_held_out_states_is_refused(tmp_path):
+    path = tmp_path / "demos.safetensors"
+    common = ["env.id=pcm_rl/Reach-v0", "demos.episodes=4", f"demos.path={path}"]
+    finite = [*common, "env.num_states=12", "env.eval_states=6"]
+    demonstrations(load_config(None, finite), str)
+    assert len(demonstrations(load_config(None, finite), str))
+    for other, text in (
+        ("env.id=pcm_rl/PickPlace-v0", "env=pcm_rl/Reach-v0"),
+        ("env.kwargs.horizon=99", "horizon"),
+        ("env.chunk_length=4", "chunk_length=8"),
+        ("seed=1", "holds out for evaluation"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            demonstrations(load_config(None, [*finite, other]), str)
