@@ -125,7 +125,8 @@ class ChunkGRPOLoss(LossModule):
         if old.shape != tokens.shape or executed.shape != tokens.shape[:2]:
             raise ValueError(
                 f"expected tokens and log_probs [M, L, D] and is_pad [M, L], got {tuple(tokens.shape)}, "
-                f"{tuple(old.shape)} and {tuple(executed.shape)}"
+                f"{tuple(old.shape)} and {tuple(executed.shape)}; a policy that sums them records one number a chunk: "
+                'give it log_probs_mode="token"'
             )
         rows = tokens.shape[0]
         advantage = tensordict.get(keys.advantage).reshape(rows, 1, 1)
