@@ -62,7 +62,7 @@ def _sft(options: argparse.Namespace) -> None:
         trainer.supervised_start()
         trainer.evaluate()
         path = config.folder / "policy.safetensors"
-        save_policy(trainer.policy, path)
+        save_policy(trainer.policy, path, trainer.origin())
     print(f"policy: {path} (train from it with policy.init={path})")
 
 

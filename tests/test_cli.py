@@ -89,3 +89,11 @@ def test_unknown_method_is_refused(capsys):
     with pytest.raises(SystemExit):
         main(["compare", "--methods=best"])
     assert "full-padded" in capsys.readouterr().err
+
+
+def test_a_policy_of_another_split_is_refused(tmp_path, capsys):
+    split = ["env.num_states=40", "env.eval_states=10", "sft.steps=1", "demos.episodes=2", f"run_dir={tmp_path}"]
+    assert main(["sft", *TINY, *split, "name=start"]) == 0
+    start = f"policy.init={tmp_path / 'start' / 'policy.safetensors'}"
+    assert main(["train", *TINY, *split, "name=other", "seed=1", start]) == 2
+    assert "seed 1 holds out" in capsys.readouterr().err

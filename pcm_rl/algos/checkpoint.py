@@ -24,6 +24,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     generators: dict[str, Generator],
     state: dict[str, Any],
+    metadata: dict[str, str] | None = None,
 ) -> None:
     """Write everything that a run depends on; an older checkpoint of that name stays until the new one is complete.
 
@@ -33,11 +34,12 @@ def save_checkpoint(
         optimizer: Its state goes to ``optimizer.safetensors``.
         generators: Their states, with torch's own, go to ``random.safetensors``.
         state: Anything that JSON keeps exactly: step, keep probabilities, cursors.
+        metadata: Strings written into ``policy.safetensors``.
     """
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    save_policy(policy, partial / "policy.safetensors")
+    save_policy(policy, partial / "policy.safetensors", metadata)
     save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
     random = {name: generator.get_state() for name, generator in generators.items()}
     random["torch"] = torch.get_rng_state()
@@ -117,6 +119,12 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
                     "was it trained with another policy.width, policy.num_bins or env.chunk_length?"
                 )
             own[name].copy_(tensor)
+
+
+def policy_metadata(path: str | Path) -> dict[str, str]:
+    """The strings that :func:`save_policy` wrote beside the weights."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcm_rl.config import ConfigError
+
 
 class InitialStates:
     """Splits an environment's initial states and deals out those for training.
@@ -62,6 +64,25 @@ class InitialStates:
         if self.total is None:
             return {"train": f"unlimited, from {self.held_out} on", "evaluation": f"0-{self.held_out - 1}"}
         return {"train": _join(self._train), "evaluation": _join(self._evaluation)}
+
+    def check_start(self, policy_held_out: str | None) -> None:
+        """Refuse to start from a policy that has seen this split's evaluation states.
+
+        Args:
+            policy_held_out: The evaluation states of the run that made the policy, as :meth:`describe` gives them; None
+                where that is not known.
+
+        Raises:
+            ConfigError: If one of this split's evaluation states was a training state then.
+        """
+        if self.total is None or policy_held_out is None:
+            return
+        seen = set(self._evaluation.tolist()) - {int(state) for state in policy_held_out.split()}
+        if seen:
+            raise ConfigError(
+                f"policy.init was trained on initial states {sorted(seen)}, which seed {self.seed} holds out for "
+                "evaluation; start from a policy of the same seed and eval_states"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor."""

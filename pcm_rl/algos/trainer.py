@@ -19,7 +19,7 @@ from tensordict import TensorDict, TensorDictBase
 
 from pcm_rl.advantage import group_advantage
 from pcm_rl.algos.build import make_policy, make_vector_env, phase_rule
-from pcm_rl.algos.checkpoint import load_checkpoint, save_checkpoint
+from pcm_rl.algos.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
 from pcm_rl.algos.closing import closing_lines, film_run, hardware
 from pcm_rl.algos.collect import collect_episodes, episode_outcomes
 from pcm_rl.algos.demos import demonstrations
@@ -83,6 +83,8 @@ class Trainer:
         )
         self.phase_rule = phase_rule(config.env)
         self.states = InitialStates(config.env.num_states, config.env.eval_states, config.seed)
+        if config.policy.init is not None:
+            self.states.check_start(policy_metadata(config.policy.init).get("held_out"))
         self.generator = torch.Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
         self.step = 0
         self.seconds = 0.0
@@ -224,7 +226,12 @@ class Trainer:
                 "states": self.states.state_dict(),
                 "summary": self.summary,
             },
+            metadata=self.origin(),
         )
+
+    def origin(self) -> dict[str, str]:
+        """What a later run has to know of this policy before it starts from it."""
+        return {"env": self.config.env.id, "held_out": self.states.describe()["evaluation"]}
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {"sampler": self.sampler.generator, "minibatches": self.generator}

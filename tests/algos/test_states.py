@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pcm_rl.algos.states import InitialStates
+from pcm_rl.config import ConfigError
 
 
 def test_finite_set_is_split_and_dealt_epoch_by_epoch():
@@ -38,3 +39,13 @@ def test_unlimited_states_never_meet_evaluation_or_repeat():
 def test_something_must_stay_for_training():
     with pytest.raises(ValueError, match="hold out"):
         InitialStates(50, 50)
+
+
+def test_a_policy_that_saw_the_held_out_states_is_refused():
+    first, other = InitialStates(50, 10, seed=0), InitialStates(50, 10, seed=1)
+    held_out = first.describe()["evaluation"]
+    first.check_start(held_out)
+    first.check_start(None)
+    with pytest.raises(ConfigError, match="seed 1 holds out"):
+        other.check_start(held_out)
+    InitialStates(None, 10, seed=1).check_start("0-9")  # unlimited states: evaluation is the same for every seed
