@@ -73,7 +73,9 @@ def _eval(options: argparse.Namespace) -> None:
     config = load_run_config(options.folder, options.overrides)
     trainer = Trainer(config)
     with contextlib.closing(trainer.env):
-        load_policy(trainer.policy, config.folder / "checkpoint" / "policy.safetensors")
+        policy_file = config.folder / "checkpoint" / "policy.safetensors"
+        load_policy(trainer.policy, policy_file)
+        trainer.check_split(policy_file)
         result = trainer.evaluate()
     held_out = trainer.states.describe()["evaluation"]
     written = config.folder / "eval.json"

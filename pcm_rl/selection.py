@@ -85,12 +85,7 @@ def select_chunks(
     Warns:
         PhaseWarning: If a phase-weighted selection gets a batch in which all chunks have one phase.
     """
-    if selection not in SELECTIONS:
-        raise ValueError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
-    if padding not in PADDINGS:
-        raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
-    if budget < 1:
-        raise ValueError(f"budget must be at least 1 chunk per trajectory, got {budget}")
+    check_options(budget, selection, padding)
     if valid is None:
         valid = torch.ones(actions.shape[:2], dtype=torch.bool, device=actions.device)
     success = as_binary(success)
@@ -125,6 +120,16 @@ def select_chunks(
         candidates=_per_trajectory(phase[executed], rows.shape[0], keep.num_phases),
         kept=_per_trajectory(phase[index], rows.shape[0], keep.num_phases),
     )
+
+
+def check_options(budget: int, selection: str, padding: str) -> None:
+    """Raise ``ValueError`` for a budget below 1 or an unknown selection or padding."""
+    if selection not in SELECTIONS:
+        raise ValueError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
+    if padding not in PADDINGS:
+        raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
+    if budget < 1:
+        raise ValueError(f"budget must be at least 1 chunk per trajectory, got {budget}")
 
 
 def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:

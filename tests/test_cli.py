@@ -97,3 +97,14 @@ def test_a_policy_of_another_split_is_refused(tmp_path, capsys):
     start = f"policy.init={tmp_path / 'start' / 'policy.safetensors'}"
     assert main(["train", *TINY, *split, "name=other", "seed=1", start]) == 2
     assert "seed 1 holds out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_run_is_not_evaluated_or_resumed_on_states_it_trained_on(tmp_path, capsys, finite):
+    split = ["env.num_states=40"] if finite else []
+    path = str(tmp_path / "run")
+    assert main(["train", *TINY, *split, "sft.steps=0", f"run_dir={tmp_path}", "name=run"]) == 0
+    assert main(["eval", path]) == 0
+    assert main(["eval", path, "env.eval_states=20"]) == 2
+    assert main(["train", "--resume", path, "steps=2", "env.eval_states=20"]) == 2
+    assert capsys.readouterr().err.count("holds out for evaluation with eval_states=20") == 2

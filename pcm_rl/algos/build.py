@@ -43,7 +43,9 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
     chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
     with _refused_as_config_error(config):
         _import_ids(config)
-        if not config.workers and gym.spec(config.id).vector_entry_point is not None:
+        # others' vectorised cores step single actions; ours take chunks
+        core = str(gym.spec(config.id).vector_entry_point)
+        if not config.workers and core.startswith("pcm_rl.envs."):
             return gym.make_vec(
                 config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
             )
@@ -82,6 +84,8 @@ def _import_ids(config: EnvConfig) -> None:
 def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
     try:
         yield
+    except ConfigError:  # said already, by an environment built inside
+        raise
     except (gym.error.Error, TypeError, ValueError) as error:
         raise ConfigError(f"env.id={config.id} with {dict(config.kwargs)}: {error}") from error
 

@@ -31,6 +31,7 @@ class InitialStates:
             raise ValueError(f"cannot hold out {held_out} of {total} initial states; at least 1 must stay for training")
         self.total, self.held_out, self.seed = total, held_out, seed
         self.dealt = 0
+        self._first = held_out + seed * 1_000_000  # of the training states, where they are unlimited
         if total is not None:
             order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
             self._evaluation, self._train = order[:held_out].sort().values, order[held_out:].sort().values
@@ -50,7 +51,7 @@ class InitialStates:
         positions = torch.arange(self.dealt, self.dealt + number)
         self.dealt += number
         if self.total is None:
-            return self.held_out + self.seed * 1_000_000 + positions
+            return self._first + positions
         epoch, place = positions // len(self._train), positions % len(self._train)
         orders = {int(e): self._epoch_order(int(e)) for e in epoch.unique()}
         return torch.stack([orders[int(e)][p] for e, p in zip(epoch, place, strict=True)])
@@ -62,26 +63,27 @@ class InitialStates:
     def describe(self) -> dict[str, str]:
         """Which states are used for what, for the report."""
         if self.total is None:
-            return {"train": f"unlimited, from {self.held_out} on", "evaluation": f"0-{self.held_out - 1}"}
+            return {"train": f"unlimited, from {self._first} on", "evaluation": f"0-{self.held_out - 1}"}
         return {"train": _join(self._train), "evaluation": _join(self._evaluation)}
 
     def check_start(self, policy_held_out: str | None) -> None:
-        """Refuse to start from a policy that has seen this split's evaluation states.
+        """Refuse to go on with a policy that may have seen this split's evaluation states.
 
         Args:
             policy_held_out: The evaluation states of the run that made the policy, as :meth:`describe` gives them; None
                 where that is not known.
 
         Raises:
-            ConfigError: If one of this split's evaluation states was a training state then.
+            ConfigError: If one of this split's evaluation states was none then.
         """
-        if self.total is None or policy_held_out is None:
+        if policy_held_out is None:
             return
-        seen = set(self._evaluation.tolist()) - {int(state) for state in policy_held_out.split()}
+        seen = sorted(set(self.evaluation.tolist()) - _parse(policy_held_out))
         if seen:
+            more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
             raise ConfigError(
-                f"policy.init was trained on initial states {sorted(seen)}, which seed {self.seed} holds out for "
-                "evaluation; start from a policy of the same seed and eval_states"
+                f"the policy may have been trained on initial states {seen[:5]}{more}, which seed {self.seed} holds "
+                f"out for evaluation with eval_states={self.held_out}; use the seed and eval_states that it was made with"
             )
 
     def state_dict(self) -> dict[str, Any]:
@@ -95,3 +97,11 @@ class InitialStates:
 
 def _join(states: Tensor) -> str:
     return " ".join(str(int(s)) for s in states)
+
+
+def _parse(described: str) -> set[int]:
+    """The evaluation states that :meth:`InitialStates.describe` wrote."""
+    if "-" in described:
+        first, last = described.split("-")
+        return set(range(int(first), int(last) + 1))
+    return {int(state) for state in described.split()}

@@ -84,7 +84,7 @@ class Trainer:
         self.phase_rule = phase_rule(config.env)
         self.states = InitialStates(config.env.num_states, config.env.eval_states, config.seed)
         if config.policy.init is not None:
-            self.states.check_start(policy_metadata(config.policy.init).get("held_out"))
+            self.check_split(config.policy.init)
         self.generator = torch.Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
         self.step = 0
         self.seconds = 0.0
@@ -104,13 +104,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         save_config(self.config, self.folder / "config.yaml")
         self.log = RunLog(self.folder, self.config.logger)
-        if self.config.policy.init is None and self.config.sft.steps:
+        if self.config.policy.init is None:
             self.supervised_start()
         self.summary["before"] = self.evaluate().as_dict()
         self.save()
 
     def supervised_start(self) -> None:
-        """Behaviour cloning from few demonstrations."""
+        """Behaviour cloning from few demonstrations; with ``sft.steps=0`` the policy stays as it is."""
+        if not self.config.sft.steps:
+            return
         started = time.perf_counter()
         demos = demonstrations(self.config, self.say)
         sft = self.config.sft
@@ -127,6 +129,7 @@ class Trainer:
         state = load_checkpoint(
             self.folder / "checkpoint", policy=self.policy, optimizer=self.optimizer, generators=self._generators()
         )
+        self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
         self.step, self.seconds = state["step"], state["seconds"]
         self.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
@@ -232,6 +235,12 @@ class Trainer:
     def origin(self) -> dict[str, str]:
         """What a later run has to know of this policy before it starts from it."""
         return {"env": self.config.env.id, "held_out": self.states.describe()["evaluation"]}
+
+    def check_split(self, policy_file: str | Path) -> None:
+        """Refuse a policy of this environment that may have been trained on the states held out here."""
+        origin = policy_metadata(policy_file)
+        if origin.get("env") == self.config.env.id:
+            self.states.check_start(origin.get("held_out"))
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {"sampler": self.sampler.generator, "minibatches": self.generator}

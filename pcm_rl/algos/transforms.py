@@ -29,7 +29,7 @@ from pcm_rl.episodes import (
     label_episodes,
 )
 from pcm_rl.phases import Phase, label_phases
-from pcm_rl.selection import PADDINGS, SELECTIONS, Selection, select_chunks
+from pcm_rl.selection import Selection, check_options, select_chunks
 
 
 class LabelPhases(Transform):
@@ -168,17 +168,11 @@ class PCMSampler(Transform):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if budget < 1:
-            raise ValueError(f"budget must be at least 1 chunk per trajectory, got {budget}")
-        if selection not in SELECTIONS:
-            raise ValueError(f"unknown selection {selection!r}; choose one of {', '.join(SELECTIONS)}")
-        if padding not in PADDINGS:
-            raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
+        check_options(budget, selection, padding)  # now, rather than at the first batch
         self.budget, self.selection, self.padding = budget, selection, padding
         self.keep = KeepProbabilities(num_phases, floor, refresh_every)
         self.generator = torch.Generator().manual_seed(seed)
         self.stats: dict[str, float] = {}
-        self.last: Selection | None = None
 
     def select(self, batch: TensorDictBase) -> Selection:
         """Decide which rows of ``batch [M]`` to keep, without touching its observations."""
@@ -197,7 +191,6 @@ class PCMSampler(Transform):
             padding=self.padding,
             generator=self.generator,
         )
-        self.last = selection
         self.stats = _stats(selection, int(valid.any(-1).sum()))
         return selection
 

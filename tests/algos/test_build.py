@@ -72,6 +72,12 @@ def test_seeds_can_name_initial_states():
     np.testing.assert_array_equal(first, gym.make("CartPole-v1").reset(seed=7)[0])
 
 
+def test_somebody_elses_vectorised_core_is_not_taken_for_one_of_chunks():
+    with pytest.raises(ConfigError, match=r"Box \[D\]") as error:
+        make_vector_env(EnvConfig(id="CartPole-v1", num_envs=1))  # discrete actions: refused for what it is, once
+    assert str(error.value).count("CartPole-v1 with") == 1
+
+
 @pytest.mark.parametrize("task", ["PickPlace", "Reach"])
 def test_toy_experts_solve_their_task(task):
     env = gym.make(f"pcm_rl/{task}-v0")

@@ -49,3 +49,11 @@ def test_a_policy_that_saw_the_held_out_states_is_refused():
     with pytest.raises(ConfigError, match="seed 1 holds out"):
         other.check_start(held_out)
     InitialStates(None, 10, seed=1).check_start("0-9")  # unlimited states: evaluation is the same for every seed
+
+
+def test_what_is_described_is_what_is_dealt():
+    states = InitialStates(None, 10, seed=2)
+    assert states.describe() == {"train": "unlimited, from 2000010 on", "evaluation": "0-9"}
+    assert states.deal(1).tolist() == [2000010]
+    with pytest.raises(ConfigError, match="and 5 more"):
+        InitialStates(None, 20, seed=2).check_start(states.describe()["evaluation"])
