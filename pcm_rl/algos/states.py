@@ -83,7 +83,7 @@ class InitialStates:
             more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
             raise ConfigError(
                 f"the policy may have been trained on initial states {seen[:5]}{more}, which seed {self.seed} holds "
-                f"out for evaluation with eval_states={self.held_out}; use the seed and eval_states that it was made with"
+                f"out for evaluation with eval_states={self.held_out}; use the seed and eval_states it was made with"
             )
 
     def state_dict(self) -> dict[str, Any]:
