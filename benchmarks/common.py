@@ -61,13 +61,13 @@ def medians(trials: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def write_csv(name: str, rows: list[dict[str, object]]) -> None:
-    """Write ``results/<name>.csv`` with the hardware and thread count in every row, and print it."""
+def write_csv(name: str, rows: list[dict[str, object]], *, quiet: bool = False) -> None:
+    """Write ``results/<name>.csv`` with the hardware and thread count in every row, and print it unless ``quiet``."""
     RESULTS.mkdir(exist_ok=True)
     rows = [{**row, "threads": torch.get_num_threads(), "hardware": hardware()} for row in rows]
     with (RESULTS / f"{name}.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    for row in rows:
+    for row in [] if quiet else rows:
         print("  ".join(f"{key}={value}" for key, value in row.items() if key != "hardware"))

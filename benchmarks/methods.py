@@ -1,114 +1,105 @@
-r"""Success of several methods over seeds: the raw curves as one CSV, a table, and the figure of the README.
+r"""Success of several methods over seeds: raw CSV and a table, from the runs of one comparison.
 
     pcm-rl compare --config configs/pick_place.yaml --methods full-valid,pcm,random-valid,top-phase \
         --seeds 0,1,2,3,4 name=methods record=false logger=none
     python benchmarks/methods.py runs/methods pick_place
+    python benchmarks/figures.py pick_place
 
-writes ``results/methods-pick_place.csv`` (one row an evaluation of a run) and ``docs/figures/methods-pick_place.svg``.
+writes ``results/methods-pick_place.csv`` (one row an evaluation of a run) and ``results/methods-pick_place-steps.csv``
+(one row a training step: what was kept of each phase, C, times); ``figures.py`` draws from these two.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import json
 import math
 import statistics
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
+from common import write_csv
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from common import RESULTS, write_csv
-
-FIGURES = Path(__file__).parents[1] / "docs" / "figures"
-COLORS = {"full-valid": "#1f2933", "pcm": "#0f766e", "random-valid": "#d97706", "top-phase": "#9ca3af"}
+METHODS = ("full-valid", "full-padded", "pcm", "random-valid", "top-phase")
+STEP_COLUMNS = ("step", "success", "trajectories", "groups_mixed", "chunks_valid", "chunks_kept", "env_steps",
+                "rollout_s", "select_s", "update_s", "step_s")  # fmt: skip
 
 
-def curves(folder: Path) -> list[dict[str, object]]:
+def runs(folder: Path) -> list[tuple[str, int, Path]]:
+    """Method, seed and folder of every finished run."""
+    found = []
+    for run in sorted(folder.iterdir()):
+        if (run / "summary.json").exists() and json.loads((run / "summary.json").read_text()).get("after"):
+            method, seed = run.name.rsplit("-seed", 1)
+            found.append((method, int(seed), run))
+    return found
+
+
+def evaluations(folder: Path) -> list[dict[str, object]]:
     """One row an evaluation: success beside what had been spent by then."""
     rows = []
-    for run in sorted(folder.iterdir()):
-        if not (run / "evaluation.csv").exists():
-            continue
-        method, seed = run.name.rsplit("-seed", 1)
-        spent = {0: (0.0, 0.0, 0.0)}
-        chunks = update = total = 0.0
+    for method, seed, run in runs(folder):
+        spent = {0: (0.0, 0.0, 0.0, 0.0)}
+        chunks = update = total = steps = 0.0
         for row in csv.DictReader((run / "metrics.csv").open()):
             chunks += float(row["chunks_kept"] or 0)
             update += float(row["update_s"] or 0)
             total += float(row["step_s"])
-            spent[int(row["step"])] = (chunks, update, total)
+            steps += float(row["env_steps"])
+            spent[int(row["step"])] = (chunks, update, total, steps)
         for row in csv.DictReader((run / "evaluation.csv").open()):
             step = int(row["step"])
-            cost = dict(zip(("gradient_chunks", "update_s", "wall_s"), spent[step], strict=True))
-            rows.append({"method": method, "seed": int(seed), "step": step, "success": float(row["success"]),
+            cost = dict(zip(("gradient_chunks", "update_s", "wall_s", "env_steps"), spent[step], strict=True))
+            rows.append({"method": method, "seed": seed, "step": step, "success": float(row["success"]),
                          "episodes": int(row["episodes"]), **cost})  # fmt: skip
     return rows
 
 
+def steps(folder: Path) -> list[dict[str, object]]:
+    """One row a training step: times, and per phase the score and the chunks a trajectory offered and kept."""
+    rows = []
+    for method, seed, run in runs(folder):
+        for row in csv.DictReader((run / "metrics.csv").open()):
+            phases = [key for key in row if key.startswith(("score/", "candidates/", "kept/"))]
+            kept = {key: _short(row[key]) for key in (*STEP_COLUMNS, *phases)}
+            rows.append({"method": method, "seed": seed, **kept})
+    return rows
+
+
+def _short(text: str) -> str:
+    return f"{float(text):.5g}" if text else ""
+
+
 def table(rows: list[dict[str, object]]) -> None:
     """Mean over seeds with its standard error, and the difference to full-valid paired by seed."""
-    runs = defaultdict(list)
+    by_run = defaultdict(list)
     for row in rows:
-        runs[row["method"], row["seed"]].append(row)
+        by_run[row["method"], row["seed"]].append(row)
     summary = defaultdict(dict)
-    for (method, seed), points in runs.items():
+    for (method, seed), points in by_run.items():
         points.sort(key=lambda p: p["step"])
         area = statistics.fmean(p["success"] for p in points[1:])
         summary[method][seed] = (points[0]["success"], points[-1]["success"], area, points[-1]["gradient_chunks"],
-                                 points[-1]["update_s"])  # fmt: skip
-    print("| method | seeds | before | after | mean of all | after, minus full-valid | gradient chunks | update s |")
-    print("|---|---|---|---|---|---|---|---|")
-    for method in COLORS:
+                                 points[-1]["update_s"], points[-1]["wall_s"])  # fmt: skip
+    print("| method | seeds | before | after | mean of all | after - full-valid | gradient chunks | update s | all s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for method in METHODS:
         if method not in summary:
             continue
         values = summary[method]
         columns = list(zip(*values.values(), strict=True))
         pairs = [values[s][1] - summary["full-valid"][s][1] for s in values if s in summary["full-valid"]]
+        difference = _mean(pairs, sign="+") if pairs and method != "full-valid" else ""
         print(
-            f"| {method} | {len(values)} | {_mean(columns[0])} | {_mean(columns[1])} | {_mean(columns[2])} | "
-            f"{_mean(pairs, sign='+')} | {statistics.fmean(columns[3]):.0f} | {statistics.fmean(columns[4]):.1f} |"
+            f"| `{method}` | {len(values)} | {_mean(columns[0])} | {_mean(columns[1])} | {_mean(columns[2])} | "
+            f"{difference} | " + " | ".join(f"{statistics.fmean(column):.0f}" for column in columns[3:]) + " |"
         )
 
 
 def _mean(values: list[float], sign: str = "") -> str:
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return f"{statistics.fmean(values):{sign}.3f} ± {error:.3f}"
-
-
-def figure(rows: list[dict[str, object]], path: Path) -> None:
-    """Success against steps, gradient chunks and seconds of update; thin lines are seeds, the thick one their mean."""
-    plt.rcParams.update({"svg.hashsalt": "pcm_rl", "font.size": 9})
-    figure, panels = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
-    for panel, (key, label) in zip(
-        panels,
-        (("step", "step"), ("gradient_chunks", "gradient chunks"), ("update_s", "seconds of update")),
-        strict=True,
-    ):
-        for method, color in COLORS.items():
-            runs = defaultdict(list)
-            for row in rows:
-                if row["method"] == method:
-                    runs[row["seed"]].append((row["step"], row[key], row["success"]))
-            for points in runs.values():
-                points.sort()
-                panel.plot([p[1] for p in points], [p[2] for p in points], color=color, alpha=0.2, lw=0.8)
-            if runs:
-                means = [
-                    [statistics.fmean(c) for c in zip(*point, strict=True)]
-                    for point in zip(*runs.values(), strict=True)
-                ]
-                panel.plot([m[1] for m in means], [m[2] for m in means], color=color, lw=2, label=method)
-        panel.set_xlabel(label)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.set_ylim(0, 1)
-    panels[0].set_ylabel("success on held-out states")
-    panels[0].legend(frameon=False)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+    error = f" ± {statistics.stdev(values) / math.sqrt(len(values)):.3f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):{sign}.3f}{error}"
 
 
 def main() -> None:
@@ -116,11 +107,12 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("name")
     options = parser.parse_args()
-    rows = curves(options.folder)
-    write_csv(f"methods-{options.name}", rows)
+    rows = evaluations(options.folder)
+    if not rows:
+        parser.error(f"{options.folder} holds no finished run of `pcm-rl compare`")
+    write_csv(f"methods-{options.name}", rows, quiet=True)
+    write_csv(f"methods-{options.name}-steps", steps(options.folder), quiet=True)
     table(rows)
-    figure(rows, FIGURES / f"methods-{options.name}.svg")
-    print(RESULTS / f"methods-{options.name}.csv")
 
 
 if __name__ == "__main__":

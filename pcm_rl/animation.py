@@ -119,8 +119,8 @@ def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = 1_000
     return encoded
 
 
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # matplotlib ships this file, so text looks the same on every machine
+def label_font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """A font that matplotlib ships, so that text looks the same on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
@@ -130,7 +130,7 @@ def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Ima
     picture = Image.new("RGB", (_WIDTH, _TITLE + height + _MARGIN + _BAR + _LEGEND + 2), _PAPER)
     draw = ImageDraw.Draw(picture)
     room = _WIDTH - 2 * _MARGIN - 80  # the frame counter stands at the right
-    font = _font(13, bold=True)
+    font = label_font(13, bold=True)
     line = " ".join(title.split())
     if draw.textlength(line, font=font) > room:
         while line and draw.textlength(line + "…", font=font) > room:
@@ -149,7 +149,7 @@ def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Ima
 def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any]], height: int) -> None:
     draw = ImageDraw.Draw(picture)
     counter = f"{index + 1} / {len(phase)}"
-    draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=_MUTED, font=_font(11), anchor="rm")
+    draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=_MUTED, font=label_font(11), anchor="rm")
     x, top = cursor_x(index, len(phase)), _TITLE + height + _MARGIN
     draw.rectangle((x - 2, top - 4, x + 2, top + _BAR + 3), fill=_PAPER)  # a halo, so that it shows on any colour
     draw.rectangle((x - 1, top - 4, x + 1, top + _BAR + 3), fill=CURSOR_COLOR)
@@ -157,11 +157,11 @@ def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any
     left, middle = float(_MARGIN), top + _BAR + _LEGEND // 2 + 3
     for entry in Phase:
         now = int(entry) == int(phase[index])
-        font = _font(11, bold=now)
+        font = label_font(11, bold=now)
         draw.rounded_rectangle((left, middle - 5, left + 9, middle + 4), radius=2, fill=PHASE_COLORS[entry])
         draw.text((left + 15, middle), entry.label, fill=_INK if now else _MUTED, font=font, anchor="lm")
         # spaced by the bold width, so that the entries do not move when the phase changes
-        left += 15 + draw.textlength(entry.label, font=_font(11, bold=True)) + 13
+        left += 15 + draw.textlength(entry.label, font=label_font(11, bold=True)) + 13
 
 
 def _color(phase: int) -> str:

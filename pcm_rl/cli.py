@@ -6,19 +6,20 @@ import argparse
 import contextlib
 import csv
 import dataclasses
-import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcm_rl.config import METHODS, Config, ConfigError, SelectionConfig, load_config, load_run_config
+from pcm_rl.config import METHODS, Config, ConfigError, SelectionConfig
+from pcm_rl.config_file import load_config, load_run_config
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config.py or a run's config.yaml)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of use are one line, without a traceback."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         options.run(options)
     except (ConfigError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError) as error:
@@ -67,20 +68,13 @@ def _sft(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.checkpoint import load_policy
-    from pcm_rl.algos.trainer import Trainer
+    from pcm_rl.algos.protocol import Protocol, evaluate_run
 
-    config = load_run_config(options.folder, options.overrides)
-    trainer = Trainer(config)
-    with contextlib.closing(trainer.env):
-        policy_file = config.folder / "checkpoint" / "policy.safetensors"
-        load_policy(trainer.policy, policy_file)
-        trainer.check_split(policy_file)
-        result = trainer.evaluate()
-    held_out = trainer.states.describe()["evaluation"]
-    written = config.folder / "eval.json"
-    written.write_text(json.dumps({**result.as_dict(), "init_states": held_out}, indent=1))
-    print(f"written: {written}")
+    also = dict(options.also)
+    if len(also) < len(options.also):
+        raise ConfigError("two --also have one name; every column needs its own")
+    protocol = Protocol(options.states, options.episodes, options.greedy, options.films, also)
+    evaluate_run(options.folder, options.overrides, protocol)
 
 
 def _profile(options: argparse.Namespace) -> None:
@@ -162,8 +156,27 @@ def _methods(text: str) -> list[str]:
     return names
 
 
+def _column(text: str) -> tuple[str, list[str]]:
+    name, _, overrides = text.partition(":")
+    if not re.fullmatch(r"[\w-]+", name) or "=" not in overrides:
+        raise argparse.ArgumentTypeError(f"expected NAME:key=value[,key=value], got {text!r}")
+    return name, re.split(r",(?=[\w.]+=)", overrides)  # values may hold commas, such as [0,1]
+
+
 def _seeds(text: str) -> list[int]:
     return [int(seed) for seed in text.split(",")]
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may also come after options, where argparse stops looking for them."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    wrong = [item for item in rest if item.startswith("-") or "=" not in item or not hasattr(options, "overrides")]
+    if wrong:
+        parser.error(f"unrecognized arguments: {' '.join(wrong)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -188,8 +201,22 @@ def _parser() -> argparse.ArgumentParser:
         ("profile", _profile, "update time and activation memory of every method on one batch"),
     ):
         command(name, run, text).add_argument("overrides", nargs="*", help=_KEYS)
-    sub = command("eval", _eval, "success of a run's policy on the held-out initial states", config=False)
+    sub = command("eval", _eval, "success of a run's policy, task by task; writes eval.json", config=False)
     sub.add_argument("folder", metavar="RUN")
+    sub.add_argument(
+        "--states", choices=("held-out", "all"), default="held-out", help="initial states of each task to start from"
+    )
+    sub.add_argument("--episodes", type=int, metavar="N", help="rollouts; default: one from each initial state")
+    sub.add_argument("--greedy", action="store_true", help="the most likely action instead of a sampled one")
+    sub.add_argument("--films", action="store_true", help="mp4 of the first success and failure of each task")
+    sub.add_argument(
+        "--also",
+        type=_column,
+        action="append",
+        default=[],
+        metavar="NAME:key=value[,key=value]",
+        help="one more column, with these overrides, such as swap:env.kwargs.suite=libero_object_swap",
+    )
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     sub = command("compare", _compare, "train several methods and seeds; writes compare.csv")
     sub.add_argument("--methods", type=_methods, default=["full-valid", "pcm", "random-valid"], metavar="A,B,...")

@@ -1,15 +1,12 @@
-"""Configuration of a run: frozen dataclasses with a default for every field, YAML recipes, ``key=value`` overrides."""
+"""Configuration of a run: frozen dataclasses with a default for every field, checked when they are made."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
-
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from pcm_rl.selection import PADDINGS, SELECTIONS
 
@@ -34,9 +31,12 @@ class EnvConfig:
     Attributes:
         id: A registered Gymnasium id whose actions are a ``Box [D]``.
         kwargs: Keyword arguments of the environment.
+        tasks: Several tasks for one policy: a keyword argument with its value for each task, such as
+            ``{task_id: [0, 1, 2]}``; several arguments are read side by side. Empty for a single task.
         import_module: Module to import first, so that ``id`` is registered (``metaworld`` for MetaWorld's ids).
         num_envs: Environments stepped together.
         workers: One process an environment (simulators); False steps the environment's own vectorised core.
+        timeout: Seconds without an answer after which a worker is taken for hung and restarted.
         chunk_length: L, steps a chunk.
         max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
         gripper_index: Action dimension that commands the gripper.
@@ -45,15 +45,17 @@ class EnvConfig:
         init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
             ``seed`` (``reset(seed=k)``).
         success: Key of ``info`` that tells success, where it is not ``success``.
-        num_states: Number of initial states (LIBERO: 50); None where the environment has no fixed number.
-        eval_states: Initial states held out for evaluation, never trained on.
+        num_states: Number of initial states a task (LIBERO: 50); None where the environment has no fixed number.
+        eval_states: Initial states a task held out for evaluation, never trained on.
     """
 
     id: str = "pcm_rl/PickPlace-v0"
     kwargs: dict[str, Any] = field(default_factory=dict)
+    tasks: dict[str, list[Any]] = field(default_factory=dict)
     import_module: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
     num_envs: int = 80
     workers: bool = False
+    timeout: float = 120.0
     chunk_length: int = 8
     max_chunks: int = 64
     gripper_index: int = -1
@@ -69,6 +71,22 @@ class EnvConfig:
         _one_of(self, "init_state", ("option", "seed"))
         if self.labeller is not None and self.labeller.count(":") != 1:
             raise ConfigError(f"labeller must be module:function, got {self.labeller!r}")
+        if twice := sorted(set(self.kwargs) & set(self.tasks)):
+            raise ConfigError(f"{', '.join(twice)} stands in kwargs and in tasks; give it in one of them")
+        lengths = {key: len(values) for key, values in self.tasks.items()}
+        if len(set(lengths.values())) > 1 or 0 in lengths.values():
+            raise ConfigError(f"tasks must give every argument as many values, at least one, got {lengths}")
+        if self.num_tasks > 1 and self.num_states is None:
+            raise ConfigError("several tasks need num_states, the number of initial states a task")
+
+    @property
+    def num_tasks(self) -> int:
+        """T, 1 where no ``tasks`` are given."""
+        return max((len(values) for values in self.tasks.values()), default=1)
+
+    def task_kwargs(self, task: int) -> dict[str, Any]:
+        """Keyword arguments of the environment of task ``task``."""
+        return {**self.kwargs, **{key: values[task] for key, values in self.tasks.items()}}
 
 
 @dataclass(frozen=True)
@@ -102,7 +120,7 @@ class DemoConfig:
 
     Attributes:
         path: Dataset file; recorded there if missing. None keeps it in memory.
-        episodes: Number of successful demonstrations.
+        episodes: Number of successful demonstrations a task.
         noise: Standard deviation of the noise on executed actions; the labels stay clean.
         mistakes: Share of demonstrations with a deliberate mis-grasp and recovery, where the expert has them.
     """
@@ -122,18 +140,27 @@ class SFTConfig:
     """Supervised start.
 
     Attributes:
-        steps: Gradient steps.
+        steps: Gradient steps, at most.
         batch_size: Rows a step.
         lr: Adam's learning rate.
+        target: Success in [0, 1] on training states at which to stop earlier, so that RL has something to do; None
+            does all the steps.
+        check_every: Gradient steps between two looks at the success, with ``target``.
+        check_episodes: Rollouts of such a look.
     """
 
     steps: int = 900
     batch_size: int = 256
     lr: float = 1e-3
+    target: Optional[float] = None  # noqa: UP045
+    check_every: int = 200
+    check_episodes: int = 40
 
     def __post_init__(self) -> None:
         _at_least(0, self, "steps")
-        _at_least(1, self, "batch_size")
+        _at_least(1, self, "batch_size", "check_every", "check_episodes")
+        if self.target is not None and not 0.0 < self.target <= 1.0:
+            raise ConfigError(f"target must be in (0, 1], got {self.target}")
 
 
 @dataclass(frozen=True)
@@ -255,86 +282,6 @@ class Config:
         """Name of the selection and padding in :data:`METHODS`, or both where they have no name."""
         pair = (self.selection.name, self.selection.padding)
         return next((name for name, value in METHODS.items() if value == pair), "-".join(pair))
-
-
-def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
-    """Defaults, then the YAML file, then ``key=value`` overrides.
-
-    Args:
-        path: YAML file; None for the defaults.
-        overrides: Such as ``["seed=1", "selection.budget=8"]``.
-
-    Raises:
-        ConfigError: For an unknown key (with the nearest known one), a value of the wrong type or out of range, or an
-            override that is not ``key=value``.
-        FileNotFoundError: If the file does not exist.
-    """
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"expected key=value, got {override!r}")
-    if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
-    base = OmegaConf.structured(Config)
-    _unlock(base)
-    try:
-        given: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
-        _check_keys(given, Config, "")
-        config = OmegaConf.to_object(OmegaConf.merge(base, given))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, Config)
-    return config
-
-
-def load_run_config(folder: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Configuration of an existing run, with overrides such as ``steps=120``.
-
-    Raises:
-        FileNotFoundError: If the folder holds no run.
-    """
-    path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no run (no config.yaml)")
-    parent, name = str(Path(folder).parent), Path(folder).name
-    # the checkpoint holds the policy: the file that the run once started from may be gone
-    return load_config(path, [f"run_dir={parent}", f"name={name}", *overrides, "policy.init=null"])
-
-
-def save_config(config: Config, path: Path) -> None:
-    """Write every field as YAML; :func:`load_config` gives an equal configuration."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-
-
-def config_keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted key of a configuration."""
-    keys = []
-    for item in fields(cls):
-        sub = item.default_factory if isinstance(item.default_factory, type) else None
-        nested = sub is not None and is_dataclass(sub)
-        keys += config_keys(sub, f"{prefix}{item.name}.") if nested and sub is not None else [f"{prefix}{item.name}"]
-    return keys
-
-
-def _check_keys(given: Any, cls: type, prefix: str) -> None:
-    known = {item.name: item for item in fields(cls)}
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(f"{prefix}{key}", config_keys(), n=1, cutoff=0.3)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"unknown key {prefix + str(key)!r}{hint}")
-        sub = known[key].default_factory
-        if isinstance(sub, type) and is_dataclass(sub) and isinstance(given._get_node(key), DictConfig):
-            _check_keys(given[key], sub, f"{prefix}{key}.")
-
-
-def _unlock(node: DictConfig) -> None:
-    # frozen dataclasses make read-only nodes; the file and the overrides are merged before the objects are built
-    OmegaConf.set_readonly(node, None)
-    for key in node:
-        child = node._get_node(key)
-        if isinstance(child, DictConfig):
-            _unlock(child)
 
 
 def _at_least(least: float, config: Any, *names: str) -> None:

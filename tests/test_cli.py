@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from pcm_rl import cli
 from pcm_rl.cli import main
 
 TINY = [
@@ -28,13 +29,34 @@ def test_train_eval_plot_resume(run, capsys):
     path = str(folder / "run")
     assert main(["eval", path]) == 0
     result = json.loads((folder / "run" / "eval.json").read_text())
-    assert result["episodes"] == 8 and result["init_states"] == "0-7"
     summary = json.loads((folder / "run" / "summary.json").read_text())
-    assert result["successes"] == summary["after"]["successes"]  # the same result twice
+    assert result["columns"][0]["success"] == summary["after"]  # the same result twice
+    assert [state for state, _, _ in result["columns"][0]["tasks"][0]["episodes"]] == list(range(8))
     (folder / "run" / "report.html").unlink()
     assert main(["plot", path]) == 0 and (folder / "run" / "report.html").is_file()
     assert main(["train", "--resume", path, "steps=2"]) == 0
     assert "step    2/2" in capsys.readouterr().out
+
+
+def test_eval_options(run, capsys):
+    folder, _ = run
+    path = folder / "run" / "eval.json"
+    also = ["--also", "short:env.kwargs.horizon=8,env.tasks={stop_on_success: [true]}", "--also", "b:env.num_envs=3"]
+    assert main(["eval", str(folder / "run"), "--greedy", "--episodes", "2", *also]) == 0
+    result = json.loads(path.read_text())
+    assert result["actions"] == "greedy"
+    assert [column["name"] for column in result["columns"]] == ["run", "short", "b"]
+    short = result["columns"][1]
+    assert short["overrides"] == ["env.kwargs.horizon=8", "env.tasks={stop_on_success: [true]}"]
+    assert short["tasks"][0]["episodes"] == [[0, False, 8], [1, False, 8]]
+    assert "0.0% [0.0%, 65.8%] (0/2)" in capsys.readouterr().out
+    assert main(["eval", str(folder / "run"), "--also", "b:seed=0", "--also", "b:seed=0"]) == 2
+    assert main(["eval", str(folder / "run"), "--states", "all"]) == 2
+    assert capsys.readouterr().err.count("pcm-rl: ") == 2
+    for refused in ("short", "sh ort:seed=1", "short:seed"):
+        with pytest.raises(SystemExit):
+            main(["eval", str(folder / "run"), "--also", refused])
+        assert "expected NAME:key=value" in capsys.readouterr().err
 
 
 def test_compare_writes_one_row_a_run_and_goes_on_where_it_was(run, capsys):
@@ -108,3 +130,11 @@ def test_a_run_is_not_evaluated_or_resumed_on_states_it_trained_on(tmp_path, cap
     assert main(["eval", path, "env.eval_states=20"]) == 2
     assert main(["train", "--resume", path, "steps=2", "env.eval_states=20"]) == 2
     assert capsys.readouterr().err.count("holds out for evaluation with eval_states=20") == 2
+
+
+def test_overrides_may_follow_options():
+    options = cli._parse(["eval", "RUN", "seed=1", "--greedy", "device=cpu", "--episodes", "3"])
+    assert options.overrides == ["seed=1", "device=cpu"] and options.greedy and options.episodes == 3
+    for wrong in (["eval", "RUN", "--gredy"], ["eval", "RUN", "--greedy", "more"], ["plot", "RUN", "--x", "a=b"]):
+        with pytest.raises(SystemExit):
+            cli._parse(wrong)

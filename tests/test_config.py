@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pcm_rl.config import METHODS, Config, ConfigError, config_keys, load_config, load_run_config, save_config
+from pcm_rl.config import METHODS, Config, ConfigError
+from pcm_rl.config_file import config_keys, load_config, load_run_config, save_config
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -41,11 +42,35 @@ def test_defaults_file_and_overrides(tmp_path):
         ("selection.budget=0", "budget must be at least 1"),
         ("group_size=1", "group_size must be at least 2"),
         ("steps", "key=value"),
+        ("sft.target=1.5", r"target must be in \(0, 1\]"),
     ],
 )
 def test_errors_name_the_key_and_the_remedy(override, text):
     with pytest.raises(ConfigError, match=text):
         load_config(None, [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["env.tasks.task_id=[0,1]"], "several tasks need num_states"),
+        (["env.tasks.task_id=[0,1]", "env.tasks.suite=[a]", "env.num_states=5"], "as many values"),
+        (["env.tasks.task_id=[]"], "at least one"),
+        (["env.tasks.task_id=[0]", "env.kwargs.task_id=0"], "task_id stands in kwargs and in tasks"),
+    ],
+)
+def test_tasks_that_do_not_fit_are_refused(overrides, text):
+    with pytest.raises(ConfigError, match=text):
+        load_config(None, overrides)
+
+
+def test_tasks_are_read_side_by_side():
+    config = load_config(
+        None, ["env.tasks.suite=[a,b]", "env.tasks.task_id=[4,7]", "env.kwargs.horizon=9", "env.num_states=5"]
+    )
+    assert config.env.num_tasks == 2
+    assert config.env.task_kwargs(1) == {"horizon": 9, "suite": "b", "task_id": 7}
+    assert Config().env.num_tasks == 1 and Config().env.task_kwargs(0) == {}
 
 
 def test_missing_files():

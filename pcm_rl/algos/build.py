@@ -14,23 +14,37 @@ from gymnasium.vector import VectorEnv
 
 from pcm_rl.algos.checkpoint import load_policy
 from pcm_rl.config import Config, ConfigError, EnvConfig
-from pcm_rl.envs import SeededStates, chunked_vector_env
+from pcm_rl.envs import MultiTaskEnv, SeededStates, chunked_vector_env
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.policies import StateTokenPolicy
 
-__all__ = ["make_env", "make_expert", "make_policy", "make_vector_env", "phase_rule"]
+__all__ = ["make_env", "make_expert", "make_policy", "make_task", "make_vector_env", "phase_rule"]
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
-    """One environment that steps single actions.
+    """One environment that steps single actions, with all the tasks of ``config``.
 
     Raises:
         ConfigError: If there is no such id, or the environment refuses its arguments.
     """
+    if config.num_tasks == 1:
+        return make_task(config, 0, render_mode=render_mode)
+    assert config.num_states is not None
+    return MultiTaskEnv(
+        functools.partial(make_task, config, render_mode=render_mode), config.num_tasks, config.num_states
+    )
+
+
+def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -> gym.Env:
+    """One environment of one of the tasks.
+
+    Raises:
+        ConfigError: As :func:`make_env`.
+    """
     extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     with _refused_as_config_error(config):
         _import_ids(config)
-        env = gym.make(config.id, disable_env_checker=True, **config.kwargs, **extra)
+        env = gym.make(config.id, disable_env_checker=True, **config.task_kwargs(task), **extra)
         return SeededStates(env) if config.init_state == "seed" else env
 
 
@@ -45,7 +59,7 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
         _import_ids(config)
         # others' vectorised cores step single actions; ours take chunks
         core = str(gym.spec(config.id).vector_entry_point)
-        if not config.workers and core.startswith("pcm_rl.envs."):
+        if not config.workers and core.startswith("pcm_rl.envs.") and not config.tasks:
             return gym.make_vec(
                 config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
             )
@@ -87,7 +101,8 @@ def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
     except ConfigError:  # said already, by an environment built inside
         raise
     except (gym.error.Error, TypeError, ValueError) as error:
-        raise ConfigError(f"env.id={config.id} with {dict(config.kwargs)}: {error}") from error
+        arguments = {**config.kwargs, **config.tasks}
+        raise ConfigError(f"env.id={config.id} with {arguments}: {error}") from error
 
 
 def make_policy(config: Config, env: VectorEnv) -> StateTokenPolicy:

@@ -13,43 +13,23 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from pcm_rl.algos.build import make_env, phase_rule
-from pcm_rl.algos.collect import Policy
-from pcm_rl.algos.evaluate import Success, film_episode, filmable, save_film
+from pcm_rl.algos.evaluate import Evaluation, Success
+from pcm_rl.algos.films import film_episodes, save_recording
 from pcm_rl.config import Config
 
-FRAME_STEP = 2  # environment steps a frame
 
-
-def film_run(
-    config: Config, policy: Policy, init_states: Tensor, seed: int, say: Callable[[str], None], *, tries: int = 20
-) -> None:
-    """Film the first success and the first failure among ``tries`` held-out initial states, for the report."""
-    chunking = config.env
+def film_run(config: Config, evaluation: Evaluation, say: Callable[[str], None]) -> None:
+    """Film the first success and the first failure of an evaluation for the report, in place of older films."""
+    folder = config.folder / "recordings"
+    for old in folder.glob("*.safetensors"):
+        old.unlink()
+    first = [evaluation.first(success=success) for success in (True, False)]
     try:
-        base = make_env(chunking, render_mode="rgb_array")
+        for film in film_episodes(config.env, evaluation, [index for index in first if index is not None]):
+            save_recording(folder / f"{'success' if film.success else 'failure'}.safetensors", film)
     except Exception as error:  # a report without a film is better than no report
-        say(f"no film: {chunking.id} cannot render here ({error})")
-        return
-    env = filmable(
-        base,
-        chunk_length=chunking.chunk_length,
-        success=chunking.success,
-        **phase_rule(chunking),
-    )
-    wanted = {True: "success", False: "failure"}
-    with contextlib.closing(env):
-        for state in init_states[:tries].tolist():
-            frames, phase, won = film_episode(
-                env, policy, state, seed=seed, device=config.device, frame_step=FRAME_STEP
-            )
-            if won in wanted:
-                meta = {"success": str(won).lower(), "init_state": str(state), "frame_step": str(FRAME_STEP)}
-                save_film(config.folder / "recordings" / f"{wanted.pop(won)}.safetensors", frames, phase, meta)
-            if not wanted:
-                return
+        say(f"no film: {config.env.id} cannot render here ({error})")
 
 
 def hardware() -> str:

@@ -3,134 +3,140 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from tensordict import TensorDict, TensorDictBase
+from tensordict import TensorDict
 from torch import Tensor
 
-from pcm_rl.episodes import (
-    CHUNK,
-    CHUNK_ID,
-    DONE,
-    EPISODE,
-    GROUP,
-    IS_PAD,
-    LOG_PROBS,
-    REWARD,
-    STATE,
-    SUCCESS,
-    TOKENS,
-)
+from pcm_rl.algos.collect_rows import Part, Policy, assemble, decide, episode_outcomes, outcome
+from pcm_rl.algos.collect_workers import collect_from_workers
+from pcm_rl.envs.chunked import observation_readers, read_observation
+from pcm_rl.envs.workers import WorkerVectorEnv
+from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 
-Policy = Callable[[TensorDictBase], TensorDictBase]
+__all__ = ["Policy", "collect_episodes", "episode_outcomes"]
 
 
 def collect_episodes(
-    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, *, device: str | torch.device = "cpu"
+    env: VectorEnv,
+    policy: Policy,
+    init_state: Tensor,
+    group: Tensor,
+    *,
+    device: str | torch.device = "cpu",
+    task: Tensor | None = None,
+    max_tries: int = 3,
 ) -> TensorDict:
     """One episode from each initial state, with the policy of one version throughout.
 
     Episodes beyond ``env.num_envs`` wait for a free environment. TorchRL's collectors are not used here: they pad
     episodes or cut them at a frame count, and their chunk step pays a success only at a chunk's last step.
 
+    A :class:`~pcm_rl.envs.workers.WorkerVectorEnv` runs free: each worker goes on as soon as its own chunk is decided.
+    The policy is called with one row at a time, and the actions of chunk k of episode i are drawn under a seed made
+    from i, k and one number from torch's global generator. The rows therefore depend neither on timing nor on the
+    number of workers, and an episode whose worker has died is played again, to the same end. Other vector environments
+    go in step, one call of the policy for all, with torch's global generator as it is.
+
     Args:
         env: Vector of environments whose action is a chunk ``[L, D]``, without autoreset; ``reset`` takes the options
             ``init_state`` and ``reset_mask``, ``step`` gives ``action_is_pad`` and ``success`` in its infos.
-        policy: Writes tokens, chunk and log-probs for ``("observation", "state") [n, S]``.
+        policy: Writes tokens, chunk and log-probs ``[n, L, D]`` for the observation, ``[n, ...]`` under the schema's
+            keys (see :class:`~pcm_rl.envs.chunked.ChunkedEnv`), and ``language_instruction`` where the info of a reset
+            has an ``"instruction"`` and the policy's ``in_keys``, if it has any, name it.
         init_state: Initial state of each episode, ``[I]`` int64.
         group: Group of each episode, ``[I]`` int64.
         device: Where the policy runs; the rows stay on the CPU.
+        task: Task of each episode, ``[I]`` int64, where an environment builds a simulator for each: a worker prefers
+            tasks that it has played before. It changes who plays what, never the rows.
+        max_tries: Failures of workers in one episode, at least 1, until its group is given up.
 
     Returns:
-        ``[M]`` rows, episodes in the order asked for, each ending with ``("next", "done")``.
+        ``[M]`` rows, episodes in the order asked for, each ending with ``("next", "done")``. Episodes are numbered from
+        0 without gaps, also where groups are missing.
 
     Raises:
-        FloatingPointError: If the policy gives a log-prob or an action that is not finite; it names initial state and
+        FloatingPointError: The policy gave a log-prob or an action that is not finite; it names initial state and
             chunk.
+        RuntimeError: Every group was given up, or a worker could not be built again.
+        ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, or an environment refuses an
+            initial state or a chunk.
+
+    Warns:
+        RuntimeWarning: A group was given up and is missing from the rows.
     """
+    lengths = {len(values) for values in (init_state, group, task) if values is not None}
+    if len(lengths) > 1 or 0 in lengths or max_tries < 1:
+        raise ValueError(
+            f"expected as many initial states as groups (and tasks), at least one, and max_tries of at least 1; got "
+            f"{len(init_state)}, {len(group)}, {None if task is None else len(task)} and {max_tries}"
+        )
+    if isinstance(env, WorkerVectorEnv):
+        return collect_from_workers(
+            env, policy, init_state, group, task=task, device=torch.device(device), max_tries=max_tries
+        )
+    return _collect_in_step(env, policy, init_state, group, device)
+
+
+def _collect_in_step(
+    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device
+) -> TensorDict:
+    readers = observation_readers(env.single_observation_space)
     queue = deque(range(len(init_state)))
     slot = np.full(env.num_envs, -1)  # episode that each environment plays
     chunk_id = np.zeros(len(init_state), dtype=np.int64)
+    told: list[str | None] = [None] * len(init_state)
     shape = env.single_action_space.shape
     assert shape is not None
-    observation = np.zeros((env.num_envs, *(env.single_observation_space.shape or ())), dtype=np.float32)
-    parts: list[dict[Any, Tensor]] = []
+    parts: list[Part] = []
+    observation: Part = {}
 
     while True:
-        _fill(env, slot, queue, init_state, observation)
+        mask = _free_for_next(slot, queue, len(init_state))
+        if mask.any():
+            states = init_state.numpy()[np.where(slot >= 0, slot, 0)]
+            fresh, infos = env.reset(options={"init_state": states, "reset_mask": mask.copy()})
+            observation = _renewed(observation, read_observation(readers, fresh), torch.from_numpy(mask))
+            for e in np.flatnonzero(mask & (slot >= 0)):
+                told[slot[e]] = infos["instruction"][e] if "instruction" in infos else None
         active = np.flatnonzero(slot >= 0)
         if not len(active):
             break
-        episode = torch.from_numpy(slot[active])
-        state = torch.from_numpy(observation[active])
-        with torch.no_grad():
-            out = policy(TensorDict({STATE: state}, batch_size=[len(active)]).to(device)).to("cpu")
-        _check_finite(out, init_state[episode], chunk_id[slot[active]])
-        action = np.zeros((env.num_envs, *shape), dtype=np.float32)
-        action[active] = out.get(CHUNK).numpy()
-        fresh, reward, terminated, truncated, info = env.step(action)
-        observation = np.array(fresh, dtype=np.float32)
-        parts.append(
-            {
-                STATE: state,
-                CHUNK: out.get(CHUNK),
-                TOKENS: out.get(TOKENS),
-                LOG_PROBS: out.get(LOG_PROBS),
-                IS_PAD: torch.from_numpy(np.asarray(info["action_is_pad"], dtype=bool)[active]),
-                SUCCESS: torch.from_numpy(np.asarray(info["success"], dtype=bool)[active]),
-                EPISODE: episode,
-                CHUNK_ID: torch.from_numpy(chunk_id[slot[active]]),
-                REWARD: torch.from_numpy(np.asarray(reward)[active]).float().unsqueeze(-1),
-                ("next", "terminated"): torch.from_numpy(terminated[active]).unsqueeze(-1),
-                ("next", "truncated"): torch.from_numpy(truncated[active]).unsqueeze(-1),
-            }
+        episode, count = slot[active], torch.from_numpy(chunk_id[slot[active]])
+        part = decide(
+            policy,
+            {key: value[active] for key, value in observation.items()},
+            [told[i] for i in episode],
+            init_state=init_state[episode],
+            chunk=count,
+            device=device,
         )
-        chunk_id[slot[active]] += 1
-        ended = (terminated | truncated) & (slot >= 0)
-        slot[ended] = -1
-    return _assemble(parts, group)
+        action = np.zeros((env.num_envs, *shape), dtype=np.float32)
+        action[active] = part[CHUNK].numpy()
+        fresh, reward, terminated, truncated, info = env.step(action)
+        observation = read_observation(readers, fresh)
+        answers = (reward, terminated, truncated, info["action_is_pad"], info["success"])
+        part |= outcome(*(np.asarray(answer)[active] for answer in answers))
+        parts.append({**part, EPISODE: torch.from_numpy(episode), CHUNK_ID: count})
+        chunk_id[episode] += 1
+        slot[(terminated | truncated) & (slot >= 0)] = -1
+    return assemble(parts, group, told)
 
 
-def _fill(env: VectorEnv, slot: np.ndarray, queue: deque[int], init_state: Tensor, observation: np.ndarray) -> None:
-    """Give waiting episodes to free environments, in order."""
-    mask = np.full(env.num_envs, 0 in queue)  # the first time all, also those that no episode will be left for
+def _free_for_next(slot: np.ndarray, queue: deque[int], episodes: int) -> np.ndarray:
+    """Give waiting episodes to free environments, in order: which of them have to be reset, ``[E]`` bool."""
+    mask = np.full(len(slot), len(queue) == episodes)  # the first time all, also those that no episode will be left for
     for e in np.flatnonzero(slot < 0):
         if queue:
             slot[e], mask[e] = queue.popleft(), True
-    if mask.any():
-        states = init_state.numpy()[np.where(slot >= 0, slot, 0)]
-        fresh, _ = env.reset(options={"init_state": states, "reset_mask": mask})
-        observation[mask] = np.asarray(fresh)[mask]
+    return mask
 
 
-def _check_finite(out: TensorDictBase, init_state: Tensor, chunk: np.ndarray) -> None:
-    finite = torch.isfinite(out.get(LOG_PROBS)).flatten(1).all(1) & torch.isfinite(out.get(CHUNK)).flatten(1).all(1)
-    if not bool(finite.all()):
-        row = int((~finite).nonzero()[0])
-        raise FloatingPointError(
-            f"the policy gave a log-prob or an action that is not finite, in the episode from initial state "
-            f"{int(init_state[row])}, chunk {int(chunk[row])}; nothing was saved since the last checkpoint"
-        )
-
-
-def _assemble(parts: list[dict[Any, Tensor]], group: Tensor) -> TensorDict:
-    columns = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-    order = (columns[EPISODE] * (columns[CHUNK_ID].max() + 1) + columns[CHUNK_ID]).argsort()
-    rows = TensorDict({key: value[order] for key, value in columns.items()}, batch_size=[len(order)])
-    won = torch.zeros(len(group), dtype=torch.bool)
-    won[rows[EPISODE][rows[SUCCESS]]] = True
-    rows[SUCCESS] = won[rows[EPISODE]]
-    rows[GROUP] = group[rows[EPISODE]]
-    rows[DONE] = rows["next", "terminated"] | rows["next", "truncated"]
-    return rows
-
-
-def episode_outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
-    """Outcome and group of each episode: ``[M]`` rows -> ``success [I]``, ``group [I]``, ordered by episode id."""
-    first = rows[rows.get(CHUNK_ID) == 0]
-    order = first.get(EPISODE).argsort()
-    return first.get(SUCCESS)[order], first.get(GROUP)[order]
+def _renewed(before: dict[Any, Tensor], fresh: dict[Any, Tensor], mask: Tensor) -> dict[Any, Tensor]:
+    """The fresh observation where ``mask [E]``, and what it was elsewhere."""
+    for key, value in before.items():
+        fresh[key][~mask] = value[~mask]
+    return fresh

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,14 +12,23 @@ import gymnasium as gym
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from tensordict import TensorDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from tensordict import NestedKey, TensorDict
+from torch import Tensor
 
-from pcm_rl.algos.build import make_env, make_expert
+from pcm_rl.algos.build import make_expert, make_task
+from pcm_rl.algos.dataset import (
+    begin_or_continue,
+    check_fit,
+    load_demonstrations,
+    recording_settings,
+    save_demonstrations,
+)
 from pcm_rl.algos.states import InitialStates
-from pcm_rl.config import Config, ConfigError
-from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, IS_PAD, STATE
+from pcm_rl.config import Config
+from pcm_rl.envs.chunked import observation_readers, read_observation
+from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, IS_PAD
 
 
 class Expert(Protocol):
@@ -29,8 +37,8 @@ class Expert(Protocol):
     def reset(self, init_state: int) -> None:
         """Start an episode."""
 
-    def action(self, observation: np.ndarray) -> np.ndarray:
-        """Clean action ``[D]`` at an observation ``[S]``."""
+    def action(self, observation: Any) -> np.ndarray:
+        """Clean action ``[D]`` at an observation."""
 
 
 def record_demonstrations(
@@ -42,6 +50,8 @@ def record_demonstrations(
     chunk_length: int = 8,
     noise: float = 0.1,
     seed: int = 0,
+    task: int = 0,
+    keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TensorDict:
     """Successful episodes of the expert, one row a *step*: what it saw, and its next ``chunk_length`` clean actions.
@@ -56,12 +66,15 @@ def record_demonstrations(
         episodes: Successful episodes wanted.
         chunk_length: L.
         noise: Standard deviation of the noise, in units of the action.
-        seed: Seed of the noise.
+        seed: Seed of the noise, together with ``task``.
+        task: Which task this is, where there are several.
+        keep: Folder in which every episode is kept as soon as it has ended, and from which a recording that was
+            interrupted goes on; the episodes are the same then. None keeps nothing.
         progress: Called after each episode as ``progress(recorded, tried)``.
 
     Returns:
-        ``[M]`` rows with the state ``[M, S]``, chunk ``[M, L, D]``, ``action_is_pad``, ``episode_id`` (the initial
-        state) and ``chunk_id`` (the step).
+        ``[M]`` rows with the observation under the schema's keys, chunk ``[M, L, D]``, ``action_is_pad``,
+        ``episode_id`` (the initial state) and ``chunk_id`` (the step).
 
     Raises:
         RuntimeError: If the initial states run out first.
@@ -70,8 +83,15 @@ def record_demonstrations(
     tried = 0
     for init_state in init_states:
         tried += 1
-        episode = _one_episode(env, expert, int(init_state), chunk_length, noise, np.random.default_rng([seed, tried]))
-        if episode is not None:
+        kept = None if keep is None else keep / f"task{task:02d}-try{tried:05d}.safetensors"
+        if kept is not None and kept.exists():
+            episode = load_demonstrations(kept)
+        else:
+            rng = np.random.default_rng([seed, tried, task] if task else [seed, tried])
+            episode = _one_episode(env, expert, int(init_state), chunk_length, noise, rng)
+            if kept is not None:
+                save_demonstrations(episode, kept, {"init_state": str(int(init_state))})
+        if len(episode):
             recorded.append(episode)
         if progress is not None:
             progress(len(recorded), tried)
@@ -82,30 +102,33 @@ def record_demonstrations(
 
 def _one_episode(
     env: gym.Env, expert: Expert, init_state: int, chunk_length: int, noise: float, rng: np.random.Generator
-) -> TensorDict | None:
+) -> TensorDict:
+    """The rows of an episode, none if it failed."""
+    readers = observation_readers(env.observation_space)
     observation, info = env.reset(options={"init_state": init_state})
     expert.reset(init_state)
-    states, labels = [], []
+    seen: list[dict[NestedKey, Tensor]] = []
+    labels = []
     ended = False
     while not ended:
         clean = np.asarray(expert.action(observation), dtype=np.float32)
-        states.append(np.array(observation, dtype=np.float32))
+        seen.append(read_observation(readers, observation))
         labels.append(clean)
         action = clean.copy()
         action[:-1] += noise * rng.standard_normal(len(clean) - 1).astype(np.float32)
         observation, _, terminated, truncated, info = env.step(np.clip(action, -1.0, 1.0))
         ended = terminated or truncated
-    return _rows(np.stack(states), np.stack(labels), init_state, chunk_length) if info["success"] else None
+    rows = _rows(seen, np.stack(labels), init_state, chunk_length)
+    return rows if info["success"] else rows[:0]
 
 
-def _rows(states: np.ndarray, labels: np.ndarray, init_state: int, chunk_length: int) -> TensorDict:
-    steps = len(states)
+def _rows(seen: list[dict[NestedKey, Tensor]], labels: np.ndarray, init_state: int, chunk_length: int) -> TensorDict:
+    steps = len(seen)
     padded = np.concatenate([labels, np.repeat(labels[-1:], chunk_length - 1, axis=0)])
     chunks = np.ascontiguousarray(sliding_window_view(padded, chunk_length, axis=0).swapaxes(1, 2))
     is_pad = np.arange(steps)[:, None] + np.arange(chunk_length) >= steps
-    return TensorDict(
+    rows = TensorDict(
         {
-            STATE: torch.from_numpy(states),
             CHUNK: torch.from_numpy(chunks),
             IS_PAD: torch.from_numpy(is_pad),
             EPISODE: torch.full((steps,), init_state),
@@ -113,96 +136,74 @@ def _rows(states: np.ndarray, labels: np.ndarray, init_state: int, chunk_length:
         },
         batch_size=[steps],
     )
-
-
-def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str, str]) -> None:
-    """Write rows and what they were recorded from as one safetensors file."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        key if isinstance(key, str) else ".".join(key): value.contiguous() for key, value in demos.items(True, True)
-    }
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
-
-
-def load_demonstrations(path: str | Path) -> TensorDict:
-    """Read what :func:`save_demonstrations` wrote.
-
-    Raises:
-        FileNotFoundError: If the file does not exist.
-    """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no demonstrations at {path}; record them with `pcm-rl demos`")
-    tensors = load_file(path)
-    flat: dict[Any, Any] = {tuple(key.split(".")) if "." in key else key: value for key, value in tensors.items()}
-    return TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
+    return rows.update({key: torch.stack([one[key] for one in seen]) for key in seen[0]})
 
 
 def demonstrations(config: Config, say: Callable[[str], None] = print) -> TensorDict:
-    """The dataset at ``demos.path``, recorded first where there is none.
+    """The dataset at ``demos.path``, recorded first where there is none; ``demos.episodes`` episodes a task.
+
+    A recording that was interrupted goes on where it was: its finished episodes lie in ``<demos.path>.parts`` until the
+    dataset is complete.
 
     Raises:
-        ConfigError: If the dataset is of another environment or chunk length, or starts from initial states that this
-            run holds out for evaluation.
+        ConfigError: If the dataset, or the interrupted recording, is of another environment or chunk length, or starts
+            from initial states that this run holds out for evaluation.
     """
-    path = config.demos.path
-    if path is not None and Path(path).is_file():
+    path = None if config.demos.path is None else Path(config.demos.path)
+    if path is not None and path.is_file():
         demos = load_demonstrations(path)
-        _check_fit(demos, path, config)
+        check_fit(demos, path, config)
         return demos
-    env = make_env(config.env)
-    with contextlib.closing(env):
-        expert = make_expert(config.env.id, env, mistakes=config.demos.mistakes)
-        demos = record_demonstrations(
-            env,
-            expert,
-            _demo_states(config),
-            episodes=config.demos.episodes,
-            chunk_length=config.env.chunk_length,
-            noise=config.demos.noise,
-            seed=config.seed,
-            progress=_progress(say, config.demos.episodes) if config.env.num_states else None,
-        )
-    if path is not None:
-        save_demonstrations(demos, path, _origin(config))
-        say(f"saved {config.demos.episodes} demonstrations ({len(demos)} steps) to {path}")
+    if path is None:
+        return _record(config, None, say)
+    parts = path.with_name(path.name + ".parts")
+    begin_or_continue(parts, recording_settings(config))
+    demos = _record(config, parts, say)
+    save_demonstrations(demos, path, recording_settings(config))
+    shutil.rmtree(parts)
+    say(f"saved {demos.get(EPISODE).unique().numel()} demonstrations ({len(demos)} steps) to {path}")
     return demos
 
 
-def _origin(config: Config) -> dict[str, str]:
-    kwargs = json.dumps(dict(config.env.kwargs), sort_keys=True)
-    return {"env": config.env.id, "kwargs": kwargs, "chunk_length": str(config.env.chunk_length)}
-
-
-def _check_fit(demos: TensorDict, path: str, config: Config) -> None:
-    with safe_open(path, "pt") as file:
-        found = file.metadata() or {}
-    for key, expected in _origin(config).items():
-        if found.get(key) != expected:
-            raise ConfigError(
-                f"the demonstrations at {path} were recorded with {key}={found.get(key)}, this run has {expected}; "
-                "give another demos.path"
+def _record(config: Config, parts: Path | None, say: Callable[[str], None]) -> TensorDict:
+    recorded = []
+    for task in range(config.env.num_tasks):
+        env = make_task(config.env, task)
+        name = f"demonstrations of task {task}" if config.env.tasks else "demonstrations"
+        with contextlib.closing(env), _bar(name, config.demos.episodes) as progress:
+            mine = record_demonstrations(
+                env,
+                make_expert(config.env.id, env, mistakes=config.demos.mistakes),
+                _demo_states(config, task),
+                episodes=config.demos.episodes,
+                chunk_length=config.env.chunk_length,
+                noise=config.demos.noise,
+                seed=config.seed,
+                task=task,
+                keep=parts,
+                progress=progress,
             )
-    held_out = InitialStates(config.env.num_states, config.env.eval_states, config.seed).evaluation
-    shared = sorted(set(demos.get(EPISODE).tolist()) & set(held_out.tolist()))
-    if shared:
-        raise ConfigError(
-            f"the demonstrations at {path} start from initial states {shared}, which seed {config.seed} holds out for "
-            "evaluation; record them for this seed with another demos.path"
-        )
+        mine.set(EPISODE, mine.get(EPISODE) + task * (config.env.num_states or 0))
+        recorded.append(mine)
+        if config.env.tasks:
+            say(f"{name}: {config.demos.episodes} episodes, {len(mine)} steps")
+    return torch.cat(recorded)
 
 
-def _demo_states(config: Config) -> Iterator[int]:
+@contextlib.contextmanager
+def _bar(name: str, wanted: int) -> Iterator[Callable[[int, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name, total=wanted)
+        yield lambda recorded, tried: progress.update(bar, completed=recorded, description=f"{name}, {tried} tried")
+
+
+def _demo_states(config: Config, task: int) -> Iterator[int]:
     """Training states only, each once; where they are unlimited, three tries a demonstration from a far-off range."""
-    states = InitialStates(config.env.num_states, config.env.eval_states, config.seed)
-    if states.training is not None:
-        yield from states.training.tolist()
+    training = InitialStates(config.env.num_states, config.env.eval_states, config.seed).training()
+    if training is not None:
+        yield from training.tolist()
     else:
         start = 500_000_000 + config.seed * 10_000
         yield from range(start, start + 3 * config.demos.episodes + 10)
-
-
-def _progress(say: Callable[[str], None], wanted: int) -> Callable[[int, int], None]:
-    return lambda recorded, tried: say(f"demonstrations: {recorded}/{wanted} recorded, {tried} tried")

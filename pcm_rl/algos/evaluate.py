@@ -1,24 +1,21 @@
-"""Success with a confidence interval on held-out initial states, and a film of an episode."""
+"""Success with a confidence interval, overall and for each task."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import gymnasium as gym
-import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
-from gymnasium.wrappers import RenderCollection
-from safetensors.torch import save_file
 from tensordict import TensorDict
+from tensordict.nn import InteractionType, set_interaction_type
 from torch import Tensor
 
 from pcm_rl.algos.collect import Policy, collect_episodes, episode_outcomes
-from pcm_rl.envs.chunked import ChunkedEnv
-from pcm_rl.episodes import CHUNK, PHASE, STATE
+from pcm_rl.config import EnvConfig
+from pcm_rl.episodes import CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 
 
 @dataclass(frozen=True)
@@ -59,81 +56,123 @@ def wilson(successes: int, episodes: int, z: float = 1.959964) -> Success:
     scale = 1.0 + z * z / episodes
     centre = (share + z * z / (2 * episodes)) / scale
     half = z / scale * math.sqrt(share * (1 - share) / episodes + z * z / (4 * episodes**2))
-    low = (
-        0.0 if successes == 0 else centre - half
-    )  # exact at the ends, where rounding would leave the interval off 0 or 1
+    # exact at the ends, where rounding would leave the interval off 0 or 1
+    low = 0.0 if successes == 0 else centre - half
     high = 1.0 if successes == episodes else centre + half
     return Success(share, low, high, successes, episodes)
 
 
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Rollouts of a policy, and what came of them.
+
+    Attributes:
+        rows: ``[M]`` rows of the I episodes that came back, in the order asked for.
+        init_state: Number of the initial state of each episode, ``[I]`` int64.
+        task: Task of each, ``[I]`` int64.
+        outcome: Whether each succeeded, ``[I]`` bool.
+        steps: Environment steps that each took, ``[I]`` int64.
+        instruction: What the robot was told in each; Nones where the environment tells nothing.
+        dropped: Initial states of the episodes that were given up, because their simulator failed again and again.
+    """
+
+    rows: TensorDict
+    init_state: Tensor
+    task: Tensor
+    outcome: Tensor
+    steps: Tensor
+    instruction: list[str | None]
+    dropped: list[int]
+
+    @property
+    def success(self) -> Success:
+        """Of all episodes."""
+        return wilson(int(self.outcome.sum()), len(self.outcome))
+
+    def of_task(self, task: int) -> Success | None:
+        """Of one task's episodes; None where none came back."""
+        mine = self.outcome[self.task == task]
+        return wilson(int(mine.sum()), len(mine)) if len(mine) else None
+
+    def told(self, task: int) -> str | None:
+        """Instruction of a task; None where the environment tells none, or no episode came back."""
+        mine = (self.task == task).nonzero().flatten().tolist()
+        return self.instruction[mine[0]] if mine else None
+
+    def line(self) -> str:
+        """Overall success, with several tasks that of each, and how many episodes were given up, for a person."""
+        tasks = [self.of_task(task) for task in range(int(self.task.max()) + 1)]
+        shares = " ".join("-" if one is None else f"{one.success:.0%}" for one in tasks)
+        each = f", by task {shares}" if len(tasks) > 1 else ""
+        lost = f", {len(self.dropped)} episodes given up because their simulator failed" if self.dropped else ""
+        return f"success {self.success}{each}{lost}"
+
+    def first(self, *, success: bool, task: int | None = None) -> int | None:
+        """Index of the first episode (of one task) with this outcome; None where there is none."""
+        wanted = self.outcome == success
+        if task is not None:
+            wanted = wanted & (self.task == task)
+        return int(wanted.nonzero()[0]) if wanted.any() else None
+
+    def episode(self, index: int) -> TensorDict:
+        """Rows of one episode, ``[N]``."""
+        return self.rows[self.rows.get(EPISODE) == index]
+
+
+def place(env: EnvConfig, init_state: int) -> tuple[int, int]:
+    """Task of an initial state, and its number within the task."""
+    return divmod(init_state, env.num_states) if env.num_states is not None else (0, init_state)
+
+
 def evaluate(
-    env: VectorEnv, policy: Policy, init_states: Tensor, episodes: int, *, seed: int, device: str = "cpu"
-) -> tuple[Success, Tensor]:
-    """Roll out ``policy`` (sampled) on held-out initial states, in order and repeated if need be.
+    env: VectorEnv,
+    policy: Policy,
+    init_states: Tensor,
+    episodes: int,
+    *,
+    seed: int,
+    device: str = "cpu",
+    task: Tensor | None = None,
+    greedy: bool = False,
+) -> Evaluation:
+    """Roll out ``policy`` from given initial states, in order and repeated if need be.
 
     The random state of the caller is left untouched, and the same call gives the same result.
 
     Args:
         env: Vector of chunked environments.
         policy: The policy.
-        init_states: ``[J]``.
-        episodes: Number of rollouts.
+        init_states: ``[J]`` int64.
+        episodes: Number of rollouts, at least 1; rollout ``i`` starts at state ``i mod J``.
         seed: Seed of the sampled actions.
         device: Where the policy runs.
+        task: Task of each initial state, ``[J]`` int64; None for a single one.
+        greedy: Take the most likely token each time, as a policy that follows tensordict's ``interaction_type`` does
+            (TorchRL's all do), instead of acting as in training.
 
     Returns:
-        The success rate, and the outcome of each rollout ``[episodes]`` bool (rollout ``i`` starts at state
-        ``i mod J``).
+        The outcome of every episode that came back; those of a simulator that fails again and again are ``dropped``.
+
+    Raises:
+        RuntimeError: No episode came back.
     """
-    states = init_states[torch.arange(episodes) % len(init_states)]
-    with torch.random.fork_rng():
+    turn = torch.arange(episodes) % len(init_states)
+    states = init_states[turn]
+    tasks = torch.zeros_like(states) if task is None else task[turn]
+    interaction: Any = set_interaction_type(InteractionType.DETERMINISTIC) if greedy else contextlib.nullcontext()
+    with torch.random.fork_rng(), interaction:
         torch.manual_seed(seed)
-        rows = collect_episodes(env, policy, states, torch.arange(episodes), device=device)
-    outcome, _ = episode_outcomes(rows)
-    return wilson(int(outcome.sum()), episodes), outcome
-
-
-def film_episode(
-    env: gym.Env, policy: Policy, init_state: int, *, seed: int, device: str = "cpu", frame_step: int = 2
-) -> tuple[Tensor, Tensor, bool]:
-    """Play one episode and keep its frames.
-
-    Args:
-        env: Chunked environment over a base with ``render_mode="rgb_array"`` wrapped by :func:`filmable`.
-        policy: The policy.
-        init_state: Where to start.
-        seed: Seed of the sampled actions.
-        device: Where the policy runs.
-        frame_step: Steps a frame.
-
-    Returns:
-        ``frames [T, H, W, 3]`` uint8, the phase shown in each ``[T]`` int64, and the outcome.
-    """
-    observation, _ = env.reset(options={"init_state": init_state})
-    info: dict[str, Any] = {}
-    frames: list[np.ndarray] = []
-    steps: list[int] = []
-    ended = False
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        while not ended:
-            state = torch.from_numpy(np.array(observation, dtype=np.float32)).unsqueeze(0)
-            out = policy(TensorDict({STATE: state}, batch_size=[1]).to(device))
-            observation, _, terminated, truncated, info = env.step(out.get(CHUNK)[0].cpu().numpy())
-            frames += cast("list[np.ndarray]", env.render())
-            steps.append(int((~info["action_is_pad"]).sum()))
-            ended = terminated or truncated
-    phase = info["episode"].get(PHASE).repeat_interleave(torch.tensor(steps))
-    stack = np.stack(frames)[-len(phase) :]  # the frame of the reset has no phase
-    return torch.from_numpy(stack[::frame_step].copy()), phase[::frame_step].clone(), bool(info["success"])
-
-
-def filmable(env: gym.Env, **chunked: object) -> ChunkedEnv:
-    """Chunk a base environment with ``render_mode="rgb_array"`` so that every inner step leaves a frame."""
-    return ChunkedEnv(RenderCollection(env), **chunked)  # type: ignore[arg-type]
-
-
-def save_film(path: Path, frames: Tensor, phase: Tensor, metadata: dict[str, str]) -> None:
-    """Write a film for the report."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({"frames": frames.contiguous(), "phase": phase.contiguous()}, path, metadata)
+        rows = collect_episodes(env, policy, states, torch.arange(episodes), device=device, task=tasks)
+    outcome, kept = episode_outcomes(rows)  # each episode is a group of its own, which says which of them it is
+    lost = torch.ones(episodes, dtype=torch.bool).index_fill(0, kept, False)
+    executed = (~rows.get(IS_PAD)).sum(-1)
+    told = rows[rows.get(CHUNK_ID) == 0].get(INSTRUCTION, None)
+    return Evaluation(
+        rows=rows,
+        init_state=states[kept],
+        task=tasks[kept],
+        outcome=outcome,
+        steps=torch.zeros_like(kept).index_add(0, rows.get(EPISODE), executed),
+        instruction=[None] * len(kept) if told is None else told.tolist(),
+        dropped=states[lost].tolist(),
+    )

@@ -14,9 +14,10 @@ from pcm_rl.phases import Phase
 
 PHASE_COLUMNS = [f"{name}/{phase.label}" for name in ("score", "keep_prob", "candidates", "kept") for phase in Phase]
 METRICS = [
-    "step", "success", "trajectories", "groups", "groups_mixed", "chunks_valid", "chunks_kept", "kept_fraction",
+    "step", "success", "trajectories", "groups", "groups_mixed", "groups_dropped",
+    "chunks_valid", "chunks_kept", "kept_fraction",
     "loss", "entropy", "clip_fraction", "kl_approx", "mean_ratio", "max_ratio", "grad_norm",
-    "rollout_s", "select_s", "update_s", "step_s", "env_steps", *PHASE_COLUMNS,
+    "rollout_s", "select_s", "update_s", "step_s", "env_steps", "worker_restarts", *PHASE_COLUMNS,
 ]  # fmt: skip
 EVALUATION = ["step", "success", "low", "high", "successes", "episodes"]
 
@@ -97,6 +98,8 @@ def step_line(row: Mapping[str, float], steps: int) -> str:
         f"step {int(row['step']):>4}/{steps}  success {row['success']:>6.1%}  "
         f"groups {int(row['groups_mixed'])}/{int(row['groups'])}  "
     )
+    if row.get("groups_dropped"):
+        head += f"dropped {int(row['groups_dropped'])}  "
     times = f"rollout {row['rollout_s']:.2f} s ({row['rollout_s'] / total:.0%})  "
     if not row["groups_mixed"]:
         return head + times + "no group has both outcomes: nothing to learn from, update skipped"

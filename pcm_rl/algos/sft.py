@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from tensordict import TensorDictBase
 from torch import Generator, Tensor
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.episodes import CHUNK, IS_PAD, STATE
+from pcm_rl.episodes import CHUNK, IS_PAD
 
 
 def token_cross_entropy(policy: VLAWrapperBase, rows: TensorDictBase) -> Tensor:
@@ -15,10 +17,10 @@ def token_cross_entropy(policy: VLAWrapperBase, rows: TensorDictBase) -> Tensor:
 
     Args:
         policy: Token policy with an ``action_tokenizer``.
-        rows: ``[M]`` with the state, the demonstrated chunk ``[M, L, D]`` and its padding.
+        rows: ``[M]`` with the policy's inputs, the demonstrated chunk ``[M, L, D]`` and its padding.
     """
     tokens = policy.action_tokenizer.encode(rows.get(CHUNK))
-    log_prob = policy.get_dist(rows.select(STATE)).log_prob(tokens)
+    log_prob = policy.get_dist(rows.select(*policy.in_keys)).log_prob(tokens)
     executed = (~rows.get(IS_PAD)).unsqueeze(-1).expand_as(log_prob)
     return -log_prob[executed].mean()
 
@@ -31,6 +33,8 @@ def supervise(
     batch_size: int = 256,
     lr: float = 1e-3,
     generator: Generator | None = None,
+    stop: Callable[[], bool] | None = None,
+    stop_every: int = 200,
 ) -> list[float]:
     """Fit ``policy`` to demonstrations with Adam on uniformly drawn rows.
 
@@ -41,9 +45,11 @@ def supervise(
         batch_size: Rows a step.
         lr: Learning rate.
         generator: Draws the rows.
+        stop: Asked after every ``stop_every`` steps; True ends the fit, with the policy as it is then.
+        stop_every: See ``stop``.
 
     Returns:
-        The loss of every step, in nats a token.
+        The loss of every step done, in nats a token.
 
     Raises:
         ValueError: If the demonstrations' chunks do not fit the policy.
@@ -54,11 +60,13 @@ def supervise(
     device = next(policy.parameters()).device
     optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
     losses = []
-    for _ in range(steps):
+    for step in range(1, steps + 1):
         rows = torch.randint(len(demos), (batch_size,), generator=generator)
         loss = token_cross_entropy(policy, demos[rows].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
+        if stop is not None and step % stop_every == 0 and step < steps and stop():
+            break
     return losses

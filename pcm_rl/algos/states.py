@@ -11,25 +11,31 @@ from pcm_rl.config import ConfigError
 
 
 class InitialStates:
-    """Splits an environment's initial states and deals out those for training.
+    """Splits each task's initial states and deals out those for training.
 
     A finite set (LIBERO's 50) is permuted by the seed; the first ``held_out`` are for evaluation, the rest are dealt
     epoch by epoch, each epoch reshuffled. Where there is no fixed number, states ``0 .. held_out - 1`` are for
     evaluation and training counts upwards from there (offset by the seed), never meeting one twice.
 
+    With several tasks, state ``s`` of task ``t`` has the number ``t * total + s`` (see ``MultiTaskEnv``), every task
+    holds out the same ``s``, and the tasks take turns.
+
     Args:
-        total: Number of initial states, None for unlimited.
-        held_out: States kept for evaluation.
+        total: Number of initial states a task, None for unlimited.
+        held_out: States a task kept for evaluation.
         seed: Seed of the split and of the order.
+        tasks: T.
 
     Raises:
-        ValueError: If nothing would be left to train on.
+        ValueError: If nothing would be left to train on, or several tasks have unlimited states.
     """
 
-    def __init__(self, total: int | None, held_out: int, seed: int = 0) -> None:
+    def __init__(self, total: int | None, held_out: int, seed: int = 0, tasks: int = 1) -> None:
         if total is not None and not 1 <= held_out < total:
             raise ValueError(f"cannot hold out {held_out} of {total} initial states; at least 1 must stay for training")
-        self.total, self.held_out, self.seed = total, held_out, seed
+        if total is None and tasks > 1:
+            raise ValueError(f"{tasks} tasks need a number of initial states a task, got None")
+        self.total, self.held_out, self.seed, self.tasks = total, held_out, seed, tasks
         self.dealt = 0
         self._first = held_out + seed * 1_000_000  # of the training states, where they are unlimited
         if total is not None:
@@ -38,30 +44,41 @@ class InitialStates:
 
     @property
     def evaluation(self) -> Tensor:
-        """``[held_out]`` int64."""
-        return torch.arange(self.held_out) if self.total is None else self._evaluation.clone()
+        """``[held_out * T]`` int64; the first T are one state of each task, and so on."""
+        if self.total is None:
+            return torch.arange(self.held_out)
+        return (self._evaluation.unsqueeze(1) + self.total * torch.arange(self.tasks)).flatten()
 
-    @property
-    def training(self) -> Tensor | None:
-        """The training states, None where they are unlimited."""
-        return None if self.total is None else self._train.clone()
+    def training(self, task: int = 0) -> Tensor | None:
+        """The training states of a task, None where they are unlimited."""
+        return None if self.total is None else self._train + self.total * task
+
+    def task_of(self, states: Tensor) -> Tensor:
+        """Task of each state, int64 of the same shape."""
+        return torch.zeros_like(states) if self.total is None else states // self.total
 
     def deal(self, number: int) -> Tensor:
         """Next ``number`` training states, ``[number]`` int64."""
-        positions = torch.arange(self.dealt, self.dealt + number)
+        turns = range(self.dealt, self.dealt + number)
         self.dealt += number
         if self.total is None:
-            return self._first + positions
-        epoch, place = positions // len(self._train), positions % len(self._train)
-        orders = {int(e): self._epoch_order(int(e)) for e in epoch.unique()}
-        return torch.stack([orders[int(e)][p] for e, p in zip(epoch, place, strict=True)])
+            return self._first + torch.tensor(turns)
+        orders: dict[tuple[int, int], Tensor] = {}
+        dealt = []
+        for turn in turns:
+            position, task = divmod(turn, self.tasks)
+            epoch, place = divmod(position, len(self._train))
+            if (task, epoch) not in orders:
+                orders[task, epoch] = self._epoch_order(epoch, task)
+            dealt.append(orders[task, epoch][place] + task * self.total)
+        return torch.stack(dealt)
 
-    def _epoch_order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + epoch + 1)
+    def _epoch_order(self, epoch: int, task: int) -> Tensor:
+        generator = torch.Generator().manual_seed((self.seed + 7919 * task) * 100_003 + epoch + 1)
         return self._train[torch.randperm(len(self._train), generator=generator)]
 
     def describe(self) -> dict[str, str]:
-        """Which states are used for what, for the report."""
+        """Which states (of each task) are used for what, for the report."""
         if self.total is None:
             return {"train": f"unlimited, from {self._first} on", "evaluation": f"0-{self.held_out - 1}"}
         return {"train": _join(self._train), "evaluation": _join(self._evaluation)}
@@ -78,7 +95,8 @@ class InitialStates:
         """
         if policy_held_out is None:
             return
-        seen = sorted(set(self.evaluation.tolist()) - _parse(policy_held_out))
+        mine = self.evaluation if self.total is None else self._evaluation
+        seen = sorted(set(mine.tolist()) - _parse(policy_held_out))
         if seen:
             more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
             raise ConfigError(

@@ -22,8 +22,9 @@ from pcm_rl.algos.build import make_policy, make_vector_env, phase_rule
 from pcm_rl.algos.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
 from pcm_rl.algos.closing import closing_lines, film_run, hardware
 from pcm_rl.algos.collect import collect_episodes, episode_outcomes
+from pcm_rl.algos.collect_rows import listens
 from pcm_rl.algos.demos import demonstrations
-from pcm_rl.algos.evaluate import Success, evaluate
+from pcm_rl.algos.evaluate import Evaluation, evaluate
 from pcm_rl.algos.profile import make_loss, profile_update
 from pcm_rl.algos.runlog import RunLog, step_line
 from pcm_rl.algos.sft import supervise
@@ -31,13 +32,15 @@ from pcm_rl.algos.states import InitialStates
 from pcm_rl.algos.transforms import PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.allocation import budget_curve, budget_knee
-from pcm_rl.config import Config, save_config
+from pcm_rl.config import Config
+from pcm_rl.config_file import save_config
 from pcm_rl.divergence import action_divergence
 from pcm_rl.episodes import (
     ADVANTAGE,
     CHUNK,
     EPISODE,
     GROUP,
+    INSTRUCTION,
     IS_PAD,
     PHASE,
     SUCCESS,
@@ -82,7 +85,7 @@ class Trainer:
             seed=config.seed,
         )
         self.phase_rule = phase_rule(config.env)
-        self.states = InitialStates(config.env.num_states, config.env.eval_states, config.seed)
+        self.states = self._initial_states()
         if config.policy.init is not None:
             self.check_split(config.policy.init)
         self.generator = torch.Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
@@ -106,7 +109,7 @@ class Trainer:
         self.log = RunLog(self.folder, self.config.logger)
         if self.config.policy.init is None:
             self.supervised_start()
-        self.summary["before"] = self.evaluate().as_dict()
+        self.summary["before"] = self.evaluate().success.as_dict()
         self.save()
 
     def supervised_start(self) -> None:
@@ -117,12 +120,36 @@ class Trainer:
         demos = demonstrations(self.config, self.say)
         sft = self.config.sft
         losses = supervise(
-            self.policy, demos, steps=sft.steps, batch_size=sft.batch_size, lr=sft.lr, generator=self.generator
+            self.policy,
+            demos,
+            steps=sft.steps,
+            batch_size=sft.batch_size,
+            lr=sft.lr,
+            generator=self.generator,
+            stop=None if sft.target is None else self._reached_target,
+            stop_every=sft.check_every,
         )
         self.say(
-            f"supervised start: {len(demos)} steps of demonstrations, {sft.steps} gradient steps, "
+            f"supervised start: {len(demos)} steps of demonstrations, {len(losses)} gradient steps, "
             f"{losses[-1]:.3f} nats a token, {time.perf_counter() - started:.1f} s"
         )
+
+    def _reached_target(self) -> bool:
+        """Whether the policy succeeds often enough on training states; the cursor over them stays where it is."""
+        sft = self.config.sft
+        assert sft.target is not None
+        states = self._initial_states().deal(sft.check_episodes)
+        result = evaluate(
+            self.env,
+            self.policy,
+            states,
+            len(states),
+            seed=EVALUATION_SEED,
+            device=self.config.device,
+            task=self.states.task_of(states),
+        ).success
+        self.say(f"supervised start: success {result} on training states, wanted {sft.target:.0%}")
+        return result.success >= sft.target
 
     def resume(self) -> None:
         """Continue from the last checkpoint."""
@@ -145,16 +172,18 @@ class Trainer:
         rows = self.collect()
         rollout_s = time.perf_counter() - started
         mixed = self.mixed(rows)
-        outcome, _ = episode_outcomes(rows)
+        outcome, group = episode_outcomes(rows)
         self.step += 1
         metrics: dict[str, float] = {
             "step": self.step,
             "success": float(outcome.float().mean()),
             "trajectories": len(outcome),
-            "groups": config.groups,
+            "groups": len(group.unique()),
             "groups_mixed": int(mixed.get(GROUP).unique().numel()),
+            "groups_dropped": config.groups - len(group.unique()),
             "rollout_s": rollout_s,
             "env_steps": int((~rows.get(IS_PAD)).sum()),
+            "worker_restarts": getattr(self.env, "restarts", 0),
         }
         if len(mixed):
             self.batch = mixed
@@ -174,7 +203,10 @@ class Trainer:
         config = self.config
         init_state = self.states.deal(config.groups).repeat_interleave(config.group_size)
         group = torch.arange(config.groups).repeat_interleave(config.group_size)
-        rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device)
+        task = self.states.task_of(init_state)
+        rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device, task=task)
+        if not listens(self.policy):
+            rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than the update
         return rows.set(PHASE, label_episodes(rows, **self.phase_rule))
 
     @staticmethod
@@ -200,19 +232,25 @@ class Trainer:
 
     # -- evaluation and saving ----------------------------------------------------------------------------------------
 
-    def evaluate(self) -> Success:
+    def _initial_states(self) -> InitialStates:
+        env = self.config.env
+        return InitialStates(env.num_states, env.eval_states, self.config.seed, env.num_tasks)
+
+    def evaluate(self) -> Evaluation:
         """Success on the held-out initial states, logged."""
-        result, _ = evaluate(
+        states = self.states.evaluation
+        result = evaluate(
             self.env,
             self.policy,
-            self.states.evaluation,
+            states,
             self.config.eval_episodes,
             seed=EVALUATION_SEED,
             device=self.config.device,
+            task=self.states.task_of(states),
         )
         if self.log is not None:
-            self.log.evaluated({"step": self.step, **result.as_dict()})
-        self.say(f"evaluation after step {self.step}: success {result}")
+            self.log.evaluated({"step": self.step, **result.success.as_dict()})
+        self.say(f"evaluation after step {self.step}: {result.line()}")
         return result
 
     def save(self) -> None:
@@ -249,7 +287,8 @@ class Trainer:
 
     def finish(self) -> Path:
         """Last evaluation, measured update cost, films, report."""
-        self.summary["after"] = self.evaluate().as_dict()
+        evaluation = self.evaluate()
+        self.summary["after"] = evaluation.success.as_dict()
         self.summary["seconds"] = self.seconds
         self.save()
         if self.batch is None:  # a resumed run that had no step left to do
@@ -260,7 +299,7 @@ class Trainer:
             self.say("no group had both outcomes, so the cost of an update was not measured")
         (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=1))
         if self.config.record:
-            film_run(self.config, self.policy, self.states.evaluation, EVALUATION_SEED, self.say)
+            film_run(self.config, evaluation, self.say)
         report = write_report(self.folder)
         self.say(closing_lines(self.summary, report))
         return report

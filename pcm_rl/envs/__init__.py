@@ -1,10 +1,11 @@
-"""Gymnasium side: the chunk wrapper, the toy tasks, LIBERO. Importing this module registers the ``pcm_rl/`` ids."""
+"""Gymnasium side: the chunk wrapper, the toy tasks, LIBERO, MetaWorld. Importing it registers the ``pcm_rl/`` ids."""
 
 import gymnasium
 
 from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.slot import VectorSlot, chunked_vector_env
+from pcm_rl.envs.tasks import MultiTaskEnv
 
 _TOY = {"pcm_rl/PickPlace-v0": ("PickPlaceEnv", "pick_place"), "pcm_rl/Reach-v0": ("ReachEnv", "reach")}
 
@@ -15,5 +16,7 @@ for _id, (_single, _task) in _TOY.items():
         )
 if "pcm_rl/Libero-v0" not in gymnasium.registry:
     gymnasium.register(id="pcm_rl/Libero-v0", entry_point="pcm_rl.envs.libero:LiberoEnv")
+if "pcm_rl/MetaWorld-v0" not in gymnasium.registry:
+    gymnasium.register(id="pcm_rl/MetaWorld-v0", entry_point="pcm_rl.envs.metaworld:MetaWorldEnv")
 
-__all__ = ["ChunkedEnv", "SeededStates", "VectorSlot", "chunked_vector_env"]
+__all__ = ["ChunkedEnv", "MultiTaskEnv", "SeededStates", "VectorSlot", "chunked_vector_env"]

@@ -6,7 +6,7 @@ chunk boundaries, seven of eight successes would be paid late, twice or never.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
@@ -26,7 +26,7 @@ from pcm_rl.phases import label_phases
 
 Success = str | Callable[[gymnasium.Env, dict[str, Any]], bool]
 _Row = dict[NestedKey, Tensor]
-_Reader = tuple[str | None, Callable[[Any], Tensor]]
+Reader = tuple[str | None, Callable[[Any], Tensor]]
 _floats = partial(torch.tensor, dtype=torch.float32)
 
 STATE_NAMES = ("state", "proprio", "observation")  # of a Dict observation, the first vector among these is the state
@@ -53,8 +53,11 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 
     A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
     channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
-    `STATE_NAMES` and an image under one of `IMAGE_NAMES` are recorded so, every other key under `("observation", key)`
-    as it is, float64 as float32.
+    `STATE_NAMES` and an image under one of `IMAGE_NAMES` are recorded so, every other key under `("observation", key)`:
+    images as `[3, H, W]`, the rest as it is, float64 as float32.
+
+    An environment whose base has the attribute `draw_cameras` has it set to False but for the last step of a chunk:
+    only that observation is looked at, and a rendered frame costs as much as many steps of physics.
 
     Args:
         env: Environment with a one-dimensional `Box` of floats as its action space.
@@ -105,10 +108,11 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         self.chunk_length, self.record, self.instruction = chunk_length, record, instruction
         self.stop_on_success, self.reward = stop_on_success, reward
         self._success_rule = success
+        self._skips_frames = hasattr(env.unwrapped, "draw_cameras")
         self._label = partial(
             label_episodes, labeller=labeller, gripper_index=gripper_index, close_above=close_above, closed=closed
         )
-        self._readers = _observation_readers(env.observation_space) if record else {}
+        self._readers = observation_readers(env.observation_space) if record else {}
         self._running = self._succeeded = False
         self._chunk_id = self._group_id = self._episode_id = 0
         self._told: str | None = instruction
@@ -173,6 +177,8 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
     def _execute(self, chunk: NDArray[np.floating]) -> tuple[Any, float, bool, bool, int, dict[str, Any]]:
         total, executed, before = 0.0, 0, self._succeeded
         for action in chunk:
+            if self._skips_frames:
+                self.env.unwrapped.draw_cameras = executed == self.chunk_length - 1  # type: ignore[attr-defined]
             observation, reward, terminated, truncated, info = self.env.step(action)
             executed += 1
             total += float(reward)
@@ -211,10 +217,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
     def _observed(self, observation: Any) -> Any:
         """Keeps what the policy sees and returns a copy of it: environments reuse buffers, TorchRL edits dicts."""
         if self.record and self._running:
-            self._seen = {
-                key: convert(observation if name is None else observation[name])
-                for key, (name, convert) in self._readers.items()
-            }
+            self._seen = read_observation(self._readers, observation)
         return deepcopy(observation)
 
     def _episode(self) -> TensorDict:
@@ -253,8 +256,18 @@ def _outcome(pad: NDArray[np.bool_], reward: float, terminated: bool, truncated:
     }
 
 
-def _observation_readers(space: spaces.Space[Any]) -> dict[NestedKey, _Reader]:
-    """Key of a row -> (key of the observation, None for all of it; conversion to a tensor)."""
+def observation_readers(space: spaces.Space[Any]) -> dict[NestedKey, Reader]:
+    """How observations of `space` become keys of the schema; see :class:`ChunkedEnv` for which.
+
+    Args:
+        space: Observation space of one environment.
+
+    Returns:
+        Key of a row -> (key of the observation, None for all of it; conversion to a tensor).
+
+    Raises:
+        ValueError: The space cannot be recorded, or two of its keys become one.
+    """
     if _is_vector(space):
         return {episodes.STATE: (None, _floats)}
     if (image := _image_reader(space)) is not None:
@@ -263,16 +276,22 @@ def _observation_readers(space: spaces.Space[Any]) -> dict[NestedKey, _Reader]:
         raise ValueError(f"cannot record {space}: flatten it (FlattenObservation), or pass record=False")
     state = next((name for name in STATE_NAMES if _is_vector(space.spaces.get(name))), None)
     picture = next((name for name in IMAGE_NAMES if _image_reader(space.spaces.get(name)) is not None), None)
-    readers: dict[NestedKey, _Reader] = {}
+    readers: dict[NestedKey, Reader] = {}
     for name, part in space.spaces.items():
         if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
             raise ValueError(f"cannot record {name!r}, {part}: take it out (FilterObservation), or pass record=False")
         key: NestedKey = {state: episodes.STATE, picture: episodes.IMAGE}.get(name, ("observation", name))
         if key in readers:
             raise ValueError(f"{name!r} and {readers[key][0]!r} of the observation both become {key}: rename one")
-        image = _image_reader(part) if name == picture else None
-        readers[key] = (name, _floats if name == state else image or _tensor)
+        readers[key] = (name, _floats if name == state else _image_reader(part) or _tensor)
     return readers
+
+
+def read_observation(readers: Mapping[NestedKey, Reader], observation: Any) -> dict[NestedKey, Tensor]:
+    """One observation, or a batch of them `[n, ...]`, as tensors (copies) under the schema's keys."""
+    return {
+        key: convert(observation if name is None else observation[name]) for key, (name, convert) in readers.items()
+    }
 
 
 def _is_vector(space: spaces.Space[Any] | None) -> bool:
@@ -295,4 +314,4 @@ def _tensor(value: Any) -> Tensor:
 
 
 def _channels_first(value: Any) -> Tensor:
-    return torch.from_numpy(np.transpose(value, (2, 0, 1)).copy())
+    return torch.from_numpy(np.moveaxis(value, -1, -3).copy())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -35,10 +37,32 @@ class _Libero:
         return np.asarray(self._expert.action(observation))
 
 
+class _MetaWorld:
+    """MetaWorld's own scripted policy, a function of its own observation alone."""
+
+    def __init__(self, env: gym.Env) -> None:
+        from pcm_rl.envs.metaworld import MetaWorldEnv
+
+        if not isinstance(env.unwrapped, MetaWorldEnv):
+            raise TypeError(f"MetaWorld's experts need a MetaWorldEnv, got {type(env.unwrapped).__name__}")
+        self._native = env.unwrapped.native_observation
+        self._policy = importlib.import_module("metaworld.policies").ENV_POLICY_MAP[env.unwrapped.task]()
+
+    def reset(self, init_state: int) -> None:
+        pass  # it remembers nothing
+
+    def action(self, observation: np.ndarray) -> np.ndarray:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it asks for more than 1, and says so at every step
+            action = self._policy.get_action(self._native(observation))
+        return np.asarray(action, dtype=np.float32).clip(-1.0, 1.0)
+
+
 EXPERTS: dict[str, Callable[[gym.Env, float], Any]] = {
     "pcm_rl/PickPlace-v0": lambda env, mistakes: _Toy("pick_place", mistakes),
     "pcm_rl/Reach-v0": lambda env, mistakes: _Toy("reach", mistakes),
     "pcm_rl/Libero-v0": lambda env, mistakes: _Libero(env),
+    "pcm_rl/MetaWorld-v0": lambda env, mistakes: _MetaWorld(env),
 }
 
 
@@ -51,6 +75,7 @@ def make_expert(env_id: str, env: gym.Env, *, mistakes: float = 0.0) -> Any:
         mistakes: Share of episodes with a deliberate mis-grasp and recovery, where the expert has them.
 
     Raises:
+        TypeError: If ``env`` is not of the kind that ``env_id`` names.
         ValueError: If the environment has no scripted expert.
     """
     if env_id not in EXPERTS:

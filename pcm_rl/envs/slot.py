@@ -1,4 +1,4 @@
-"""Chunked environments in worker processes: Gymnasium's vector environments without automatic resets.
+"""Chunked environments as one vector environment without automatic resets, in processes or in this one.
 
 What Gymnasium 1.4 does, and what is done about it here:
 
@@ -8,7 +8,6 @@ What Gymnasium 1.4 does, and what is done about it here:
   one True) selects who is reset and is **removed from the caller's dict**; the observations of the others stay.
 - Infos are batched by key: a Python bool becomes `[E]` bool (a NumPy bool would become an object array), an array `[L]`
   becomes `[E, L]`. Each key has a mask `_key [E]` of who reported it; the others hold zeros.
-- `AsyncVectorEnv` builds one more environment in the calling process, to read its spaces, and closes it again.
 """
 
 from __future__ import annotations
@@ -22,10 +21,12 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from pcm_rl.envs.chunked import ChunkedEnv
+from pcm_rl.envs.options import own_options
+from pcm_rl.envs.workers import WorkerVectorEnv
 
 
 class VectorSlot(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.floating]], RecordConstructorArgs):
@@ -71,9 +72,7 @@ class VectorSlot(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             ValueError: An option has not E entries.
         """
         self._last = None
-        if options is not None:
-            options = {key: self._mine(key, value) for key, value in options.items() if key != "reset_mask"}
-        return self.env.reset(seed=seed, options=options)
+        return self.env.reset(seed=seed, options=own_options(options, self.index, self._num_envs))
 
     def step(self, action: NDArray[np.floating]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Executes one chunk, or idles if the episode has ended.
@@ -94,19 +93,9 @@ class VectorSlot(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             self._last = deepcopy(observation), bool(terminated), bool(truncated), bool(info["success"])
         return observation, float(reward), terminated, truncated, info
 
-    def _mine(self, key: str, value: Any) -> Any:
-        if not isinstance(value, list | tuple) and getattr(value, "ndim", 0) == 0:
-            return value
-        count = len(value)
-        if count <= self.index or self._num_envs not in (None, count):
-            expected = f"at least {self.index + 1}" if self._num_envs is None else str(self._num_envs)
-            raise ValueError(f"option {key!r} has {count} entries, expected {expected}: one an environment")
-        entry = value[self.index]
-        return entry.item() if getattr(entry, "ndim", None) == 0 else entry  # a NumPy or torch scalar
-
 
 class _IdlingSyncVectorEnv(SyncVectorEnv):
-    """A `SyncVectorEnv` whose environments may be stepped after their end, as those of `AsyncVectorEnv` may."""
+    """A `SyncVectorEnv` whose environments may be stepped after their end: its slots idle then."""
 
     def step(self, actions: Any) -> Any:
         self._autoreset_envs[:] = False
@@ -120,6 +109,7 @@ def chunked_vector_env(
     chunk_length: int = 8,
     workers: bool = True,
     context: str | None = None,
+    timeout: float | None = None,
     **chunked_kwargs: Any,
 ) -> VectorEnv:
     """E chunked environments that are reset together or by mask, and idle in between.
@@ -133,18 +123,19 @@ def chunked_vector_env(
 
     Args:
         make_env: Builds one environment, not chunked. With workers it is pickled with cloudpickle: lambdas and closures
-            are fine, objects that hold a simulator are not. It is called E + 1 times, once here.
+            are fine, objects that hold a simulator are not.
         num_envs: E, at least 1.
         chunk_length: L, actions a chunk.
-        workers: One process an environment; otherwise all in this process, one after the other.
-        context: Start method of the workers, `"fork"`, `"spawn"` or `"forkserver"`. None is the platform's default, and
-            `"spawn"` once torchrl has been imported, which sets it: a script then needs `if __name__ == "__main__":`,
-            and every worker imports torch again (seconds). `"fork"` starts at once, but neither CUDA nor EGL, used
-            before in this process, survives it.
+        workers: One process an environment, a :class:`~pcm_rl.envs.workers.WorkerVectorEnv`, which
+            :func:`~pcm_rl.algos.collect.collect_episodes` lets run at its own pace; otherwise all in this process, one
+            after the other.
+        context: Start method of the workers, `"spawn"` (None), `"fork"` or `"forkserver"`; see
+            :class:`~pcm_rl.envs.workers.WorkerVectorEnv` for what each asks of a script.
+        timeout: Seconds that a worker may take for a reset or a chunk before it is restarted; None means 120.
         **chunked_kwargs: Further arguments of :class:`~pcm_rl.envs.chunked.ChunkedEnv`, but for `record`.
 
     Returns:
-        A vector environment with automatic resets disabled. Close it, or the workers stay.
+        A vector environment with automatic resets disabled. Close it when it is no longer needed.
 
     Raises:
         ValueError: An argument does not fit.
@@ -153,16 +144,21 @@ def chunked_vector_env(
         raise ValueError(f"num_envs is {num_envs}; expected at least 1")
     if "record" in chunked_kwargs:
         raise ValueError("record cannot be set here: episodes are not recorded in workers, infos carry tensors only")
-    if context is not None and not workers:
-        raise ValueError(f"context is {context!r}, but workers=False starts no process; leave one of them out")
-    make_slot = partial(_make_slot, make_env, num_envs, {"chunk_length": chunk_length, **chunked_kwargs})
-    makers = [partial(make_slot, index) for index in range(num_envs)]
-    if not workers:
-        return _IdlingSyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
-    return AsyncVectorEnv(makers, context=context, autoreset_mode=AutoresetMode.DISABLED)
+    for name, value in (("context", context), ("timeout", timeout)):
+        if value is not None and not workers:
+            raise ValueError(f"{name} is {value!r}, but workers=False starts no process; leave one of them out")
+    make = partial(_make_chunked, make_env, {"chunk_length": chunk_length, **chunked_kwargs})
+    if workers:
+        return WorkerVectorEnv(
+            make, num_envs, context=context or "spawn", timeout=120.0 if timeout is None else timeout
+        )
+    makers = [partial(_make_slot, make, index, num_envs) for index in range(num_envs)]
+    return _IdlingSyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
 
 
-def _make_slot(
-    make_env: Callable[[], gymnasium.Env], num_envs: int, chunked_kwargs: dict[str, Any], index: int
-) -> VectorSlot:
-    return VectorSlot(ChunkedEnv(make_env(), record=False, **chunked_kwargs), index, num_envs)
+def _make_chunked(make_env: Callable[[], gymnasium.Env], chunked_kwargs: dict[str, Any]) -> ChunkedEnv:
+    return ChunkedEnv(make_env(), record=False, **chunked_kwargs)
+
+
+def _make_slot(make: Callable[[], ChunkedEnv], index: int, num_envs: int) -> VectorSlot:
+    return VectorSlot(make(), index, num_envs)

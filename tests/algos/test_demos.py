@@ -8,9 +8,13 @@ import pytest
 import torch
 
 import pcm_rl.envs  # noqa: F401 - registers the ids
-from pcm_rl.algos.demos import demonstrations, load_demonstrations, record_demonstrations
+from pcm_rl.algos import demos as demos_module
+from pcm_rl.algos.dataset import load_demonstrations
+from pcm_rl.algos.demos import demonstrations, record_demonstrations
 from pcm_rl.algos.sft import supervise, token_cross_entropy
-from pcm_rl.config import ConfigError, load_config
+from pcm_rl.algos.states import InitialStates
+from pcm_rl.config import ConfigError
+from pcm_rl.config_file import load_config
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.policies import StateTokenPolicy
 
@@ -90,3 +94,61 @@ def test_a_dataset_of_something_else_or_of_held_out_states_is_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=text):
             demonstrations(load_config(None, [*finite, other]), str)
+
+
+TWO_TASKS = ["env.id=pcm_rl/Reach-v0", "env.tasks.horizon=[256,200]", "env.num_states=12", "env.eval_states=4"]
+
+
+def test_every_task_has_its_demonstrations_and_its_numbers(tmp_path):
+    path = tmp_path / "demos.safetensors"
+    config = load_config(None, [*TWO_TASKS, "demos.episodes=3", f"demos.path={path}"])
+    lines: list[str] = []
+    demos = demonstrations(config, lines.append)
+    starts = demos["episode_id"].unique()
+    states = InitialStates(12, 4, config.seed, tasks=2)
+    assert states.task_of(starts).bincount().tolist() == [3, 3]
+    assert not set(starts.tolist()) & set(states.evaluation.tolist())
+    assert len(lines) == 3 and "demonstrations of task 1: 3 episodes" in lines[1]
+    assert (demonstrations(config, lines.append) == demos).all(), "the file says what it was recorded from"
+    with pytest.raises(ConfigError, match="tasks="):
+        demonstrations(load_config(None, [*TWO_TASKS, f"demos.path={path}", "env.tasks.horizon=[256]"]), str)
+
+
+def test_an_interrupted_recording_loses_no_episode(tmp_path, monkeypatch):
+    path = tmp_path / "demos.safetensors"
+    options = [*TWO_TASKS, "demos.episodes=3", "demos.noise=0.4"]
+    whole = demonstrations(load_config(None, options), str)
+    config = load_config(None, [*options, f"demos.path={path}"])
+    played = []
+    one_episode = demos_module._one_episode
+
+    def interrupted(env, expert, init_state, *rest):
+        if len(played) == 4:
+            raise KeyboardInterrupt
+        played.append(init_state)
+        return one_episode(env, expert, init_state, *rest)
+
+    monkeypatch.setattr(demos_module, "_one_episode", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demonstrations(config, str)
+    assert not path.exists() and len(list((tmp_path / "demos.safetensors.parts").glob("*.safetensors"))) == 4
+    with pytest.raises(ConfigError, match=r"begun with noise=0.4; finish it"):
+        demonstrations(load_config(None, [*options, f"demos.path={path}", "demos.noise=0.1"]), str)
+    played.clear()
+    monkeypatch.setattr(demos_module, "_one_episode", interrupted)
+    demos = demonstrations(config, str)
+    assert len(played) <= 4, "the episodes of the first recording are not played again"
+    assert (demos == whole).all() and path.exists() and not (tmp_path / "demos.safetensors.parts").exists()
+
+
+def test_supervision_stops_when_it_is_told_to():
+    torch.manual_seed(0)
+    policy, asked = StateTokenPolicy(26, width=32), []
+
+    def stop() -> bool:
+        asked.append(len(asked))
+        return len(asked) == 2
+
+    demos = record(episodes=2)
+    assert len(supervise(policy, demos, steps=50, batch_size=8, stop=stop, stop_every=10)) == 20
+    assert len(supervise(policy, demos, steps=50, batch_size=8, stop=lambda: False, stop_every=10)) == 50

@@ -8,7 +8,7 @@ from pcm_rl.config import ConfigError
 
 def test_finite_set_is_split_and_dealt_epoch_by_epoch():
     states = InitialStates(50, 10, seed=3)
-    evaluation, training = set(states.evaluation.tolist()), set(states.training.tolist())
+    evaluation, training = set(states.evaluation.tolist()), set(states.training().tolist())
     assert evaluation | training == set(range(50)) and not evaluation & training and len(evaluation) == 10
     dealt = states.deal(40).tolist() + states.deal(80).tolist()
     for epoch in (dealt[:40], dealt[40:80], dealt[80:]):
@@ -57,3 +57,19 @@ def test_what_is_described_is_what_is_dealt():
     assert states.deal(1).tolist() == [2000010]
     with pytest.raises(ConfigError, match="and 5 more"):
         InitialStates(None, 20, seed=2).check_start(states.describe()["evaluation"])
+
+
+def test_tasks_take_turns_and_hold_out_the_same_states():
+    alone, states = InitialStates(50, 10, seed=3), InitialStates(50, 10, seed=3, tasks=4)
+    held_out = alone.evaluation.tolist()
+    assert states.evaluation.tolist() == [50 * task + state for state in held_out for task in range(4)]
+    dealt = states.deal(4 * 40)
+    assert states.task_of(dealt).tolist() == list(range(4)) * 40
+    for task in range(4):
+        mine = dealt[task::4]
+        assert sorted(mine.tolist()) == states.training(task).tolist() == (alone.training() + 50 * task).tolist()
+    assert (dealt[0::4]).tolist() == alone.deal(40).tolist()  # task 0 is dealt as if it were alone
+    assert dealt[1::4].sub(50).tolist() != dealt[0::4].tolist()
+    assert states.describe() == alone.describe()
+    with pytest.raises(ValueError, match="4 tasks need a number"):
+        InitialStates(None, 10, tasks=4)

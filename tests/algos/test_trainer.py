@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from pcm_rl.algos.checkpoint import save_policy
 from pcm_rl.algos.trainer import Trainer, train
-from pcm_rl.config import load_config, load_run_config
+from pcm_rl.config_file import load_config, load_run_config
 
 TINY = [
     "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=18", "env.eval_states=16",

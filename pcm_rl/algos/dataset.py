@@ -1,0 +1,97 @@
+"""Datasets of demonstrations on disk: safetensors files that know what they were recorded from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+
+from pcm_rl.algos.states import InitialStates
+from pcm_rl.config import Config, ConfigError
+from pcm_rl.episodes import EPISODE
+
+_SAME = ("env", "kwargs", "tasks", "chunk_length")  # what a dataset must share with the run that uses it
+
+
+def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write rows and what they were recorded from as one safetensors file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        key if isinstance(key, str) else ".".join(key): value.contiguous() for key, value in demos.items(True, True)
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+
+
+def load_demonstrations(path: str | Path) -> TensorDict:
+    """Read what :func:`save_demonstrations` wrote.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no demonstrations at {path}; record them with `pcm-rl demos`")
+    tensors = load_file(path)
+    flat: dict[Any, Any] = {tuple(key.split(".")) if "." in key else key: value for key, value in tensors.items()}
+    return TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
+
+
+def recording_settings(config: Config) -> dict[str, str]:
+    """What a recording depends on; written into the dataset."""
+    env, demos = config.env, config.demos
+    texts = {"kwargs": dict(env.kwargs), "tasks": dict(env.tasks)}
+    numbers = {"noise": demos.noise, "mistakes": demos.mistakes, "episodes": demos.episodes, "seed": config.seed}
+    split = {"num_states": env.num_states, "eval_states": env.eval_states}
+    return {
+        "env": env.id,
+        **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
+        "chunk_length": str(env.chunk_length),
+        **{key: str(value) for key, value in (numbers | split).items()},
+    }
+
+
+def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
+    """Make the folder of an unfinished recording, or check that it was begun with the same settings.
+
+    Raises:
+        ConfigError: If it was not.
+    """
+    written = parts / "settings.json"
+    if not written.is_file():
+        parts.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(settings, indent=1))
+        return
+    begun = json.loads(written.read_text())
+    changed = [f"{key}={begun.get(key)}" for key in settings if begun.get(key) != settings[key]]
+    if changed:
+        raise ConfigError(
+            f"{parts} holds a recording that was begun with {', '.join(changed)}; finish it with these settings, or "
+            "delete the folder"
+        )
+
+
+def check_fit(demos: TensorDict, path: Path, config: Config) -> None:
+    """Raise ``ConfigError`` if the dataset is of something else, or of initial states that are held out now."""
+    with safe_open(path, "pt") as file:
+        found = {"tasks": "{}", **(file.metadata() or {})}
+    settings = recording_settings(config)
+    for key in _SAME:
+        if found.get(key) != settings[key]:
+            raise ConfigError(
+                f"the demonstrations at {path} were recorded with {key}={found.get(key)}, this run has "
+                f"{settings[key]}; give another demos.path"
+            )
+    states = InitialStates(config.env.num_states, config.env.eval_states, config.seed, config.env.num_tasks)
+    shared = sorted(set(demos.get(EPISODE).tolist()) & set(states.evaluation.tolist()))
+    if shared:
+        raise ConfigError(
+            f"the demonstrations at {path} start from initial states {shared}, which seed {config.seed} holds out for "
+            "evaluation; record them for this seed with another demos.path"
+        )

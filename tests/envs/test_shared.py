@@ -1,0 +1,51 @@
+"""SharedObservation: what is written on one side is read on the other."""
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from pcm_rl.envs.shared import SharedObservation
+
+BOX = spaces.Box(-1, 1, (3,), np.float32)
+NESTED = spaces.Dict(
+    {
+        "flag": spaces.MultiBinary(5),  # one byte each: what follows is not aligned by itself
+        "robot": spaces.Dict({"joints": spaces.Box(-4, 4, (2, 3), np.float64), "stage": spaces.Discrete(9)}),
+        "image": spaces.Box(0, 255, (4, 5, 3), np.uint8),
+    }
+)
+
+
+@pytest.mark.parametrize("space", [BOX, NESTED, spaces.Discrete(7)], ids=["box", "dict", "discrete"])
+def test_both_sides_see_the_last_observation(space):
+    ours = SharedObservation(space)
+    theirs = SharedObservation(space, ours.name)
+    try:
+        nothing = ours.read()
+        assert not np.any(nothing["image"] if space == NESTED else nothing)
+        for seed in (0, 1):
+            space.seed(seed)
+            observation = space.sample()
+            theirs.write(observation)
+            read = ours.read()
+            np.testing.assert_equal(read, observation)
+            assert space.contains(read) or isinstance(space, spaces.Discrete)
+        theirs.write(nothing)
+        np.testing.assert_equal(read, observation)  # a copy
+    finally:
+        theirs.close(unlink=False)
+        ours.close(unlink=True)
+        ours.close(unlink=True)
+    with pytest.raises(FileNotFoundError):
+        SharedObservation(space, ours.name)
+
+
+def test_what_cannot_be_held_is_refused():
+    with pytest.raises(ValueError, match=r"Text.*cannot be shared between processes"):
+        SharedObservation(spaces.Dict({"told": spaces.Text(9)}))
+    memory = SharedObservation(BOX)
+    try:
+        with pytest.raises(ValueError, match=r"has shape \(1,\), but its space is Box"):
+            memory.write(np.zeros(1, np.float32))  # NumPy would spread it over all three
+    finally:
+        memory.close(unlink=True)
