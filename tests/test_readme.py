@@ -31,7 +31,7 @@ def marked(text: str):
 
 @pytest.mark.parametrize("text", [marked(text) for text in PYTHON])
 def test_python_blocks_run(text):
-    if "import metaworld" in text:
+    if "metaworld" in text:
         pytest.importorskip("metaworld")
     exec(compile(text, "README.md", "exec"), {})
 
@@ -63,14 +63,20 @@ def test_toy_commands_run(recipe, tmp_path, capsys):
 @pytest.mark.slow
 def test_libero_commands_run(tmp_path, capsys):
     pytest.importorskip("libero")
-    named = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("pcm-rl") and "libero" in c]
-    assert [arguments[0] for arguments in named] == ["demos", "train"]
-    for arguments in named:
-        extra = [f"demos.path={tmp_path / 'demos.safetensors'}", f"run_dir={tmp_path}", "name=run"]
-        horizon = ["env.kwargs.horizon=120", "env.max_chunks=15"]
-        assert main([*_rooted(arguments), *SHORT, *extra, *horizon]) == 0
+    pytest.importorskip("imageio")
+    demos, train, evaluate = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("pcm-rl") and "libero" in c]
+    assert [arguments[0] for arguments in (demos, train, evaluate)] == ["demos", "train", "eval"]
+    small = ["env.tasks.task_id=[0,1]", "env.kwargs.horizon=120", "env.max_chunks=15", "sft.target=null"]
+    extra = [f"demos.path={tmp_path / 'demos.safetensors'}", f"run_dir={tmp_path}"]
+    for arguments in (demos, train):
+        assert main([*_rooted(arguments), *SHORT, *small, *extra]) == 0
     out = capsys.readouterr().out
     assert "step    1/1" in out and "success  after" in out
+    run = tmp_path / "libero"
+    assert f"runs/{run.name}" in evaluate
+    evaluate[evaluate.index("runs/libero")] = str(run)
+    assert main([*evaluate, "--episodes", "2"]) == 0
+    assert "swap" in capsys.readouterr().out and (run / "eval.json").is_file() and list((run / "films").glob("*.mp4"))
 
 
 def _rooted(arguments: list[str]) -> list[str]:

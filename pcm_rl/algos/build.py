@@ -67,7 +67,7 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
             functools.partial(make_env, config),
             config.num_envs,
             workers=config.workers,
-            context="spawn" if config.workers else None,  # a fork would copy torch's threads and a simulator's context
+            timeout=config.timeout if config.workers else None,
             success=config.success,
             **chunking,
         )

@@ -6,6 +6,7 @@ from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.slot import VectorSlot, chunked_vector_env
 from pcm_rl.envs.tasks import MultiTaskEnv
+from pcm_rl.envs.workers import WorkerVectorEnv
 
 _TOY = {"pcm_rl/PickPlace-v0": ("PickPlaceEnv", "pick_place"), "pcm_rl/Reach-v0": ("ReachEnv", "reach")}
 
@@ -19,4 +20,4 @@ if "pcm_rl/Libero-v0" not in gymnasium.registry:
 if "pcm_rl/MetaWorld-v0" not in gymnasium.registry:
     gymnasium.register(id="pcm_rl/MetaWorld-v0", entry_point="pcm_rl.envs.metaworld:MetaWorldEnv")
 
-__all__ = ["ChunkedEnv", "MultiTaskEnv", "SeededStates", "VectorSlot", "chunked_vector_env"]
+__all__ = ["ChunkedEnv", "MultiTaskEnv", "SeededStates", "VectorSlot", "WorkerVectorEnv", "chunked_vector_env"]

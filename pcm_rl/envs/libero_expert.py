@@ -52,10 +52,7 @@ _WITHIN = 0.03  # m: an object this near to the grip site lies between the finge
 _OPEN = 0.074  # m between the fingers above which they cannot be holding anything
 _SHUT = 0.002  # m below which there is nothing between them, be it the rim of a bowl
 _AT_REST = 0.01  # m/s of the opening below which the fingers have come to rest
-_LOW, _CLEAR = (
-    0.1,
-    0.02,
-)  # m below the height of travel at which a carried object may begin to, and fully, move sideways
+_LOW, _CLEAR = 0.1, 0.02  # m below the height of travel: at the first no sideways move yet, at the second a full one
 _ABOVE, _BESIDE = 0.01, 0.04  # m between a carried object and the goal: at the first it is down, at the second still up
 _UPRIGHT = np.array([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, -1.0]])  # columns of the gripper's rotation, as rows
 
@@ -89,9 +86,9 @@ class LiberoExpert:
     """Picks the target object up and puts it on, or in, the goal.
 
     Args:
-        env: A :class:`LiberoEnv`, possibly wrapped, of a task in `EXPERT_TASKS` or of the same task in a perturbed
-            variant of its suite (`VARIANTS`), such as `libero_object_swap`. The shape of its target object is read once,
-            here.
+        env: A :class:`LiberoEnv`, possibly wrapped, of a task in `EXPERT_TASKS`; or of the same task in one of the
+            `VARIANTS` of its suite, such as `libero_object_swap`, where it may fail. The shape of the target object is
+            read once, here.
 
     Raises:
         TypeError: There is no `LiberoEnv` below the wrappers.

@@ -16,27 +16,24 @@ _LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary
 class SharedObservation:
     """Holds the last observation of one environment.
 
-    Who gives no `name` creates the memory, zeroed; who gives the :attr:`name` of one attaches to it. Reads and writes
-    are not synchronised: the pipe beside it says when an observation is complete.
+    Reads and writes are not synchronised: the pipe beside it says when an observation is complete.
 
     Args:
         space: `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary`, or a `Dict` of these, nested or not.
-        name: Of an existing memory, made for the same space.
+        name: Of the memory, the same on both sides.
+        create: Make the memory, zeroed; otherwise attach to what the other side has made for the same space.
 
     Raises:
         ValueError: The space is another one.
+        FileNotFoundError: There is no such memory.
+        FileExistsError: There is one already.
     """
 
-    def __init__(self, space: spaces.Space[Any], name: str | None = None) -> None:
+    def __init__(self, space: spaces.Space[Any], name: str, *, create: bool) -> None:
         layout = _layout(space)
         self._space = space
-        self._memory = SharedMemory(name, create=name is None, size=max(layout.itemsize, 1))
+        self._memory = SharedMemory(name, create, max(layout.itemsize, 1))
         self._record: NDArray[Any] | None = np.ndarray((), layout, buffer=self._memory.buf)
-
-    @property
-    def name(self) -> str:
-        """What the other process attaches to."""
-        return self._memory.name
 
     def write(self, observation: Any) -> None:
         """Replaces the observation.
@@ -51,13 +48,18 @@ class SharedObservation:
         """A copy of the observation: arrays, in dicts where the space is a `Dict`."""
         return _read(self._space, self._record)
 
-    def close(self, *, unlink: bool) -> None:
-        """Lets go of the memory, and with `unlink` frees it; one of the two processes has to. Closing twice is fine."""
+    def close(self) -> None:
+        """Lets go of the memory, which stays. Closing twice is fine."""
         self._record = None  # an array that still points into the memory would keep it open
         self._memory.close()
-        if unlink:
-            with contextlib.suppress(FileNotFoundError):
-                self._memory.unlink()
+
+
+def free_memory(name: str) -> None:
+    """Frees the memory of this name, if there is one: also that of a process that died before it could say so."""
+    with contextlib.suppress(FileNotFoundError):
+        memory = SharedMemory(name)
+        memory.close()
+        memory.unlink()
 
 
 def _layout(space: spaces.Space[Any]) -> np.dtype[Any]:

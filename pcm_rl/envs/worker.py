@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import secrets
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from pcm_rl.envs.shared import SharedObservation
+from pcm_rl.envs.shared import SharedObservation, free_memory
 
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _MISUSE = (ValueError, TypeError, LookupError, gymnasium.error.Error)
@@ -32,7 +33,6 @@ class Built(NamedTuple):
 
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
-    memory: str  # name of the shared observation
 
 
 class Done(NamedTuple):
@@ -67,19 +67,21 @@ class Raised(NamedTuple):
         return error
 
 
-def serve(pipe: Connection, parents_end: Connection, make_env: Callable[[], gymnasium.Env[Any, Any]]) -> None:
+def serve(
+    pipe: Connection, parents_end: Connection, make_env: Callable[[], gymnasium.Env[Any, Any]], memory_name: str
+) -> None:
     """What a worker does: builds its environment, then answers commands until the pipe closes or None comes."""
     parents_end.close()  # inherited by a fork; while it is open here, the parent's death would go unnoticed
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(1)
     try:
         env = make_env()
-        memory = SharedObservation(env.observation_space)
+        memory = SharedObservation(env.observation_space, memory_name, create=True)
     except Exception as error:
         pipe.send(_raised(0, error))
         return
     with contextlib.suppress(EOFError, OSError):  # the parent has gone
-        pipe.send(Built(env.observation_space, env.action_space, memory.name))
+        pipe.send(Built(env.observation_space, env.action_space))
         while (command := pipe.recv()) is not None:
             pipe.send_bytes(_answer(env, memory, *command))
     env.close()
@@ -153,9 +155,10 @@ class Worker:
     def launch(self) -> None:
         """Starts the process and returns at once; :class:`Built` will come through the pipe."""
         self.pipe, workers_end = self._context.Pipe()
+        self._memory_name = f"pcm_rl-{secrets.token_hex(8)}"
         self.process = self._context.Process(  # type: ignore[attr-defined]
             target=serve,
-            args=(workers_end, self.pipe, CloudpickleWrapper(self._make_env)),
+            args=(workers_end, self.pipe, CloudpickleWrapper(self._make_env), self._memory_name),
             name=f"pcm_rl-worker-{self.index}",
             daemon=True,
         )
@@ -212,7 +215,7 @@ class Worker:
         except (EOFError, OSError):
             return Raised(0, RuntimeError, self._cause_of_death(), misuse=False)
         if isinstance(message, Built):
-            self.memory = SharedObservation(message.observation_space, message.memory)
+            self.memory = SharedObservation(message.observation_space, self._memory_name, create=False)
             self.built, self._building_until, self.failed_builds = True, None, 0
             if self.pending is not None:
                 self._answer_until = time.monotonic() + self._timeout
@@ -233,8 +236,9 @@ class Worker:
         self.process.join()
         self.pipe.close()
         if self.memory is not None:
-            self.memory.close(unlink=True)
+            self.memory.close()
             self.memory = None
+        free_memory(self._memory_name)
 
     def _cause_of_death(self) -> str:
         self.process.join(1.0)  # the pipe closes a moment before the process has ended

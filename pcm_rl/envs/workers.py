@@ -273,8 +273,8 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
 
     def _adopt(self, built: Built, index: int) -> None:
         if index:
-            if built[:2] != (self.single_observation_space, self.single_action_space):
-                raise ValueError(f"worker {index} has other spaces than worker 0: {built[:2]}")
+            if built != (self.single_observation_space, self.single_action_space):
+                raise ValueError(f"worker {index} has other spaces than worker 0: {tuple(built)}")
             return
         chunks = built.action_space
         if not isinstance(chunks, spaces.Box) or len(chunks.shape) != 2:

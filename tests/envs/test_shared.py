@@ -1,11 +1,14 @@
 """SharedObservation: what is written on one side is read on the other."""
 
+import os
+
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from pcm_rl.envs.shared import SharedObservation
+from pcm_rl.envs.shared import SharedObservation, free_memory
 
+NAME = f"pcm_rl-test-{os.getpid()}"
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 NESTED = spaces.Dict(
     {
@@ -18,8 +21,8 @@ NESTED = spaces.Dict(
 
 @pytest.mark.parametrize("space", [BOX, NESTED, spaces.Discrete(7)], ids=["box", "dict", "discrete"])
 def test_both_sides_see_the_last_observation(space):
-    ours = SharedObservation(space)
-    theirs = SharedObservation(space, ours.name)
+    theirs = SharedObservation(space, NAME, create=True)
+    ours = SharedObservation(space, NAME, create=False)
     try:
         nothing = ours.read()
         assert not np.any(nothing["image"] if space == NESTED else nothing)
@@ -33,19 +36,22 @@ def test_both_sides_see_the_last_observation(space):
         theirs.write(nothing)
         np.testing.assert_equal(read, observation)  # a copy
     finally:
-        theirs.close(unlink=False)
-        ours.close(unlink=True)
-        ours.close(unlink=True)
+        theirs.close()
+        ours.close()
+        ours.close()
+        free_memory(NAME)
     with pytest.raises(FileNotFoundError):
-        SharedObservation(space, ours.name)
+        SharedObservation(space, NAME, create=False)
+    free_memory(NAME)
 
 
 def test_what_cannot_be_held_is_refused():
     with pytest.raises(ValueError, match=r"Text.*cannot be shared between processes"):
-        SharedObservation(spaces.Dict({"told": spaces.Text(9)}))
-    memory = SharedObservation(BOX)
+        SharedObservation(spaces.Dict({"told": spaces.Text(9)}), NAME, create=True)
+    memory = SharedObservation(BOX, NAME, create=True)
     try:
         with pytest.raises(ValueError, match=r"has shape \(1,\), but its space is Box"):
             memory.write(np.zeros(1, np.float32))  # NumPy would spread it over all three
     finally:
-        memory.close(unlink=True)
+        memory.close()
+        free_memory(NAME)

@@ -288,13 +288,13 @@ def test_close_leaves_nothing_behind(forked):
     pids = env.reset(options={"init_state": [6, HANGS, 6]})[1]["pid"]
     env.send(1, CHUNK)
     os.kill(pids[2], signal.SIGKILL)
-    names = [worker.memory.name for worker in env._workers]
+    names = [worker._memory_name for worker in env._workers]
     env.close()
     env.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]  # not even as zombies
     for name in names:
         with pytest.raises(FileNotFoundError):
-            SharedObservation(env.single_observation_space, name)
+            SharedObservation(env.single_observation_space, name, create=False)
     with pytest.raises(gymnasium.error.ClosedEnvironmentError):
         env.start(0)
 
