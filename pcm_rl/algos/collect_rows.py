@@ -66,9 +66,10 @@ def decide(
     finite = torch.isfinite(out.get(LOG_PROBS)).flatten(1).all(1) & torch.isfinite(out.get(CHUNK)).flatten(1).all(1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
+        task = f" ({told[row]})" if told[row] is not None else ""
         raise FloatingPointError(
             f"the policy gave a log-prob or an action that is not finite, in the episode from initial state "
-            f"{int(init_state[row])}, chunk {int(chunk[row])}; nothing was saved since the last checkpoint"
+            f"{int(init_state[row])}, chunk {int(chunk[row])}{task}; nothing was saved since the last checkpoint"
         )
     return {**observation, **{key: out.get(key) for key in (CHUNK, TOKENS, LOG_PROBS)}}
 
