@@ -300,7 +300,7 @@ def test_close_leaves_nothing_behind(forked):
 
 
 SCRIPT = """
-    import os, sys, time
+    import os, signal, time
     import gymnasium as gym
     from pcm_rl.envs import ChunkedEnv
     from pcm_rl.envs.workers import WorkerVectorEnv
@@ -312,6 +312,7 @@ SCRIPT = """
         return env
 
     if __name__ == "__main__":
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored from birth where tests run in the background
         env = WorkerVectorEnv(make, 2, context="{context}")
         print("built", flush=True)
         time.sleep(1000)
