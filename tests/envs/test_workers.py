@@ -307,7 +307,7 @@ SCRIPT = """
 
     def make():
         env = ChunkedEnv(gym.make("pcm_rl/Reach-v0"), record=False)
-        print(os.getpid(), flush=True)
+        os.write(1, b"%d\\n" % os.getpid())  # in one piece: two workers write at once
         time.sleep({sleep})
         return env
 
