@@ -116,6 +116,6 @@ def assemble(parts: Sequence[Part], group: Tensor, told: Sequence[str | None]) -
 
 def episode_outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
     """Outcome and group of each episode: ``[M]`` rows -> ``success [I]``, ``group [I]``, ordered by episode id."""
-    first = rows[rows.get(CHUNK_ID) == 0]
-    order = first.get(EPISODE).argsort()
-    return first.get(SUCCESS)[order], first.get(GROUP)[order]
+    first = (rows.get(CHUNK_ID) == 0).nonzero().flatten()
+    first = first[rows.get(EPISODE)[first].argsort()]
+    return rows.get(SUCCESS)[first], rows.get(GROUP)[first]

@@ -88,8 +88,7 @@ def check_fit(demos: TensorDict, path: Path, config: Config) -> None:
                 f"the demonstrations at {path} were recorded with {key}={found.get(key)}, this run has "
                 f"{settings[key]}; give another demos.path"
             )
-    states = InitialStates(config.env.num_states, config.env.eval_states, config.seed, config.env.num_tasks)
-    shared = sorted(set(demos.get(EPISODE).tolist()) & set(states.evaluation.tolist()))
+    shared = sorted(set(demos.get(EPISODE).tolist()) & set(InitialStates.of(config).evaluation.tolist()))
     if shared:
         raise ConfigError(
             f"the demonstrations at {path} start from initial states {shared}, which seed {config.seed} holds out for "

@@ -174,7 +174,7 @@ def _record(config: Config, parts: Path | None, say: Callable[[str], None]) -> T
             mine = record_demonstrations(
                 env,
                 make_expert(config.env.id, env, mistakes=config.demos.mistakes),
-                _demo_states(config, task),
+                _demo_states(config),
                 episodes=config.demos.episodes,
                 chunk_length=config.env.chunk_length,
                 noise=config.demos.noise,
@@ -199,9 +199,9 @@ def _bar(name: str, wanted: int) -> Iterator[Callable[[int, int], None]]:
         yield lambda recorded, tried: progress.update(bar, completed=recorded, description=f"{name}, {tried} tried")
 
 
-def _demo_states(config: Config, task: int) -> Iterator[int]:
+def _demo_states(config: Config) -> Iterator[int]:
     """Training states only, each once; where they are unlimited, three tries a demonstration from a far-off range."""
-    training = InitialStates(config.env.num_states, config.env.eval_states, config.seed).training()
+    training = InitialStates.of(config).training()  # of task 0: every task numbers its own alike
     if training is not None:
         yield from training.tolist()
     else:

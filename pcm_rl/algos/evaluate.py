@@ -166,7 +166,7 @@ def evaluate(
     outcome, kept = episode_outcomes(rows)  # each episode is a group of its own, which says which of them it is
     lost = torch.ones(episodes, dtype=torch.bool).index_fill(0, kept, False)
     executed = (~rows.get(IS_PAD)).sum(-1)
-    told = rows[rows.get(CHUNK_ID) == 0].get(INSTRUCTION, None)
+    told = rows.select(INSTRUCTION, strict=False)[rows.get(CHUNK_ID) == 0].get(INSTRUCTION, None)
     return Evaluation(
         rows=rows,
         init_state=states[kept],

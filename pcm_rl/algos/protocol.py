@@ -156,10 +156,8 @@ def _columns(folder: Path, overrides: Sequence[str], protocol: Protocol) -> list
     for name, more in {OWN: [], **protocol.also}.items():
         config = load_run_config(folder, [*overrides, *more])
         env = config.env
-        split = InitialStates(env.num_states, env.eval_states, config.seed, env.num_tasks)
-        origin = policy_metadata(folder / POLICY)
-        if origin.get("env") == env.id:
-            split.check_start(origin.get("held_out"))
+        split = InitialStates.of(config)
+        split.check_policy(policy_metadata(folder / POLICY), env.id)
         if columns and env.num_tasks != columns[0].split.tasks:
             raise ConfigError(
                 f"column {name!r} has {env.num_tasks} tasks and the run {columns[0].split.tasks}; a line of the table "

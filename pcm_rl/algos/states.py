@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcm_rl.config import ConfigError
+from pcm_rl.config import Config, ConfigError
 
 
 class InitialStates:
@@ -41,6 +41,11 @@ class InitialStates:
         if total is not None:
             order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
             self._evaluation, self._train = order[:held_out].sort().values, order[held_out:].sort().values
+
+    @classmethod
+    def of(cls, config: Config) -> InitialStates:
+        """The split of a configuration."""
+        return cls(config.env.num_states, config.env.eval_states, config.seed, config.env.num_tasks)
 
     @property
     def evaluation(self) -> Tensor:
@@ -103,6 +108,19 @@ class InitialStates:
                 f"the policy may have been trained on initial states {seen[:5]}{more}, which seed {self.seed} holds "
                 f"out for evaluation with eval_states={self.held_out}; use the seed and eval_states it was made with"
             )
+
+    def check_policy(self, origin: dict[str, str], env_id: str) -> None:
+        """:meth:`check_start` with what a policy's file says of its origin; one of another environment may pass.
+
+        Args:
+            origin: The file's metadata.
+            env_id: The environment that these states are of.
+
+        Raises:
+            ConfigError: As :meth:`check_start`.
+        """
+        if origin.get("env") == env_id:
+            self.check_start(origin.get("held_out"))
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor."""

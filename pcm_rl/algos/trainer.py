@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 
 from pcm_rl.advantage import group_advantage
 from pcm_rl.algos.build import make_policy, make_vector_env, phase_rule
@@ -85,9 +86,9 @@ class Trainer:
             seed=config.seed,
         )
         self.phase_rule = phase_rule(config.env)
-        self.states = self._initial_states()
+        self.states = InitialStates.of(config)
         if config.policy.init is not None:
-            self.check_split(config.policy.init)
+            self.states.check_policy(policy_metadata(config.policy.init), config.env.id)
         self.generator = torch.Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
         self.step = 0
         self.seconds = 0.0
@@ -138,16 +139,7 @@ class Trainer:
         """Whether the policy succeeds often enough on training states; the cursor over them stays where it is."""
         sft = self.config.sft
         assert sft.target is not None
-        states = self._initial_states().deal(sft.check_episodes)
-        result = evaluate(
-            self.env,
-            self.policy,
-            states,
-            len(states),
-            seed=EVALUATION_SEED,
-            device=self.config.device,
-            task=self.states.task_of(states),
-        ).success
+        result = self._roll_out(InitialStates.of(self.config).deal(sft.check_episodes), sft.check_episodes).success
         self.say(f"supervised start: success {result} on training states, wanted {sft.target:.0%}")
         return result.success >= sft.target
 
@@ -232,26 +224,17 @@ class Trainer:
 
     # -- evaluation and saving ----------------------------------------------------------------------------------------
 
-    def _initial_states(self) -> InitialStates:
-        env = self.config.env
-        return InitialStates(env.num_states, env.eval_states, self.config.seed, env.num_tasks)
-
     def evaluate(self) -> Evaluation:
         """Success on the held-out initial states, logged."""
-        states = self.states.evaluation
-        result = evaluate(
-            self.env,
-            self.policy,
-            states,
-            self.config.eval_episodes,
-            seed=EVALUATION_SEED,
-            device=self.config.device,
-            task=self.states.task_of(states),
-        )
+        result = self._roll_out(self.states.evaluation, self.config.eval_episodes)
         if self.log is not None:
             self.log.evaluated({"step": self.step, **result.success.as_dict()})
         self.say(f"evaluation after step {self.step}: {result.line()}")
         return result
+
+    def _roll_out(self, states: Tensor, episodes: int) -> Evaluation:
+        task, device = self.states.task_of(states), self.config.device
+        return evaluate(self.env, self.policy, states, episodes, seed=EVALUATION_SEED, device=device, task=task)
 
     def save(self) -> None:
         """Write the checkpoint that :meth:`resume` continues from."""
@@ -273,12 +256,6 @@ class Trainer:
     def origin(self) -> dict[str, str]:
         """What a later run has to know of this policy before it starts from it."""
         return {"env": self.config.env.id, "held_out": self.states.describe()["evaluation"]}
-
-    def check_split(self, policy_file: str | Path) -> None:
-        """Refuse a policy of this environment that may have been trained on the states held out here."""
-        origin = policy_metadata(policy_file)
-        if origin.get("env") == self.config.env.id:
-            self.states.check_start(origin.get("held_out"))
 
     def _generators(self) -> dict[str, torch.Generator]:
         return {"sampler": self.sampler.generator, "minibatches": self.generator}

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from pcm_rl.envs import libero_package
 from pcm_rl.envs.libero_physics import control_step
+from pcm_rl.envs.options import checked_action, chosen_init_state
 
 FloatArray = NDArray[np.float64]
 Observation: TypeAlias = "NDArray[np.float32] | dict[str, NDArray[Any]]"
@@ -189,7 +190,9 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             ValueError: An option is unknown, or `k` outside its range.
         """
         super().reset(seed=seed)
-        self._init_state = self._choose_init_state(options or {})
+        self._init_state = chosen_init_state(
+            options or {}, self.num_init_states, f"{self.suite} task {self.task_id}", self.np_random
+        )
         simulation = self.simulation
         with libero_package.fixed_global_seed():
             simulation.reset()
@@ -216,7 +219,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         simulation = self.simulation
         if self._init_state is None:
             raise gymnasium.error.ResetNeeded("call reset() before the first step()")
-        control_step(simulation, self._checked(action))
+        control_step(simulation, checked_action(action, 7, self._where()))
         self._elapsed += 1
         first_success = not self._succeeded and bool(simulation.check_success())
         self._succeeded = self._succeeded or first_success
@@ -308,24 +311,6 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     def _where(self) -> str:
         return f"{self.suite} task {self.task_id}, initial state {self._init_state}, step {self._elapsed}"
-
-    def _choose_init_state(self, options: Mapping[str, Any]) -> int:
-        if unknown := sorted(set(options) - {"init_state"}):
-            raise ValueError(f"unknown reset options {unknown}; the only one is 'init_state'")
-        count = self.num_init_states
-        if "init_state" not in options:
-            return int(self.np_random.integers(count))
-        index = options["init_state"]
-        if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < count:
-            raise ValueError(f"init_state is {index!r}; {self.suite} task {self.task_id} has 0 to {count - 1}")
-        return int(index)
-
-    def _checked(self, action: NDArray[np.float32]) -> FloatArray:
-        array = np.asarray(action, dtype=np.float64)
-        if array.shape != (7,) or not np.isfinite(array).all():
-            got = f"{array.tolist()} of shape {array.shape}"
-            raise ValueError(f"expected a finite action of shape (7,), got {got} in {self._where()}")
-        return array
 
     def _pose(self, name: str) -> tuple[FloatArray, FloatArray]:
         """Position `[3]` in the world and flattened rotation matrix `[9]` of an object, a fixture or a region."""

@@ -22,6 +22,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pcm_rl.envs.metaworld_tasks import INSTRUCTIONS
+from pcm_rl.envs.options import checked_action, chosen_init_state
 
 FloatArray = NDArray[np.float64]
 
@@ -151,7 +152,7 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         """
         super().reset(seed=seed)
         simulation = self.simulation
-        self._init_state = self._choose_init_state(options or {})
+        self._init_state = chosen_init_state(options or {}, self.num_init_states, self.task, self.np_random)
         simulation.set_task(self._init_states[self._init_state])
         native, _ = simulation.reset()
         self._elapsed, self._succeeded = 0, False
@@ -172,7 +173,8 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         simulation = self.simulation
         if self._init_state is None or self._elapsed >= MAX_HORIZON:
             raise gymnasium.error.ResetNeeded(f"call reset() before the first step() and after {MAX_HORIZON}")
-        native, shaped, _, _, told = simulation.step(self._checked(action))
+        action = checked_action(action, 4, self._where(), np.float32).clip(-1.0, 1.0)
+        native, shaped, _, _, told = simulation.step(action)
         self._elapsed += 1
         first_success = not self._succeeded and bool(told["success"])
         self._succeeded = self._succeeded or first_success
@@ -225,24 +227,6 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     def _where(self) -> str:
         return f"{self.task}, initial state {self._init_state}, step {self._elapsed}"
-
-    def _choose_init_state(self, options: Mapping[str, Any]) -> int:
-        if unknown := sorted(set(options) - {"init_state"}):
-            raise ValueError(f"unknown reset options {unknown}; the only one is 'init_state'")
-        count = self.num_init_states
-        if "init_state" not in options:
-            return int(self.np_random.integers(count))
-        index = options["init_state"]
-        if not isinstance(index, int | np.integer) or isinstance(index, bool) or not 0 <= index < count:
-            raise ValueError(f"init_state is {index!r}; {self.task} has 0 to {count - 1}")
-        return int(index)
-
-    def _checked(self, action: NDArray[np.float32]) -> NDArray[np.float32]:
-        array = np.asarray(action, dtype=np.float32)
-        if array.shape != (4,) or not np.isfinite(array).all():
-            got = f"{array.tolist()} of shape {array.shape}"
-            raise ValueError(f"expected a finite action of shape (4,), got {got} in {self._where()}")
-        return array.clip(-1.0, 1.0)
 
 
 @functools.cache
