@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pcm_rl.config import METHODS, Config, ConfigError, SelectionConfig
-from pcm_rl.config_file import load_config, load_run_config
+from pcm_rl.config_file import load_config, load_run_config, save_config
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config.py or a run's config.yaml)"
 
@@ -64,6 +64,7 @@ def _sft(options: argparse.Namespace) -> None:
         trainer.evaluate()
         path = config.folder / "policy.safetensors"
         save_policy(trainer.policy, path, trainer.origin())
+        save_config(config, config.folder / "config.yaml")
     print(f"policy: {path} (train from it with policy.init={path})")
 
 
@@ -148,6 +149,15 @@ def _plot(options: argparse.Namespace) -> None:
     print(f"report: {write_report(Path(options.folder))}")
 
 
+def _export(options: argparse.Namespace) -> None:
+    from pcm_rl.algos.export import export_run
+    from pcm_rl.policies.openvla.export import push
+
+    print(f"written: {export_run(options.run_folder, options.folder, adapters=options.adapters)}")
+    if options.push is not None:
+        print(f"pushed: {push(options.folder, options.push, private=not options.public)}")
+
+
 def _methods(text: str) -> list[str]:
     names = text.split(",")
     for name in names:
@@ -224,6 +234,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
     sub.add_argument("folder", metavar="RUN")
+    sub = command("export", _export, "write a run's OpenVLA as a checkpoint folder", config=False)
+    sub.add_argument("run_folder", metavar="RUN")
+    sub.add_argument("folder", metavar="FOLDER", help="new or empty")
+    sub.add_argument("--adapters", action="store_true", help="only the adapters, as peft writes them")
+    sub.add_argument("--push", metavar="OWNER/NAME", help="also upload the folder to the Hugging Face hub, as private")
+    sub.add_argument("--public", action="store_true", help="upload it for everyone")
     return parser
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional
 
+from pcm_rl.config_checks import ConfigError as ConfigError
+from pcm_rl.config_checks import at_least, one_of
 from pcm_rl.selection import PADDINGS, SELECTIONS
 
 # name of a method in comparisons -> (selection, padding)
@@ -18,10 +18,6 @@ METHODS: dict[str, tuple[str, str]] = {
     "random-valid": ("random", "drop"),
     "top-phase": ("top-phase", "drop"),
 }
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be run; the message says which key and what would fit."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +43,8 @@ class EnvConfig:
         success: Key of ``info`` that tells success, where it is not ``success``.
         num_states: Number of initial states a task (LIBERO: 50); None where the environment has no fixed number.
         eval_states: Initial states a task held out for evaluation, never trained on.
+        images: Prepare images as OpenVLA expects them: keyword arguments of ``pcm_rl.envs.OpenVLAImages``, ``{}`` for
+            its defaults; None leaves them.
     """
 
     id: str = "pcm_rl/PickPlace-v0"
@@ -65,10 +63,11 @@ class EnvConfig:
     success: Optional[str] = None  # noqa: UP045
     num_states: Optional[int] = None  # noqa: UP045
     eval_states: int = 256
+    images: Optional[dict[str, Any]] = None  # noqa: UP045
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
-        _one_of(self, "init_state", ("option", "seed"))
+        at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
+        one_of(self, "init_state", ("option", "seed"))
         if self.labeller is not None and self.labeller.count(":") != 1:
             raise ConfigError(f"labeller must be module:function, got {self.labeller!r}")
         if twice := sorted(set(self.kwargs) & set(self.tasks)):
@@ -90,8 +89,26 @@ class EnvConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Adapters on a frozen OpenVLA.
+
+    Attributes:
+        rank: r; 0 trains every weight instead, without adapters.
+        alpha: The adapters' output is scaled by alpha / r.
+        targets: ``all-linear``, ``language``, or a list of names or ends of names of linear layers.
+    """
+
+    rank: int = 32
+    alpha: int = 32
+    targets: Any = "all-linear"
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "rank")
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
-    """The token policy.
+    """The token policy: a small one on state observations, or OpenVLA-OFT on images.
 
     Attributes:
         network: ``mlp`` or ``transformer``.
@@ -100,6 +117,16 @@ class PolicyConfig:
         num_bins: Bins an action dimension.
         temperature: Divides the logits, in rollout and loss alike.
         init: Policy file (``policy.safetensors`` of a run or of ``pcm-rl sft``) to start from instead of SFT.
+        checkpoint: Folder of an OpenVLA-OFT checkpoint with action tokens; the policy is then that model with adapters,
+            and ``network``, ``width``, ``depth`` and ``num_bins`` mean nothing.
+        statistics: Dataset of the checkpoint whose quantiles scale the actions; None takes the only one.
+        dtype: ``float32`` or ``bfloat16``, of the checkpoint's frozen weights; adapters are float32.
+        lora: The adapters.
+        checkpointing: Recompute blocks in the backward pass instead of keeping them: ``on``, ``off``, or ``auto``,
+            which measures a row and turns it on where a micro-batch would not fit.
+        record_features: Record what the vision towers give instead of running them again in the update; only where
+            ``lora.targets`` leaves them alone.
+        compile: Compile the model's blocks with ``torch.compile``.
     """
 
     network: str = "mlp"
@@ -108,10 +135,24 @@ class PolicyConfig:
     num_bins: int = 16
     temperature: float = 1.0
     init: Optional[str] = None  # noqa: UP045
+    checkpoint: Optional[str] = None  # noqa: UP045
+    statistics: Optional[str] = None  # noqa: UP045
+    dtype: str = "float32"
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    checkpointing: str = "auto"
+    record_features: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "width", "depth")
-        _at_least(2, self, "num_bins")
+        at_least(1, self, "width", "depth")
+        at_least(2, self, "num_bins")
+        one_of(self, "dtype", ("float32", "bfloat16"))
+        one_of(self, "checkpointing", ("auto", "on", "off"))
+        if self.record_features and self.lora.targets == "all-linear":
+            raise ConfigError(
+                "record_features keeps the vision towers' output, which all-linear adapters change; set "
+                "policy.lora.targets=language"
+            )
 
 
 @dataclass(frozen=True)
@@ -131,8 +172,8 @@ class DemoConfig:
     mistakes: float = 0.3
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "episodes")
-        _at_least(0.0, self, "noise", "mistakes")
+        at_least(1, self, "episodes")
+        at_least(0.0, self, "noise", "mistakes")
 
 
 @dataclass(frozen=True)
@@ -157,8 +198,8 @@ class SFTConfig:
     check_episodes: int = 40
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "steps")
-        _at_least(1, self, "batch_size", "check_every", "check_episodes")
+        at_least(0, self, "steps")
+        at_least(1, self, "batch_size", "check_every", "check_episodes")
         if self.target is not None and not 0.0 < self.target <= 1.0:
             raise ConfigError(f"target must be in (0, 1], got {self.target}")
 
@@ -182,9 +223,9 @@ class SelectionConfig:
     refresh_every: int = 5
 
     def __post_init__(self) -> None:
-        _one_of(self, "name", SELECTIONS)
-        _one_of(self, "padding", PADDINGS)
-        _at_least(1, self, "budget", "refresh_every")
+        one_of(self, "name", SELECTIONS)
+        one_of(self, "padding", PADDINGS)
+        at_least(1, self, "budget", "refresh_every")
 
 
 @dataclass(frozen=True)
@@ -197,10 +238,14 @@ class UpdateConfig:
         epochs: Passes over a batch.
         minibatches: Optimiser steps a pass.
         micro_rows: Rows in one forward and backward; None takes a whole minibatch. The gradient does not depend on it.
+        micro_tokens: Instead, tokens in one forward and backward, of a policy that counts them (OpenVLA): rows are
+            packed by length, across trajectories.
         grad_clip: Largest gradient norm.
         clip_low: ``eps_low``.
         clip_high: ``eps_high``.
         entropy_coeff: Weight of the entropy bonus.
+        brightness: Images of the update are made brighter or darker by a factor within 1 +- this; 0 leaves them.
+        jitter: Likewise their contrast and their saturation.
     """
 
     lr: float = 3e-4
@@ -208,15 +253,22 @@ class UpdateConfig:
     epochs: int = 1
     minibatches: int = 4
     micro_rows: Optional[int] = None  # noqa: UP045
+    micro_tokens: Optional[int] = None  # noqa: UP045
     grad_clip: float = 2.0
     clip_low: float = 0.2
     clip_high: float = 0.4
     entropy_coeff: float = 0.0
+    brightness: float = 0.0
+    jitter: float = 0.0
 
     def __post_init__(self) -> None:
-        _at_least(1, self, "epochs", "minibatches")
-        if self.micro_rows is not None:
-            _at_least(1, self, "micro_rows")
+        at_least(1, self, "epochs", "minibatches")
+        at_least(0.0, self, "brightness", "jitter")
+        if self.micro_rows is not None and self.micro_tokens is not None:
+            raise ConfigError("micro_rows and micro_tokens both say how large a micro-batch is; give one of them")
+        for name in ("micro_rows", "micro_tokens"):
+            if getattr(self, name) is not None:
+                at_least(1, self, name)
 
 
 @dataclass(frozen=True)
@@ -266,10 +318,10 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
     def __post_init__(self) -> None:
-        _at_least(0, self, "steps", "eval_every", "save_every")
-        _at_least(1, self, "groups", "eval_episodes")
-        _at_least(2, self, "group_size")
-        _one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
+        at_least(0, self, "steps", "eval_every", "save_every")
+        at_least(1, self, "groups", "eval_episodes")
+        at_least(2, self, "group_size")
+        one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
 
     @property
     def folder(self) -> Path:
@@ -282,17 +334,3 @@ class Config:
         """Name of the selection and padding in :data:`METHODS`, or both where they have no name."""
         pair = (self.selection.name, self.selection.padding)
         return next((name for name, value in METHODS.items() if value == pair), "-".join(pair))
-
-
-def _at_least(least: float, config: Any, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
-
-
-def _one_of(config: Any, name: str, known: Sequence[str]) -> None:
-    value = getattr(config, name)
-    if value not in known:
-        near = difflib.get_close_matches(value, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")

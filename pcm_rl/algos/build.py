@@ -6,19 +6,23 @@ import contextlib
 import functools
 import importlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
+from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.checkpoint import load_policy
 from pcm_rl.config import Config, ConfigError, EnvConfig
-from pcm_rl.envs import MultiTaskEnv, SeededStates, chunked_vector_env
+from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.policies import StateTokenPolicy
 
-__all__ = ["make_env", "make_expert", "make_policy", "make_task", "make_vector_env", "phase_rule"]
+if TYPE_CHECKING:  # it needs packages that a state policy does without
+    from pcm_rl.policies.openvla import OpenVLAPolicy
+
+__all__ = ["make_env", "make_expert", "make_policy", "make_task", "make_vector_env", "openvla_policy", "phase_rule"]
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
@@ -45,6 +49,8 @@ def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -
     with _refused_as_config_error(config):
         _import_ids(config)
         env = gym.make(config.id, disable_env_checker=True, **config.task_kwargs(task), **extra)
+        if config.images is not None:
+            env = OpenVLAImages(env, **config.images)
         return SeededStates(env) if config.init_state == "seed" else env
 
 
@@ -105,16 +111,71 @@ def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
         raise ConfigError(f"env.id={config.id} with {arguments}: {error}") from error
 
 
-def make_policy(config: Config, env: VectorEnv) -> StateTokenPolicy:
-    """A token policy that fits ``env``, with fresh weights or those of ``policy.init``.
+def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
+    """A token policy that fits ``env``, with fresh weights (OpenVLA: fresh adapters) or those of ``policy.init``.
 
     Raises:
-        ValueError: If the environment's observation is not a vector.
+        ConfigError: If a checkpoint is refused, or its chunks are not the environment's.
+        ValueError: If the environment's observation is not a vector, where the policy reads one.
     """
+    if config.policy.checkpoint is None:
+        policy = _state_policy(config, env)
+    else:
+        policy = openvla_policy(config)
+        expected, action = (policy.chunk_size, policy.action_dim), env.single_action_space.shape
+        if action != expected:
+            raise ConfigError(f"{config.policy.checkpoint}: its chunks are {expected}, the environment's {action}")
+    if config.policy.init is not None:
+        with torch.no_grad():
+            load_policy(policy, config.policy.init)
+    return policy.to(config.device)
+
+
+def openvla_policy(config: Config) -> OpenVLAPolicy:
+    """The model of ``policy.checkpoint`` with fresh adapters, or with every weight trainable where their rank is 0.
+
+    Raises:
+        ConfigError: If the checkpoint is refused, or no layer answers to ``policy.lora.targets``.
+    """
+    from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint
+    from pcm_rl.policies.openvla.probe import check_bidirectional
+
+    chosen = config.policy
+    assert chosen.checkpoint is not None
+    try:
+        policy = OpenVLAPolicy(
+            open_checkpoint(chosen.checkpoint),
+            config.env.chunk_length,
+            temperature=chosen.temperature,
+            statistics=chosen.statistics,
+            dtype=getattr(torch, chosen.dtype),
+            device=config.device,
+            record_features=chosen.record_features,
+        )
+    except CheckpointError as error:
+        raise ConfigError(f"policy.checkpoint: {error}") from error
+    check_bidirectional(policy)
+    lora = chosen.lora
+    if lora.rank:
+        try:
+            add_lora(policy.model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
+        except ValueError as error:
+            raise ConfigError(f"policy.lora.targets: {error}") from error
+    else:
+        policy.model.requires_grad_()
+    if chosen.compile:
+        policy.model.compile_blocks()
+    return policy
+
+
+def _state_policy(config: Config, env: VectorEnv) -> StateTokenPolicy:
     observation, action = env.single_observation_space.shape, env.single_action_space.shape
     if observation is None or len(observation) != 1 or action is None or len(action) != 2:
-        raise ValueError(f"expected observations [S] and actions [L, D], got {observation} and {action}")
-    policy = StateTokenPolicy(
+        raise ValueError(
+            f"expected observations [S] and actions [L, D], got {observation} and {action}; images need a policy that "
+            "sees, policy.checkpoint=FOLDER"
+        )
+    return StateTokenPolicy(
         observation[0],
         action[1],
         action[0],
@@ -124,7 +185,3 @@ def make_policy(config: Config, env: VectorEnv) -> StateTokenPolicy:
         num_bins=config.policy.num_bins,
         temperature=config.policy.temperature,
     )
-    if config.policy.init is not None:
-        with torch.no_grad():
-            load_policy(policy, config.policy.init)
-    return policy.to(config.device)

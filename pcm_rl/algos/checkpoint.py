@@ -89,9 +89,12 @@ def load_checkpoint(
 
 
 def save_policy(policy: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write a policy's weights, contiguous and on the CPU, with string ``metadata``."""
+    """Write a policy's weights, contiguous and on the CPU, with string ``metadata``.
+
+    Frozen parameters are left out: they are those of the checkpoint that the policy was built from.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in policy.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in _own_state(policy).items()}
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata)
     os.replace(partial, path)
@@ -106,7 +109,7 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no policy file at {path}")
-    own = policy.state_dict()
+    own = _own_state(policy)
     with safe_open(path, "pt") as file:
         names = set(file.keys())
         if names != set(own):
@@ -119,6 +122,11 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
                     "was it trained with another policy.width, policy.num_bins or env.chunk_length?"
                 )
             own[name].copy_(tensor)
+
+
+def _own_state(policy: nn.Module) -> dict[str, Tensor]:
+    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in policy.state_dict().items() if name not in frozen}
 
 
 def policy_metadata(path: str | Path) -> dict[str, str]:

@@ -53,7 +53,8 @@ def decide(
         device: Where the policy runs.
 
     Returns:
-        The observation, and tokens, chunk and log-probs ``[n, L, D]``, on the CPU.
+        The observation, and what the policy writes: tokens, chunk and log-probs ``[n, L, D]`` and whatever else stands
+        in its ``out_keys``, on the CPU.
 
     Raises:
         FloatingPointError: A log-prob or an action is not finite.
@@ -71,7 +72,8 @@ def decide(
             f"the policy gave a log-prob or an action that is not finite, in the episode from initial state "
             f"{int(init_state[row])}, chunk {int(chunk[row])}{task}; nothing was saved since the last checkpoint"
         )
-    return {**observation, **{key: out.get(key) for key in (CHUNK, TOKENS, LOG_PROBS)}}
+    written = dict.fromkeys((CHUNK, TOKENS, LOG_PROBS, *getattr(policy, "out_keys", ())))
+    return {**observation, **{key: out.get(key) for key in written}}
 
 
 def outcome(reward: Any, terminated: Any, truncated: Any, action_is_pad: Any, success: Any) -> Part:

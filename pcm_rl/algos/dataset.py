@@ -7,24 +7,30 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
+from torch import Tensor
 
 from pcm_rl.algos.states import InitialStates
 from pcm_rl.config import Config, ConfigError
-from pcm_rl.episodes import EPISODE
+from pcm_rl.episodes import EPISODE, INSTRUCTION
 
-_SAME = ("env", "kwargs", "tasks", "chunk_length")  # what a dataset must share with the run that uses it
+_TEXT = f"{INSTRUCTION}.utf8"
+_SAME = ("env", "kwargs", "tasks", "chunk_length", "images")  # what a dataset must share with the run that uses it
 
 
 def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str, str]) -> None:
-    """Write rows and what they were recorded from as one safetensors file."""
+    """Write rows and what they were recorded from as one safetensors file; instructions become UTF-8 bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         key if isinstance(key, str) else ".".join(key): value.contiguous() for key, value in demos.items(True, True)
     }
+    told = demos.get(INSTRUCTION, None)
+    if told is not None:
+        tensors[_TEXT] = _bytes(told.tolist())
     partial = path.with_name(path.name + ".partial")
     save_file(tensors, partial, metadata)
     os.replace(partial, path)
@@ -39,8 +45,23 @@ def load_demonstrations(path: str | Path) -> TensorDict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no demonstrations at {path}; record them with `pcm-rl demos`")
     tensors = load_file(path)
+    told = tensors.pop(_TEXT, None)
     flat: dict[Any, Any] = {tuple(key.split(".")) if "." in key else key: value for key, value in tensors.items()}
-    return TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
+    rows = TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
+    if told is not None and len(rows):
+        rows.set(INSTRUCTION, NonTensorStack(*_texts(told)))
+    return rows
+
+
+def _bytes(texts: list[str]) -> Tensor:
+    """``[M, T]`` uint8, zeros behind the shorter ones."""
+    coded = [text.encode() for text in texts]
+    width = max((len(code) for code in coded), default=0)
+    return torch.tensor([list(code.ljust(width, b"\0")) for code in coded], dtype=torch.uint8).view(len(coded), width)
+
+
+def _texts(coded: Tensor) -> list[str]:
+    return [bytes(row).rstrip(b"\0").decode() for row in coded.tolist()]
 
 
 def recording_settings(config: Config) -> dict[str, str]:
@@ -52,6 +73,7 @@ def recording_settings(config: Config) -> dict[str, str]:
     return {
         "env": env.id,
         **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
+        "images": json.dumps(env.images if env.images is None else dict(env.images), sort_keys=True),
         "chunk_length": str(env.chunk_length),
         **{key: str(value) for key, value in (numbers | split).items()},
     }
@@ -80,7 +102,7 @@ def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
 def check_fit(demos: TensorDict, path: Path, config: Config) -> None:
     """Raise ``ConfigError`` if the dataset is of something else, or of initial states that are held out now."""
     with safe_open(path, "pt") as file:
-        found = {"tasks": "{}", **(file.metadata() or {})}
+        found = {"tasks": "{}", "images": "null", **(file.metadata() or {})}
     settings = recording_settings(config)
     for key in _SAME:
         if found.get(key) != settings[key]:

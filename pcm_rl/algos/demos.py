@@ -14,7 +14,7 @@ import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from tensordict import NestedKey, TensorDict
+from tensordict import NestedKey, NonTensorData, TensorDict
 from torch import Tensor
 
 from pcm_rl.algos.build import make_expert, make_task
@@ -28,7 +28,7 @@ from pcm_rl.algos.dataset import (
 from pcm_rl.algos.states import InitialStates
 from pcm_rl.config import Config
 from pcm_rl.envs.chunked import observation_readers, read_observation
-from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, IS_PAD
+from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 
 
 class Expert(Protocol):
@@ -74,7 +74,8 @@ def record_demonstrations(
 
     Returns:
         ``[M]`` rows with the observation under the schema's keys, chunk ``[M, L, D]``, ``action_is_pad``,
-        ``episode_id`` (the initial state) and ``chunk_id`` (the step).
+        ``episode_id`` (the initial state), ``chunk_id`` (the step), and ``language_instruction`` where the info of a
+        reset has an ``"instruction"``.
 
     Raises:
         RuntimeError: If the initial states run out first.
@@ -106,6 +107,7 @@ def _one_episode(
     """The rows of an episode, none if it failed."""
     readers = observation_readers(env.observation_space)
     observation, info = env.reset(options={"init_state": init_state})
+    told = info.get("instruction")
     expert.reset(init_state)
     seen: list[dict[NestedKey, Tensor]] = []
     labels = []
@@ -119,6 +121,8 @@ def _one_episode(
         observation, _, terminated, truncated, info = env.step(np.clip(action, -1.0, 1.0))
         ended = terminated or truncated
     rows = _rows(seen, np.stack(labels), init_state, chunk_length)
+    if told is not None:
+        rows.set(INSTRUCTION, NonTensorData(told, batch_size=rows.batch_size))
     return rows if info["success"] else rows[:0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class ChunkGRPOLoss(LossModule):
             ``d = ref_log_prob - log_prob``); needs ``("vla_action", "ref_log_probs")`` in the batch. 0 leaves it out,
             as the paper does.
         reduction: ``"mean"`` over rows, ``"sum"``, or ``"none"`` for ``[M]``.
+        functional: Hold the parameters apart from the network, as TorchRL's losses do. False calls the network as it
+            is, which gradient checkpointing needs: it runs blocks again in the backward pass.
 
     Reads (all configurable by ``set_keys``): the policy's inputs, ``("vla_action", "tokens") [M, L, D]``,
     ``("vla_action", "log_probs") [M, L, D]``, ``"action_is_pad" [M, L]``, ``"advantage" [M]`` or ``[M, 1]``, and if
@@ -70,6 +73,7 @@ class ChunkGRPOLoss(LossModule):
         entropy_coeff: float = 0.0,
         kl_coeff: float = 0.0,
         reduction: str = "mean",
+        functional: bool = True,
     ) -> None:
         self._in_keys: list[NestedKey] | None = None
         super().__init__()
@@ -82,10 +86,19 @@ class ChunkGRPOLoss(LossModule):
             raise ValueError(f"unknown reduction {reduction!r}; choose one of mean, sum, none")
         if not hasattr(actor_network, "get_dist"):
             raise ValueError(f"{type(actor_network).__name__} has no get_dist(tensordict); a token policy is needed")
-        self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+        self._functional = functional
+        if functional:
+            self.convert_to_functional(actor_network, "actor_network", create_target_params=False)
+        else:
+            self.actor_network = actor_network
         self.clip_low, self.clip_high = float(low), float(high)
         self.entropy_coeff, self.kl_coeff = float(entropy_coeff), float(kl_coeff)
         self.reduction = reduction
+
+    @property
+    def functional(self) -> bool:
+        """Whether the parameters are held apart from the network."""
+        return self._functional
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
         """There is no critic."""
@@ -134,7 +147,8 @@ class ChunkGRPOLoss(LossModule):
         weight = torch.ones_like(advantage[:, 0, 0]) if weight is None else weight.reshape(rows)
         mask = executed.unsqueeze(-1).expand_as(tokens)
 
-        with self.actor_network_params.to_module(self.actor_network):
+        own = self.actor_network_params.to_module(self.actor_network) if self.functional else contextlib.nullcontext()
+        with own:
             dist = _token_distribution(self.actor_network.get_dist(tensordict))
         new = dist.log_prob(tokens)
         # steps never executed leave before the exponential, so that nothing they hold reaches a gradient

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,9 +14,9 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.algos.loss import ChunkGRPOLoss
+from pcm_rl.algos.activation import ActivationMeter
+from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
 from pcm_rl.algos.transforms import PCMSampler
-from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import METHODS, Config
 from pcm_rl.episodes import pad_episodes
 
@@ -53,10 +54,10 @@ def profile_update(
     repeats: int = 3,
     probs: Tensor | None = None,
 ) -> list[UpdateCost]:
-    """Measure the update of several methods, each on a copy of ``policy`` that is then thrown away.
+    """Measure the update of several methods; what an update has learned is taken back after each.
 
     Args:
-        policy: The policy; left as it is.
+        policy: The policy; in the end as it was.
         batch: ``[M]`` rows of complete groups with phases and advantages, no padding rows.
         config: Its ``selection``, ``update`` and ``env.max_chunks`` are used.
         methods: Names in ``METHODS``.
@@ -92,74 +93,28 @@ def _trial(
     kept = sampler(batch)
     select_s = time.perf_counter() - start
 
-    learner = copy.deepcopy(policy)
-    loss = make_loss(learner, config)
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=config.update.lr, fused=True)
-    with ActivationMeter(learner, enabled=count_bytes) as meter:
-        _wait(learner)
+    loss, optimizer = make_loss(policy, config), make_optimizer(policy, config)
+    with _as_before(policy), ActivationMeter(policy, enabled=count_bytes) as meter:
+        _wait(policy)
         start = time.perf_counter()
-        grpo_update(
-            loss,
-            optimizer,
-            kept,
-            minibatches=config.update.minibatches,
-            micro_rows=config.update.micro_rows,
-            generator=torch.Generator().manual_seed(0),
-        )
-        _wait(learner)
+        update_policy(loss, optimizer, kept, config, torch.Generator().manual_seed(0))
+        _wait(policy)
         update_s = time.perf_counter() - start
     return len(kept), select_s, update_s, meter.peak
 
 
-def make_loss(policy: VLAWrapperBase, config: Config) -> ChunkGRPOLoss:
-    """The loss that a configuration describes."""
-    update = config.update
-    return ChunkGRPOLoss(policy, clip_epsilon=(update.clip_low, update.clip_high), entropy_coeff=update.entropy_coeff)
-
-
-class ActivationMeter:
-    """Counts the bytes that autograd keeps for a backward pass: saved tensors, each storage once, without parameters.
-
-    A pass is over when its saved tensors are read back; ``peak`` is the largest pass. On CUDA it is the allocator's
-    peak above what was there before.
-
-    Args:
-        module: Its parameters and buffers are not counted.
-        enabled: False makes it free.
-    """
-
-    def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
-        self.enabled = enabled
-        self.peak = 0
-        self._own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
-        self._cuda = next(module.parameters()).is_cuda
-        self._alive: dict[int, int] = {}
-        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
-
-    def _pack(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
-            self._alive[storage.data_ptr()] = storage.nbytes()
-            self.peak = max(self.peak, sum(self._alive.values()))
-        return tensor
-
-    def _unpack(self, tensor: Tensor) -> Tensor:
-        self._alive.clear()
-        return tensor
-
-    def __enter__(self) -> ActivationMeter:
-        if self.enabled and self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
-        elif self.enabled:
-            self._hooks.__enter__()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.enabled and self._cuda:
-            self.peak = torch.cuda.max_memory_allocated() - self._before
-        elif self.enabled:
-            self._hooks.__exit__(*error)
+@contextlib.contextmanager
+def _as_before(policy: VLAWrapperBase) -> Iterator[None]:
+    """Take back what happens to the trainable parameters; only they are copied, not a frozen 7B."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
 
 
 def _wait(module: nn.Module) -> None:

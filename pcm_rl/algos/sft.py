@@ -57,8 +57,9 @@ def supervise(
     expected = (policy.chunk_size, policy.action_dim)
     if tuple(demos.get(CHUNK).shape[1:]) != expected:
         raise ValueError(f"the demonstrations have chunks {tuple(demos.get(CHUNK).shape[1:])}, the policy {expected}")
+    demos = demos.select(*policy.in_keys, CHUNK, IS_PAD)
     device = next(policy.parameters()).device
-    optimizer = torch.optim.Adam(policy.parameters(), lr=lr)
+    optimizer = torch.optim.Adam([one for one in policy.parameters() if one.requires_grad], lr=lr)
     losses = []
     for step in range(1, steps + 1):
         rows = torch.randint(len(demos), (batch_size,), generator=generator)

@@ -19,6 +19,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
 from pcm_rl.advantage import group_advantage
+from pcm_rl.algos.activation import wants_checkpointing
 from pcm_rl.algos.build import make_policy, make_vector_env, phase_rule
 from pcm_rl.algos.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
 from pcm_rl.algos.closing import closing_lines, film_run, hardware
@@ -26,12 +27,13 @@ from pcm_rl.algos.collect import collect_episodes, episode_outcomes
 from pcm_rl.algos.collect_rows import listens
 from pcm_rl.algos.demos import demonstrations
 from pcm_rl.algos.evaluate import Evaluation, evaluate
-from pcm_rl.algos.profile import make_loss, profile_update
+from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.algos.probe import check_log_probs
+from pcm_rl.algos.profile import profile_update
 from pcm_rl.algos.runlog import RunLog, step_line
 from pcm_rl.algos.sft import supervise
 from pcm_rl.algos.states import InitialStates
 from pcm_rl.algos.transforms import PCMSampler
-from pcm_rl.algos.update import grpo_update
 from pcm_rl.allocation import budget_curve, budget_knee
 from pcm_rl.config import Config
 from pcm_rl.config_file import save_config
@@ -73,9 +75,7 @@ class Trainer:
         self.env = make_vector_env(config.env)
         self.policy = make_policy(config, self.env)
         self.loss = make_loss(self.policy, config)
-        self.optimizer = torch.optim.AdamW(
-            self.policy.parameters(), lr=config.update.lr, weight_decay=config.update.weight_decay, fused=True
-        )
+        self.optimizer = make_optimizer(self.policy, config)
         chosen = config.selection
         self.sampler = PCMSampler(
             chosen.budget,
@@ -93,6 +93,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware()}
+        self.probed = False  # whether recorded log-probs were worked out again and found equal
         self.batch: TensorDictBase | None = None  # last batch of mixed groups, for the profile and the budget curve
         self.log: RunLog | None = None
 
@@ -163,6 +164,8 @@ class Trainer:
         config, started = self.config, time.perf_counter()
         rows = self.collect()
         rollout_s = time.perf_counter() - started
+        if not self.probed:
+            self.probe(rows)
         mixed = self.mixed(rows)
         outcome, group = episode_outcomes(rows)
         self.step += 1
@@ -190,6 +193,15 @@ class Trainer:
         self.seconds += metrics["step_s"]
         return metrics
 
+    def probe(self, rows: TensorDict) -> None:
+        """Before the first update: do recorded log-probs hold, and does a micro-batch fit into memory?"""
+        check_log_probs(self.policy, rows)
+        if self.config.policy.checkpoint is not None:
+            recompute, reason = wants_checkpointing(self.policy, rows, self.config)
+            self.policy.model.set_checkpointing(recompute)
+            self.say(f"gradient checkpointing {'on' if recompute else 'off'}: {reason}")
+        self.probed = True
+
     def collect(self) -> TensorDict:
         """Whole episodes of ``groups * group_size`` rollouts, phases labelled."""
         config = self.config
@@ -210,17 +222,7 @@ class Trainer:
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:
         """One GRPO update on the kept rows."""
-        update = self.config.update
-        return grpo_update(
-            self.loss,
-            self.optimizer,
-            kept,
-            minibatches=update.minibatches,
-            epochs=update.epochs,
-            micro_rows=update.micro_rows,
-            grad_clip=update.grad_clip,
-            generator=self.generator,
-        )
+        return update_policy(self.loss, self.optimizer, kept, self.config, self.generator)
 
     # -- evaluation and saving ----------------------------------------------------------------------------------------
 

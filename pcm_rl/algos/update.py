@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from pcm_rl.algos.loss import ChunkGRPOLoss
+from pcm_rl.algos.packing import micro_batches, row_tokens
 from pcm_rl.episodes import EPISODE
 
 
@@ -19,13 +20,14 @@ def grpo_update(
     minibatches: int = 4,
     epochs: int = 1,
     micro_rows: int | None = None,
+    micro_tokens: int | None = None,
     grad_clip: float = 2.0,
     generator: Generator | None = None,
 ) -> dict[str, float]:
     """Take ``epochs * minibatches`` optimiser steps on ``batch``, its rows packed across trajectories.
 
     Rows of all trajectories are shuffled and cut into minibatches of equal size, each minibatch into micro-batches
-    whose gradients are accumulated: memory depends on ``micro_rows``, the gradient does not.
+    whose gradients are accumulated: memory depends on ``micro_rows`` or ``micro_tokens``, the gradient does not.
 
     Args:
         loss: Its ``reduction`` must be ``"mean"``.
@@ -34,6 +36,7 @@ def grpo_update(
         minibatches: Optimiser steps a pass; fewer if there are fewer rows.
         epochs: Passes.
         micro_rows: Rows in one forward and backward; None takes a whole minibatch.
+        micro_tokens: Tokens in one forward and backward instead, of a policy with ``row_tokens(batch)``.
         grad_clip: Largest gradient norm.
         generator: Shuffles the rows.
 
@@ -48,12 +51,14 @@ def grpo_update(
         return {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
+    tokens = None if micro_tokens is None else row_tokens(loss.actor_network, batch)
     history: list[dict[str, float]] = []
     for _ in range(epochs):
         order = torch.randperm(len(batch), generator=generator)
         for rows in order.tensor_split(min(minibatches, len(batch))):
             optimizer.zero_grad(set_to_none=True)
-            metrics = _accumulate(loss, batch, rows, micro_rows or len(rows), device)
+            micro = micro_batches(rows, micro_rows=micro_rows, tokens=tokens, budget=micro_tokens)
+            metrics = _accumulate(loss, batch, micro, device)
             norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
             if not bool(torch.isfinite(norm)):
                 optimizer.zero_grad(set_to_none=True)
@@ -65,12 +70,13 @@ def grpo_update(
 
 
 def _accumulate(
-    loss: ChunkGRPOLoss, batch: TensorDictBase, rows: Tensor, micro_rows: int, device: torch.device
+    loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], device: torch.device
 ) -> dict[str, Tensor]:
-    """Gradient of the mean over ``rows``, in pieces; the row-weighted means of what the loss wrote."""
+    """Gradient of the mean over the rows of all ``pieces``; the row-weighted means of what the loss wrote."""
     total: dict[str, Tensor] = {}
-    for micro in rows.split(micro_rows):
-        share = len(micro) / len(rows)
+    rows = sum(len(micro) for micro in pieces)
+    for micro in pieces:
+        share = len(micro) / rows
         out = loss(batch[micro].to(device))
         objective = sum(value for key, value in out.items() if key.startswith("loss_"))
         (objective * share).backward()

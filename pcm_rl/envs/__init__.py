@@ -3,6 +3,7 @@
 import gymnasium
 
 from pcm_rl.envs.chunked import ChunkedEnv
+from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
 from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.slot import VectorSlot, chunked_vector_env
 from pcm_rl.envs.tasks import MultiTaskEnv
@@ -20,4 +21,13 @@ if "pcm_rl/Libero-v0" not in gymnasium.registry:
 if "pcm_rl/MetaWorld-v0" not in gymnasium.registry:
     gymnasium.register(id="pcm_rl/MetaWorld-v0", entry_point="pcm_rl.envs.metaworld:MetaWorldEnv")
 
-__all__ = ["ChunkedEnv", "MultiTaskEnv", "SeededStates", "VectorSlot", "WorkerVectorEnv", "chunked_vector_env"]
+__all__ = [
+    "ChunkedEnv",
+    "MultiTaskEnv",
+    "OpenVLAImages",
+    "SeededStates",
+    "VectorSlot",
+    "WorkerVectorEnv",
+    "chunked_vector_env",
+    "openvla_image",
+]

@@ -33,8 +33,9 @@ class _Libero:
     def reset(self, init_state: int) -> None:
         self._expert.reset()
 
-    def action(self, observation: np.ndarray) -> np.ndarray:
-        return np.asarray(self._expert.action(observation))
+    def action(self, observation: Any) -> np.ndarray:
+        seen = observation if isinstance(observation, np.ndarray) else None  # from images it asks the simulator itself
+        return np.asarray(self._expert.action(seen))
 
 
 class _MetaWorld:

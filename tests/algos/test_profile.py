@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pcm_rl.algos.profile import ActivationMeter, profile_update
+from pcm_rl.algos.activation import ActivationMeter
+from pcm_rl.algos.profile import profile_update
 from pcm_rl.config import Config, EnvConfig, UpdateConfig
 from pcm_rl.episodes import pad_episodes
 

@@ -1,0 +1,272 @@
+"""One GRPO update of OpenVLA-OFT with LoRA, as others do it and as it is done here, on one and the same batch.
+
+    python benchmarks/actor_update.py --device cpu                          writes results/actor_update-tiny-cpu.csv
+    python benchmarks/actor_update.py --model 7b --device cuda              writes results/actor_update-7b-cuda.csv
+
+Variants:
+
+- ``simplevla-style``: 64 slots a trajectory, padded; old log-probs worked out by a second forward; logits of the whole
+  vocabulary at every position, in float32; one more forward for the entropy; micro-batches of one trajectory.
+- ``full-padded``, ``full-valid``, ``pcm``: this package's update, with all slots, with the executed chunks, with B of
+  them; micro-batches packed across trajectories.
+- ``clip-ppo-loss``: TorchRL's ``ClipPPOLoss`` on the executed chunks with the same model and micro-batches. It holds
+  the parameters apart from the module, so blocks cannot be computed again in the backward pass: it is left out where
+  ``--checkpointing`` is on.
+
+The batch: groups of ten rollouts, half of them successes of 18 chunks, half failures of 64 (LIBERO's horizon of 512
+steps), random images and five instructions of different length. Weights are random: time and memory do not depend on
+them. Trials of the variants are interleaved after a warm-up; ratios are of medians within one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import common
+import torch
+import torch.nn.functional as F
+from common import CHUNKS, synthetic_batch, write_csv
+from tensordict import NonTensorStack, TensorDict, TensorDictBase
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from torchrl.objectives import ClipPPOLoss
+
+from pcm_rl.algos import PCMSampler
+from pcm_rl.algos.activation import ActivationMeter
+from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.algos.packing import micro_batches
+from pcm_rl.config import Config, UpdateConfig
+from pcm_rl.episodes import ADVANTAGE, INSTRUCTION, LOG_PROBS, TOKENS, pad_episodes
+from pcm_rl.policies.openvla import Checkpoint, OpenVLAPolicy, add_lora, open_checkpoint
+from pcm_rl.policies.openvla.lora import trainable
+from pcm_rl.policies.openvla.model import OpenVLA
+from pcm_rl.policies.openvla.sizes import PUBLISHED_TOWERS, ModelSizes
+from pcm_rl.policies.openvla.tiny import TINY, write_tiny_checkpoint
+
+PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, FLOP/s
+INSTRUCTIONS = (
+    "pick up the milk",
+    "pick up the alphabet soup and place it in the basket",
+    "put the bowl on the plate",
+    "open the middle drawer of the cabinet",
+    "pick up the black bowl between the plate and the ramekin and place it on the plate",
+)
+BUDGET, BINS, SUCCESS_CHUNKS = 12, 256, 18
+
+
+def build_policy(name: str, folder: Path, dtype: torch.dtype, device: str) -> OpenVLAPolicy:
+    """The tiny model or the 7B, random weights, adapters of rank 32 on all linear layers."""
+    sizes = TINY if name == "tiny" else ModelSizes(PUBLISHED_TOWERS["dinosiglip-vit-so-224px"])
+    write_tiny_checkpoint(folder, dataclasses.replace(TINY, image_size=sizes.image_size))  # tokenizer and statistics
+    checkpoint: Checkpoint = dataclasses.replace(open_checkpoint(folder), sizes=sizes)
+    with torch.device("meta"):
+        model = OpenVLA(sizes, action_tokens=56)
+    model = model.to(dtype).to_empty(device=device).requires_grad_(False)
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if key.endswith("bias") else 1.0)
+            else:
+                parameter.normal_(std=0.02)
+    policy = OpenVLAPolicy(checkpoint, dtype=dtype, device=device, model=model)
+    add_lora(policy.model)
+    return policy
+
+
+def make_batch(trajectories: int, image_size: int) -> TensorDict:
+    """Executed chunks only; see the module's docstring."""
+    common.TRAJECTORIES = trajectories
+    lengths = torch.where(torch.arange(trajectories) % 2 == 0, SUCCESS_CHUNKS, CHUNKS)
+    batch = synthetic_batch(lengths)
+    rows, generator = len(batch), torch.Generator().manual_seed(1)
+    image = torch.randint(256, (rows, 3, image_size, image_size), generator=generator, dtype=torch.uint8)
+    batch = batch.exclude(("observation", "state")).set(("observation", "image"), image)
+    batch[TOKENS] = torch.randint(BINS, batch[TOKENS].shape, generator=generator)
+    batch[LOG_PROBS] = torch.full(batch[TOKENS].shape, -torch.tensor(float(BINS)).log().item())
+    told = [INSTRUCTIONS[group % len(INSTRUCTIONS)] for group in batch["group_id"].tolist()]
+    return batch.set(INSTRUCTION, NonTensorStack(*told))
+
+
+class WholeVocabulary:
+    """Logits as a language model gives them: every position, every word, in float32."""
+
+    def __init__(self, policy: OpenVLAPolicy) -> None:
+        sizes = policy.checkpoint.sizes
+        self.policy, self.first = policy, sizes.first_action_id
+        shape = (sizes.language.vocab_size, sizes.language.hidden_size)
+        self.head = torch.randn(shape, device=policy.mean.device, dtype=policy.dtype) * 0.02
+
+    def logits(self, rows: TensorDictBase) -> Tensor:
+        """``[M, L, D, A]``."""
+        policy, model = self.policy, self.policy.model
+        with policy.precision():
+            features = policy._features(rows)
+            prompt, length = (part.to(policy.mean.device) for part in policy.prompter.batch(rows[INSTRUCTION]))
+            embeddings, positions, keep = model.embed(features, prompt, length)
+            everywhere = torch.arange(embeddings.shape[1], device=positions.device).expand(len(rows), -1)
+            hidden = model.language_model.model(embeddings, everywhere, keep)
+            whole = F.linear(hidden, self.head).float()
+        own = whole.gather(1, positions.unsqueeze(-1).expand(-1, -1, whole.shape[-1]))
+        own = own[..., self.first : self.first + BINS]
+        return own.unflatten(1, (policy.chunk_size, policy.action_dim)) / policy.temperature
+
+
+def simplevla_style(policy: OpenVLAPolicy, config: Config, padded: TensorDict) -> Callable[[], int]:
+    """One pass over trajectories of 64 slots, one micro-batch each, in four optimiser steps."""
+    whole = WholeVocabulary(policy)
+    loss, optimizer = make_loss(policy, config), make_optimizer(policy, config)
+    usual = policy._action_logits
+
+    def run() -> int:
+        policy._action_logits = whole.logits
+        try:
+            trajectories = padded.split(CHUNKS)
+            for step in torch.arange(len(trajectories)).tensor_split(config.update.minibatches):
+                optimizer.zero_grad(set_to_none=True)
+                for i in step.tolist():
+                    one = trajectories[i].to(policy.mean.device)
+                    with torch.no_grad():
+                        one[LOG_PROBS] = policy.get_dist(one).log_prob(one[TOKENS])
+                        policy.get_dist(one).entropy().mean()
+                    (loss(one)["loss_objective"] / len(step)).backward()
+                torch.nn.utils.clip_grad_norm_(trainable(policy), config.update.grad_clip)
+                optimizer.step()
+        finally:
+            policy._action_logits = usual
+        return len(padded)
+
+    return run
+
+
+def ours(policy: OpenVLAPolicy, config: Config, kept: TensorDict) -> Callable[[], int]:
+    loss, optimizer = make_loss(policy, config), make_optimizer(policy, config)
+
+    def run() -> int:
+        update_policy(loss, optimizer, kept, config, torch.Generator().manual_seed(0))
+        return len(kept)
+
+    return run
+
+
+def clip_ppo_loss(policy: OpenVLAPolicy, config: Config, valid: TensorDict) -> Callable[[], int]:
+    """TorchRL's loss on the executed chunks, in the same minibatches and micro-batches as ours."""
+    loss = ClipPPOLoss(
+        policy, None, clip_epsilon=(config.update.clip_low, config.update.clip_high), entropy_bonus=False
+    )
+    loss.set_keys(action=TOKENS, sample_log_prob=LOG_PROBS, advantage=ADVANTAGE)
+    parameters = [value for value in loss.parameters() if value.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.update.lr, fused=True)
+    tokens = policy.row_tokens(valid)
+
+    def run() -> int:
+        order = torch.randperm(len(valid), generator=torch.Generator().manual_seed(0))
+        for rows in order.tensor_split(config.update.minibatches):
+            optimizer.zero_grad(set_to_none=True)
+            budget = config.update.micro_tokens
+            for micro in micro_batches(rows, micro_rows=None, tokens=tokens, budget=budget):
+                piece = valid[micro].to(policy.mean.device)
+                piece[ADVANTAGE] = piece[ADVANTAGE].unsqueeze(-1)
+                (loss(piece)["loss_objective"] * len(micro) / len(rows)).backward()
+            torch.nn.utils.clip_grad_norm_(parameters, config.update.grad_clip)
+            optimizer.step()
+        return len(valid)
+
+    return run
+
+
+def flops_per_row(policy: OpenVLAPolicy, row: TensorDict) -> int:
+    """Forward and backward of one row, counted."""
+    with FlopCounterMode(display=False) as counter:
+        policy.get_dist(row.to(policy.mean.device)).log_prob(row[TOKENS].to(policy.mean.device)).sum().backward()
+    policy.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def measure(policy: OpenVLAPolicy, variants: dict[str, Callable[[], int]], repeats: int) -> dict[str, tuple]:
+    """Rows, median seconds and peak activation bytes of each."""
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    rows, kept = {}, {}
+    for repeat in range(repeats + 1):
+        for name, run in variants.items():
+            with ActivationMeter(policy, enabled=repeat == 0) as meter:
+                start = time.perf_counter()
+                rows[name] = run()
+                if policy.mean.is_cuda:
+                    torch.cuda.synchronize()
+                if repeat:
+                    seconds[name].append(time.perf_counter() - start)
+            if not repeat:
+                kept[name] = meter.peak
+            print(f"{name}: {time.perf_counter() - start:.2f} s", flush=True)
+    return {name: (rows[name], statistics.median(seconds[name]), kept[name]) for name in variants}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="tiny", choices=["tiny", "7b"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--trajectories", type=int, default=80, help="an even number")
+    parser.add_argument("--rows", type=int, default=16, help="rows of the longest prompt in a packed micro-batch")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--variants", default="simplevla-style,full-padded,full-valid,clip-ppo-loss,pcm")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
+    with tempfile.TemporaryDirectory() as folder:
+        policy = build_policy(options.model, Path(folder) / "checkpoint", dtype, options.device)
+    policy.model.set_checkpointing(options.checkpointing)
+    valid = make_batch(options.trajectories, policy.checkpoint.sizes.image_size)
+    padded = pad_episodes(valid, CHUNKS)
+    sampler = PCMSampler(BUDGET)
+    start = time.perf_counter()
+    kept = sampler(valid)
+    select_s = time.perf_counter() - start
+    assert len(kept) == options.trajectories * BUDGET, "backward rows must be sum_i min(B, N_i)"
+    budget = options.rows * int(policy.row_tokens(valid).max())
+    config = dataclasses.replace(Config(), update=UpdateConfig(minibatches=4, micro_tokens=budget, lr=1e-5))
+    make: dict[str, Callable[[], Callable[[], int]]] = {
+        "simplevla-style": lambda: simplevla_style(policy, config, padded),
+        "full-padded": lambda: ours(policy, config, padded),
+        "full-valid": lambda: ours(policy, config, valid),
+        "clip-ppo-loss": lambda: clip_ppo_loss(policy, config, valid),
+        "pcm": lambda: ours(policy, config, kept),
+    }
+    chosen = [name for name in options.variants.split(",") if not (name == "clip-ppo-loss" and options.checkpointing)]
+    row_flops = flops_per_row(policy, valid[:1])
+    costs = measure(policy, {name: make[name]() for name in chosen}, options.repeats)
+    peak = next((v for k, v in PEAK.items() if policy.mean.is_cuda and k in torch.cuda.get_device_name()), None)
+    table = []
+    for name, (rows, update_s, activation) in costs.items():
+        table.append(
+            {
+                "variant": name,
+                "model": options.model,
+                "device": torch.cuda.get_device_name() if policy.mean.is_cuda else "cpu",
+                "dtype": str(dtype).removeprefix("torch."),
+                "checkpointing": options.checkpointing,
+                "trajectories": options.trajectories,
+                "chunks": rows,
+                "select_s": round(select_s, 4) if name == "pcm" else "",
+                "update_s": round(update_s, 3),
+                "chunks_per_s": round(rows / update_s, 2),
+                "useful_gflop_per_chunk": round(row_flops / 1e9, 3),
+                "share_of_peak": "" if peak is None else round(rows * row_flops / update_s / peak, 4),
+                "activation_mib": round(activation / 2**20, 1),
+                "time_over_pcm": round(update_s / costs["pcm"][1], 2) if "pcm" in costs else "",
+                "activations_over_pcm": round(activation / costs["pcm"][2], 2) if "pcm" in costs else "",
+            }
+        )
+    write_csv(f"actor_update-{options.model}-{options.device.split(':')[0]}", table)
+
+
+if __name__ == "__main__":
+    main()

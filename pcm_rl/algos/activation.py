@@ -1,0 +1,108 @@
+"""How much a backward pass has to keep, and whether that fits."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.modules.vla import VLAWrapperBase
+
+from pcm_rl.config import Config
+from pcm_rl.episodes import TOKENS
+
+ROOM = 0.8  # share of the free memory that activations may take: allocators leave gaps
+
+
+class ActivationMeter:
+    """Counts the bytes that autograd keeps for a backward pass: saved tensors, each storage once, without parameters.
+
+    A pass is over when its saved tensors are read back; ``peak`` is the largest pass. On CUDA it is the allocator's
+    peak above what was there before.
+
+    Args:
+        module: Its parameters and buffers are not counted.
+        enabled: False makes it free.
+    """
+
+    def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
+        self.enabled = enabled
+        self.peak = 0
+        self._own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+        self._cuda = next(module.parameters()).is_cuda
+        self._alive: dict[int, int] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
+
+    def _pack(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in self._own:
+            self._alive[storage.data_ptr()] = storage.nbytes()
+            self.peak = max(self.peak, sum(self._alive.values()))
+        return tensor
+
+    def _unpack(self, tensor: Tensor) -> Tensor:
+        self._alive.clear()
+        return tensor
+
+    def __enter__(self) -> ActivationMeter:
+        if self.enabled and self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+            self._before = torch.cuda.memory_allocated()
+        elif self.enabled:
+            self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.enabled and self._cuda:
+            self.peak = torch.cuda.max_memory_allocated() - self._before
+        elif self.enabled:
+            self._hooks.__exit__(*error)
+
+
+def wants_checkpointing(policy: VLAWrapperBase, rows: TensorDictBase, config: Config) -> tuple[bool, str]:
+    """Whether the blocks of ``policy`` should be computed again in the backward pass instead of kept.
+
+    With ``policy.checkpointing=auto`` one row goes forward and backward, and what it keeps is taken times the rows of
+    a micro-batch.
+
+    Args:
+        policy: Without checkpointing; its gradients are left empty.
+        rows: ``[M]`` recorded rows, at least one.
+        config: The run.
+
+    Returns:
+        The answer, and the reason in words.
+    """
+    wish = config.policy.checkpointing
+    if wish != "auto":
+        return wish == "on", f"policy.checkpointing={wish}"
+    row = rows[:1].to(next(policy.parameters()).device)
+    with ActivationMeter(policy) as meter:
+        policy.get_dist(row.select(*policy.in_keys, strict=False)).log_prob(row.get(TOKENS)).sum().backward()
+    policy.zero_grad(set_to_none=True)
+    number = micro_batch_rows(policy, row, config)
+    need, free = meter.peak * number, available_bytes(row.device or torch.device("cpu"))
+    words = (
+        f"a micro-batch of {number} rows keeps {need / 2**30:.2f} GiB ({meter.peak / 2**20:.1f} MiB a row), "
+        f"{free / 2**30:.1f} GiB are free"
+    )
+    return need > ROOM * free, words
+
+
+def micro_batch_rows(policy: VLAWrapperBase, row: TensorDictBase, config: Config) -> int:
+    """Rows of a micro-batch at most."""
+    update = config.update
+    if update.micro_rows is not None:
+        return update.micro_rows
+    if update.micro_tokens is not None:
+        return update.micro_tokens // int(policy.row_tokens(row)[0])
+    chunks = config.selection.budget if config.selection.name != "none" else config.env.max_chunks
+    return -(-config.groups * config.group_size * chunks // update.minibatches)
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that is free on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,8 @@
+"""OpenVLA-OFT with action tokens: the 7B that SimpleVLA-RL trains, from its published checkpoints."""
+
+from pcm_rl.policies.openvla.checkpoint import Checkpoint, load_model, open_checkpoint
+from pcm_rl.policies.openvla.lora import add_lora
+from pcm_rl.policies.openvla.policy import OpenVLAPolicy
+from pcm_rl.policies.openvla.sizes import CheckpointError
+
+__all__ = ["Checkpoint", "CheckpointError", "OpenVLAPolicy", "add_lora", "load_model", "open_checkpoint"]

@@ -1,0 +1,229 @@
+"""Read a checkpoint folder of OpenVLA-OFT with action tokens, as SimpleVLA-RL publishes them.
+
+Weights come from safetensors, everything else from JSON. Nothing is unpickled, and no code that lies in the folder is
+run: published folders carry a ``modeling_prismatic.py``, which is neither needed nor opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pcm_rl.policies.openvla.keys import HEAD, is_unused, model_key
+from pcm_rl.policies.openvla.model import OpenVLA
+from pcm_rl.policies.openvla.sizes import CheckpointError, ModelSizes, read_sizes
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+NORMALISATION = (  # per channel, of images in [0, 1]: DINOv2's, then SigLIP's
+    ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)),
+    ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a folder says of its model, the weights left where they are.
+
+    Attributes:
+        folder: The folder.
+        config: ``config.json``.
+        sizes: Of every part of the model.
+        shards: File of each key.
+        statistics: ``dataset_statistics.json``: of each dataset, among others, the quantiles of its actions.
+        mean: Of each channel, ``[6]``: the first tower's normalisation, then the second's.
+        std: Likewise.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    sizes: ModelSizes
+    shards: Mapping[str, str]
+    statistics: Mapping[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def tokenizer(self) -> Path:
+        """The file of the tokenizer."""
+        return self.folder / "tokenizer.json"
+
+    def dataset(self, name: str | None) -> str:
+        """Key of the statistics for ``name``, such as ``libero_object``; None takes the only one.
+
+        Raises:
+            CheckpointError: If there is no such dataset, or None is ambiguous.
+        """
+        known = sorted(self.statistics)
+        if name is None and len(known) == 1:
+            return known[0]
+        for key in (name, f"{name}_no_noops"):
+            if key is not None and key in known:
+                return key
+        raise CheckpointError(
+            f"{self.folder}: expected policy.statistics to name one of {', '.join(known)} (the dataset whose quantiles "
+            f"scale the actions), got {name!r}"
+        )
+
+
+def open_checkpoint(folder: str | Path) -> Checkpoint:
+    """Read everything but the weights.
+
+    Raises:
+        CheckpointError: If the folder is no checkpoint of an OpenVLA with action tokens in safetensors.
+        FileNotFoundError: If there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no checkpoint folder at {folder}")
+    config = _json(folder / "config.json")
+    _refuse_regression_head(folder)
+    shards = _shards(folder)
+    if any(key.startswith("action_head.") for key in shards):
+        raise CheckpointError(_regression(folder, "keys under action_head."))
+    proprio = "proprio_projector.fc1.weight"
+    sizes = read_sizes(config, proprio_dim=_shape(folder, shards, proprio)[1] if proprio in shards else 0)
+    mean, std = _normalisation(folder)
+    if not (folder / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{folder}: expected tokenizer.json; transformers writes it: "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
+    return Checkpoint(folder, config, sizes, shards, _json(folder / "dataset_statistics.json"), mean, std)
+
+
+def load_model(
+    checkpoint: Checkpoint, action_tokens: int, *, dtype: torch.dtype, device: str | torch.device = "cpu"
+) -> OpenVLA:
+    """Build the model with the checkpoint's weights, tensor by tensor: no second copy of 15 GB is made.
+
+    Args:
+        checkpoint: From :func:`open_checkpoint`.
+        action_tokens: L * D, tokens of a chunk.
+        dtype: Of the weights.
+        device: Of the weights.
+
+    Raises:
+        CheckpointError: If a key is missing or unknown, a tensor has another shape, or a file is damaged.
+    """
+    with torch.device("meta"):
+        model = OpenVLA(checkpoint.sizes, action_tokens)
+    wanted = model.state_dict()
+    keys = {key: model_key(key) for key in checkpoint.shards if not is_unused(key, checkpoint.sizes)}
+    _compare(checkpoint.folder, set(keys.values()), set(wanted))
+    loaded: dict[str, Tensor] = {}
+    for shard in sorted({checkpoint.shards[key] for key in keys}):
+        with _opened(checkpoint.folder / shard, device) as file:
+            for key in (key for key in keys if checkpoint.shards[key] == shard):
+                loaded[keys[key]] = _tensor(checkpoint, file, key, wanted[keys[key]].shape).to(dtype)
+    model.load_state_dict(loaded, assign=True)
+    return model.requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
+    """A file of weights, whose faults are errors that name it."""
+    try:
+        with safe_open(path, "pt", device=str(device)) as file:
+            yield file
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: {error}; was the download complete?") from error
+
+
+def _tensor(checkpoint: Checkpoint, file: Any, key: str, expected: torch.Size) -> Tensor:
+    part = file.get_slice(key)
+    shape = tuple(part.get_shape())
+    full: tuple[int, ...]
+    if key == HEAD:
+        sizes = checkpoint.sizes
+        full = (sizes.language.vocab_size, expected[1])
+        tensor = part[sizes.first_action_id : sizes.first_action_id + sizes.action_bins] if shape == full else None
+    else:
+        full = tuple(expected)
+        tensor = part[...] if shape == full else None
+    if tensor is None:
+        raise CheckpointError(
+            f"{checkpoint.folder}: expected {key} of shape {full} by config.json, got {shape}; do the two belong "
+            "together?"
+        )
+    # a slice lies in the memory of the whole head: keep the rows, let go of the rest
+    return tensor.clone() if key == HEAD else tensor
+
+
+def _compare(folder: Path, found: set[str], wanted: set[str]) -> None:
+    if missing := sorted(wanted - found):
+        raise CheckpointError(
+            f"{folder}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}; is a shard or "
+            f"{INDEX} incomplete, or is it an adapter without its base model?"
+        )
+    if unknown := sorted(found - wanted):
+        raise CheckpointError(
+            f"{folder}: {len(unknown)} tensors have no place in an OpenVLA of these sizes, such as {unknown[0]}"
+        )
+
+
+def _shards(folder: Path) -> dict[str, str]:
+    """File of each key."""
+    if (folder / INDEX).is_file():
+        shards: dict[str, str] = _json(folder / INDEX)["weight_map"]
+        for name in sorted(set(shards.values())):
+            if Path(name).name != name or not name.endswith(".safetensors"):
+                raise CheckpointError(f"{folder / INDEX}: expected names of safetensors beside it, got {name!r}")
+            if not (folder / name).is_file():
+                raise CheckpointError(f"{folder}: {INDEX} names {name}, which is missing; was the download complete?")
+        return shards
+    if (folder / SINGLE).is_file():
+        with _opened(folder / SINGLE) as file:
+            return dict.fromkeys(file.keys(), SINGLE)
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder}: expected safetensors, got pickled weights ({', '.join(pickles[:3])}), which can run any code "
+            "and are never opened; convert them where you trust them (safetensors.torch.save_file)"
+        )
+    raise CheckpointError(f"{folder}: expected {INDEX} or {SINGLE}, found neither")
+
+
+def _refuse_regression_head(folder: Path) -> None:
+    if found := sorted(folder.glob("action_head*")):
+        raise CheckpointError(_regression(folder, found[0].name))
+
+
+def _regression(folder: Path, found: str) -> str:
+    return (
+        f"{folder}: expected a checkpoint that emits action tokens, got one with a regression head ({found}), as the "
+        "official OpenVLA-OFT release is: it has no action probabilities to train with GRPO. SimpleVLA-RL publishes "
+        "checkpoints with tokens (Haozhan72/Openvla-oft-SFT-libero-object-traj1 and others)"
+    )
+
+
+def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of six channels; what ``preprocessor_config.json`` says wins over the usual ones."""
+    path = folder / "preprocessor_config.json"
+    given = _json(path).get("tvf_normalize_params") if path.is_file() else None
+    pairs = NORMALISATION if given is None else [(item["mean"], item["std"]) for item in given]
+    mean, std = ([float(value) for pair in pairs for value in pair[i]] for i in (0, 1))
+    if len(mean) != 6 or len(std) != 6:
+        raise CheckpointError(f"{path}: expected two normalisations of three channels, got {given}")
+    return tuple(mean), tuple(std)
+
+
+def _shape(folder: Path, shards: Mapping[str, str], key: str) -> tuple[int, ...]:
+    with _opened(folder / shards[key]) as file:
+        return tuple(file.get_slice(key).get_shape())
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: expected {path.name}, which is missing")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content

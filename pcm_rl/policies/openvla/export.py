@@ -1,0 +1,82 @@
+"""Write a trained model in the layout of the checkpoint that it came from."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from pcm_rl.policies.openvla.checkpoint import Checkpoint
+from pcm_rl.policies.openvla.keys import HEAD, model_key
+from pcm_rl.policies.openvla.lora import weight_deltas
+
+COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
+
+
+def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) -> Path:
+    """Write the checkpoint again with what was trained: adapters added to its weights, trained weights in their place.
+
+    Other weights, also those that the model never builds, are written as they were: whatever reads the
+    original reads this. No more than one file's weights are in memory.
+
+    Args:
+        model: On the weights of ``checkpoint``.
+        checkpoint: The base.
+        folder: Must be new or empty.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        FileExistsError: If ``folder`` holds files.
+        ValueError: If the model is not of this checkpoint.
+    """
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
+    deltas = weight_deltas(model)
+    trained = {name: value for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name}
+    if strangers := sorted({*deltas, *trained} - {model_key(key) for key in checkpoint.shards}):
+        raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {strangers[0]}")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for shard in sorted(set(checkpoint.shards.values())):
+        with safe_open(checkpoint.folder / shard, "pt") as file:
+            merged = {key: file.get_tensor(key) for key in file.keys()}
+        for key, weight in merged.items():
+            name = model_key(key)
+            if name in deltas:
+                merged[key] = (weight.float() + deltas[name].cpu()).to(weight.dtype)
+            elif name in trained:
+                first = checkpoint.sizes.first_action_id if key == HEAD else 0
+                own = trained[name].detach().cpu().to(weight.dtype)
+                weight[first : first + len(own)] = own
+        save_file(merged, partial / shard, {"format": "pt"})
+    for path in checkpoint.folder.iterdir():
+        if path.suffix in COPIED and path.is_file():
+            shutil.copyfile(path, partial / path.name)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+    return folder
+
+
+def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
+    """Upload a folder to the Hugging Face hub, as the user who is logged in there.
+
+    Returns:
+        Address of the upload.
+
+    Raises:
+        ImportError: If ``huggingface_hub`` is missing.
+    """
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise ImportError("pushing needs huggingface_hub: pip install 'pcm_rl[vla]'") from error
+    api = HfApi()
+    api.create_repo(repository, private=private, exist_ok=True)
+    return str(api.upload_folder(repo_id=repository, folder_path=str(folder)))

@@ -1,0 +1,159 @@
+"""LoRA on a frozen OpenVLA, by peft: which layers carry adapters, and their weights in peft's own layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pcm_rl.policies.openvla.model import OpenVLA
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # what peft's files put before a module's name
+
+
+def add_lora(
+    model: OpenVLA, *, rank: int = 32, alpha: int = 32, targets: str | Sequence[str] = "all-linear"
+) -> list[str]:
+    """Freeze ``model`` and put adapters, in float32, on its linear layers; they begin as the identity.
+
+    Args:
+        model: Changed in place.
+        rank: r.
+        alpha: The adapters' output is scaled by alpha / r.
+        targets: ``"all-linear"`` (every linear layer but the head, as SimpleVLA-RL has it), ``"language"`` (those of
+            the language model), or a list of names or ends of names, such as ``["q_proj", "v_proj"]``.
+
+    Returns:
+        Names of the layers with adapters.
+
+    Raises:
+        ImportError: If peft is missing.
+        ValueError: If no layer answers to ``targets``.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.lora import LoraLayer
+    except ImportError as error:
+        raise ImportError("LoRA needs the package peft: pip install 'pcm_rl[vla]'") from error
+    names = target_layers(model, targets)
+    model.requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False  # autocast does it, without keeping a float32 copy of the input
+    for parameter in trainable(model):
+        parameter.data = parameter.data.float()
+    return names
+
+
+def target_layers(model: nn.Module, targets: str | Sequence[str]) -> list[str]:
+    """Names of the linear layers that ``targets`` means; see :func:`add_lora`."""
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name in linear if not name.endswith("lm_head")]
+    if targets == "all-linear":
+        return linear
+    if targets == "language":
+        return [name for name in linear if name.startswith("language_model.")]
+    ends = [targets] if isinstance(targets, str) else list(targets)
+    unknown = [end for end in ends if not any(_is(name, end) for name in linear)]
+    if unknown or not ends:
+        last = sorted({name.rsplit(".", 1)[-1] for name in linear})
+        raise ValueError(
+            f"expected LoRA targets all-linear, language, or names of linear layers ({', '.join(last)}), got {targets}"
+        )
+    return [name for name in linear if any(_is(name, end) for end in ends)]
+
+
+def _is(name: str, end: str) -> bool:
+    return name == end or name.endswith("." + end)
+
+
+def trainable(model: nn.Module) -> list[nn.Parameter]:
+    """Parameters with a gradient."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """Peft's layers, by the name of the linear layer that they stand for."""
+    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
+
+
+@torch.no_grad()
+def weight_deltas(model: nn.Module) -> dict[str, Tensor]:
+    """What the adapters add to each weight: ``name.weight`` -> ``[out, in]`` float32."""
+    return {f"{name}.weight": layer.get_delta_weight("default") for name, layer in lora_layers(model).items()}
+
+
+def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
+    """Write the adapters as peft does, so that ``PeftModel.from_pretrained`` reads them too.
+
+    Args:
+        model: With adapters.
+        folder: Created.
+        base: Name or path of the base model, for the reader.
+
+    Raises:
+        ValueError: If the model has no adapters.
+    """
+    layers = lora_layers(model)
+    if not layers:
+        raise ValueError("the model has no adapters to save; call add_lora first")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, layer in layers.items():
+        for part in ("lora_A", "lora_B"):
+            weight = getattr(layer, part)["default"].weight
+            tensors[f"{_PREFIX}{name}.{part}.weight"] = weight.detach().cpu().contiguous()
+    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    first = next(iter(layers.values()))
+    config = {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": first.r["default"],
+        "lora_alpha": first.lora_alpha["default"],
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "target_modules": sorted(layers),
+        "inference_mode": True,
+    }
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1))
+    return folder
+
+
+@torch.no_grad()
+def load_adapters(model: OpenVLA, folder: str | Path) -> list[str]:
+    """Put the adapters of ``folder`` on ``model``, which has none yet.
+
+    Returns:
+        Names of the layers with adapters.
+
+    Raises:
+        FileNotFoundError: If the folder holds no adapters.
+        ValueError: If they do not fit the model.
+    """
+    folder = Path(folder)
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"expected adapters in {folder}, found no {name}")
+    config = json.loads((folder / ADAPTER_CONFIG).read_text())
+    names = add_lora(model, rank=config["r"], alpha=config["lora_alpha"], targets=config["target_modules"])
+    tensors = load_file(folder / ADAPTER_WEIGHTS)
+    layers = lora_layers(model)
+    wanted = {f"{_PREFIX}{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
+    if set(tensors) != wanted:
+        raise ValueError(f"{folder} does not fit the model: differing tensors {sorted(wanted ^ set(tensors))[:4]}")
+    for name, layer in layers.items():
+        for part in ("lora_A", "lora_B"):
+            own, key = getattr(layer, part)["default"].weight, f"{_PREFIX}{name}.{part}.weight"
+            if own.shape != tensors[key].shape:
+                raise ValueError(f"{folder}: {key} is {tuple(tensors[key].shape)}, the model's {tuple(own.shape)}")
+            own.copy_(tensors[key])
+    return names

@@ -1,0 +1,171 @@
+"""OpenVLA-OFT as a token policy: the interface of :class:`~pcm_rl.policies.StateTokenPolicy`, on images and text."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from tensordict import TensorDictBase
+from tensordict.nn import InteractionType
+from torch import Tensor
+from torchrl.modules.vla import VLAWrapperBase
+
+from pcm_rl.episodes import INSTRUCTION, STATE
+from pcm_rl.policies.openvla.actions import ActionCodec
+from pcm_rl.policies.openvla.checkpoint import Checkpoint, load_model
+from pcm_rl.policies.openvla.model import OpenVLA
+from pcm_rl.policies.openvla.prompt import Prompter
+from pcm_rl.policies.openvla.sizes import CheckpointError
+
+FEATURES = ("observation", "features")  # the vision towers' output, where it is recorded
+IMAGES = (("observation", "image"), ("observation", "wrist_image"))  # in the order of training
+
+
+class OpenVLAPolicy(VLAWrapperBase):
+    """Images ``[M, 3, H, W]`` uint8 and an instruction -> ``L * D`` action tokens, all in one forward.
+
+    Reads ``("observation", "image")`` as :class:`~pcm_rl.envs.OpenVLAImages` prepares it (a model of two images also
+    ``("observation", "wrist_image")``, one that reads proprioception also ``("observation", "state")``, LIBERO's eight
+    numbers) and ``"language_instruction"``. Writes ``("vla_action", "tokens") [M, L, D]`` in [0, A), ``"chunk"`` (the
+    actions that LIBERO executes) and at sampling ``"log_probs"``, in float32.
+
+    Images stay uint8 until they are on the device of the weights, where they are normalised.
+
+    Args:
+        checkpoint: From :func:`~pcm_rl.policies.openvla.open_checkpoint`.
+        chunk_length: L; 8 for the published checkpoints.
+        temperature: Divides the logits, in rollout and loss alike.
+        statistics: Dataset whose quantiles scale the actions; None takes the only one of the checkpoint.
+        dtype: Of the frozen weights.
+        device: Of the weights.
+        record_features: Write what the vision towers give under ``("observation", "features") [M, P, W]``, in the type
+            of the weights, and read it from there instead of running them. It is right while nothing before the
+            projector is trained, and 7 times the size of an image at 7B.
+        model: The weights, where they are in memory already; None reads those of ``checkpoint``.
+
+    Raises:
+        CheckpointError: The weights do not fit ``config.json``, or ``statistics`` names no dataset of the checkpoint.
+        ImportError: The package ``tokenizers`` is missing.
+        ValueError: ``temperature`` is not positive.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        chunk_length: int = 8,
+        *,
+        temperature: float = 1.6,
+        statistics: str | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: str | torch.device = "cpu",
+        record_features: bool = False,
+        model: OpenVLA | None = None,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        sizes = checkpoint.sizes
+        if sizes.num_images > len(IMAGES):
+            raise CheckpointError(f"{checkpoint.folder}: expected one or two images, got {sizes.num_images}")
+        known = checkpoint.statistics[checkpoint.dataset(statistics)]
+        codec = ActionCodec(known, sizes.action_bins)
+        self.image_keys = IMAGES[: sizes.num_images]
+        self.reads_proprio = sizes.proprio_dim > 0
+        self.record_features = record_features
+        if model is None:
+            model = load_model(checkpoint, chunk_length * codec.action_dim, dtype=dtype, device=device)
+        super().__init__(
+            model,
+            action_dim=codec.action_dim,
+            chunk_size=chunk_length,
+            action_head="tokens",
+            vocab_size=sizes.action_bins,
+            action_tokenizer=codec,
+            output_mode="both",
+            log_probs_mode="token",
+            return_vla_action_container=False,
+            default_interaction_type=InteractionType.RANDOM,
+        )
+        self.model: OpenVLA
+        self.checkpoint, self.temperature, self.dtype = checkpoint, temperature, dtype
+        self.prompter = Prompter(checkpoint.tokenizer)
+        self.register_buffer("mean", torch.tensor(checkpoint.mean, device=device).view(6, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(checkpoint.std, device=device).view(6, 1, 1), persistent=False)
+        if self.reads_proprio:
+            low, high = (torch.tensor(known["proprio"][q], device=device) for q in ("q01", "q99"))
+            self.register_buffer("proprio_low", low, persistent=False)
+            self.register_buffer("proprio_range", high - low + 1e-8, persistent=False)
+
+    def _update_keys(self) -> None:
+        super()._update_keys()
+        state = [STATE] if self.reads_proprio else []
+        self.in_keys = [*self.image_keys, *state, INSTRUCTION]
+        if self.record_features:
+            self.out_keys.append(FEATURES)
+
+    def _action_logits(self, tensordict: TensorDictBase) -> Tensor:
+        """Logits of the action tokens, over the temperature, ``[M, L, D, A]`` float32."""
+        device = self.mean.device
+        with self.precision():
+            features = self._features(tensordict)
+            prompt, length = (part.to(device) for part in self.prompter.batch(self._instructions(tensordict)))
+            logits = self.model(features, prompt, length, self._proprio(tensordict))
+        return logits.unflatten(1, (self.chunk_size, self.action_dim)) / self.temperature
+
+    def precision(self) -> contextlib.AbstractContextManager[None]:
+        """Context of every forward: float32 adapters work in the type of the base."""
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self.mean.device.type, self.dtype) if half else contextlib.nullcontext()
+
+    def _features(self, tensordict: TensorDictBase) -> Tensor:
+        recorded = tensordict.get(FEATURES, None) if self.record_features else None
+        if recorded is not None:
+            return recorded.to(self.mean.device)
+        features = self.model.patch_features(self._pixels(tensordict))
+        if self.record_features:
+            tensordict.set(FEATURES, features.detach().to(self.dtype))
+        return features
+
+    def _pixels(self, tensordict: TensorDictBase) -> Tensor:
+        """Normalised for both towers, ``[M, 6 * C, H, W]``."""
+        size = self.checkpoint.sizes.image_size
+        images = []
+        for key in self.image_keys:
+            image = _entry(tensordict, key)
+            if image.shape[-3:] != (3, size, size) or image.dtype != torch.uint8:
+                raise ValueError(
+                    f"expected {key} as [M, 3, {size}, {size}] uint8, got {tuple(image.shape)} {image.dtype}: wrap the "
+                    f"environment in OpenVLAImages(env, size={size})"
+                )
+            unit = image.to(self.mean.device).float().div_(255.0).repeat(1, 2, 1, 1)
+            images.append((unit - self.mean) / self.std)
+        return torch.cat(images, 1).to(self.dtype)
+
+    def _proprio(self, tensordict: TensorDictBase) -> Tensor | None:
+        if not self.reads_proprio:
+            return None
+        state = _entry(tensordict, STATE).to(self.mean.device)
+        if state.shape[-1] != len(self.proprio_low):
+            raise ValueError(
+                f"expected {STATE} with {len(self.proprio_low)} numbers, got {state.shape[-1]}: with LIBERO use "
+                "observation='pixels'"
+            )
+        return (2.0 * (state - self.proprio_low) / self.proprio_range - 1.0).clamp(-1.0, 1.0)
+
+    def row_tokens(self, tensordict: TensorDictBase) -> Tensor:
+        """Length of the sequence of each row, ``[M]`` int64: what a row costs."""
+        seen = self.checkpoint.sizes.patches + self.reads_proprio + self.model.action_tokens + 1
+        return torch.tensor([seen + len(self.prompter.ids(text)) for text in self._instructions(tensordict)])
+
+    def _instructions(self, tensordict: TensorDictBase) -> list[str]:
+        told = tensordict.get(INSTRUCTION, None)
+        if told is None:
+            raise KeyError(f"expected {INSTRUCTION!r} in every row: the environment must tell what to do")
+        texts = told.tolist()
+        return [texts] if isinstance(texts, str) else texts
+
+
+def _entry(tensordict: TensorDictBase, key: tuple[str, str]) -> Tensor:
+    value: Tensor | None = tensordict.get(key, None)
+    if value is None:
+        raise KeyError(f"expected {key}, which this checkpoint reads: with LIBERO use observation='pixels'")
+    return value

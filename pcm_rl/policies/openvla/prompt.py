@@ -1,0 +1,55 @@
+"""Instruction -> token ids of OpenVLA's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+BOS = 1  # <s>
+SPACE = 29871  # the lone "▁" that ends every prompt OpenVLA was trained on
+
+
+class Prompter:
+    """Tokenizes ``In: What action should the robot take to {instruction}?`` with its answer line, once an instruction.
+
+    Args:
+        tokenizer: A ``tokenizer.json``.
+
+    Raises:
+        ImportError: If the package ``tokenizers`` is missing.
+        ValueError: If the tokenizer does not begin with ``<s>`` = 1.
+    """
+
+    def __init__(self, tokenizer: Path) -> None:
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise ImportError("OpenVLA needs the package tokenizers: pip install 'pcm_rl[vla]'") from error
+        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        self._known: dict[str, list[int]] = {}
+        if self.ids("a")[0] != BOS:
+            raise ValueError(f"{tokenizer}: expected prompts to begin with <s> = {BOS}, got {self.ids('a')[0]}")
+
+    def ids(self, instruction: str) -> list[int]:
+        """Ids of the whole prompt, ``<s>`` first and 29871 last."""
+        if instruction not in self._known:
+            text = f"In: What action should the robot take to {instruction.lower()}?\nOut:"
+            ids = self._tokenizer.encode(text).ids
+            self._known[instruction] = ids if ids[-1] == SPACE else [*ids, SPACE]
+        return self._known[instruction]
+
+    def batch(self, instructions: Iterable[str]) -> tuple[Tensor, Tensor]:
+        """Prompts of several rows.
+
+        Returns:
+            Ids ``[M, N]`` int64, zeros behind the shorter ones, and the length of each ``[M]``.
+        """
+        rows = [self.ids(instruction) for instruction in instructions]
+        length = torch.tensor([len(row) for row in rows])
+        ids = torch.zeros(len(rows), int(length.max()), dtype=torch.int64)
+        for i, row in enumerate(rows):
+            ids[i, : len(row)] = torch.tensor(row)
+        return ids, length
