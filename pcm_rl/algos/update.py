@@ -7,6 +7,7 @@ from tensordict import TensorDictBase
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
+from pcm_rl.algos.distributed import ALONE, Ranks
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.episodes import EPISODE
 
@@ -21,11 +22,13 @@ def grpo_update(
     micro_rows: int | None = None,
     grad_clip: float = 2.0,
     generator: Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Take ``epochs * minibatches`` optimiser steps on ``batch``, its rows packed across trajectories.
 
     Rows of all trajectories are shuffled and cut into minibatches of equal size, each minibatch into micro-batches
-    whose gradients are accumulated: memory depends on ``micro_rows``, the gradient does not.
+    whose gradients are accumulated: memory depends on ``micro_rows``, the gradient does not. Several processes cut the
+    same minibatches, and each takes its share of the rows of every one: the gradient does not depend on that either.
 
     Args:
         loss: Its ``reduction`` must be ``"mean"``.
@@ -35,7 +38,8 @@ def grpo_update(
         epochs: Passes.
         micro_rows: Rows in one forward and backward; None takes a whole minibatch.
         grad_clip: Largest gradient norm.
-        generator: Shuffles the rows.
+        generator: Shuffles the rows; on several processes in the same state.
+        ranks: The processes that share the work, each with the same ``batch`` and parameters.
 
     Returns:
         Means over the steps of ``loss``, ``grad_norm`` (before clipping) and the loss's diagnostics; ``max_ratio`` is
@@ -53,24 +57,26 @@ def grpo_update(
         order = torch.randperm(len(batch), generator=generator)
         for rows in order.tensor_split(min(minibatches, len(batch))):
             optimizer.zero_grad(set_to_none=True)
-            metrics = _accumulate(loss, batch, rows, micro_rows or len(rows), device)
+            metrics = _accumulate(loss, batch, ranks.share(rows), len(rows), micro_rows or len(rows), device)
+            ranks.sum_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
             if not bool(torch.isfinite(norm)):
                 optimizer.zero_grad(set_to_none=True)
                 raise FloatingPointError(_blame(loss, batch[rows], device))
             optimizer.step()
             history.append({key: float(value) for key, value in metrics.items()} | {"grad_norm": float(norm)})
+    history = [_whole(parts) for parts in zip(*ranks.gather_json(history), strict=True)]
     means = {key: sum(step[key] for step in history) / len(history) for key in history[0]}
     return means | {"max_ratio": max(step["max_ratio"] for step in history)}
 
 
 def _accumulate(
-    loss: ChunkGRPOLoss, batch: TensorDictBase, rows: Tensor, micro_rows: int, device: torch.device
+    loss: ChunkGRPOLoss, batch: TensorDictBase, rows: Tensor, of: int, micro_rows: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Gradient of the mean over ``rows``, in pieces; the row-weighted means of what the loss wrote."""
+    """What ``rows`` are of the gradient of a mean over ``of`` rows, in pieces, and of means of what the loss wrote."""
     total: dict[str, Tensor] = {}
-    for micro in rows.split(micro_rows):
-        share = len(micro) / len(rows)
+    for micro in rows.split(micro_rows) if len(rows) else ():
+        share = len(micro) / of
         out = loss(batch[micro].to(device))
         objective = sum(value for key, value in out.items() if key.startswith("loss_"))
         (objective * share).backward()
@@ -82,6 +88,13 @@ def _accumulate(
             elif not key.startswith("loss_"):
                 total[key] = total.get(key, 0.0) + share * value
     return total
+
+
+def _whole(parts: tuple[dict[str, float], ...]) -> dict[str, float]:
+    """Metrics of a minibatch from those of the processes, of which one without rows has the gradient norm only."""
+    keys = max(parts, key=len)
+    have = {key: [part[key] for part in parts if key in part] for key in keys}
+    return {key: max(values) if key in ("max_ratio", "grad_norm") else sum(values) for key, values in have.items()}
 
 
 @torch.no_grad()
