@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import csv
 import dataclasses
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of use are one line, without a traceback."""
     options = _parse(arguments)
     try:
+        _refuse_several_processes(options)
         options.run(options)
     except (ConfigError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError) as error:
         print(f"pcm-rl: {error}", file=sys.stderr)
@@ -31,6 +33,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+def _refuse_several_processes(options: argparse.Namespace) -> None:
+    if options.run is not _train and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("only `pcm-rl train` runs on several processes; start this command without torchrun")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -30,7 +30,7 @@ class EnvConfig:
         tasks: Several tasks for one policy: a keyword argument with its value for each task, such as
             ``{task_id: [0, 1, 2]}``; several arguments are read side by side. Empty for a single task.
         import_module: Module to import first, so that ``id`` is registered (``metaworld`` for MetaWorld's ids).
-        num_envs: Environments stepped together.
+        num_envs: Environments stepped together; with several training processes, those of each.
         workers: One process an environment (simulators); False steps the environment's own vectorised core.
         timeout: Seconds without an answer after which a worker is taken for hung and restarted.
         chunk_length: L, steps a chunk.
@@ -286,7 +286,7 @@ class Config:
         run_dir: Folder that holds the runs.
         name: Folder of this run; None makes one from the environment, the method and the seed.
         threads: Torch threads; None leaves torch's choice.
-        device: Torch device of the policy and the update.
+        device: Torch device of the policy and the update; ``cuda`` is with several processes the GPU of each.
         logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``; ``metrics.csv`` is always written.
         record: Film a success and a failure for the report, where the environment renders.
         env: The environment.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import platform
 import statistics
@@ -13,10 +14,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from tensordict import TensorDictBase
 
 from pcm_rl.algos.evaluate import Evaluation, Success
 from pcm_rl.algos.films import film_episodes, save_recording
+from pcm_rl.allocation import budget_curve, budget_knee
 from pcm_rl.config import Config
+from pcm_rl.divergence import action_divergence
+from pcm_rl.episodes import CHUNK, EPISODE, GROUP, IS_PAD, PHASE, SUCCESS, EpisodeIndex
 
 
 def film_run(config: Config, evaluation: Evaluation, say: Callable[[str], None]) -> None:
@@ -32,14 +37,26 @@ def film_run(config: Config, evaluation: Evaluation, say: Callable[[str], None])
         say(f"no film: {config.env.id} cannot render here ({error})")
 
 
-def hardware() -> str:
-    """Processor or GPU, cores and torch version, for the report."""
+def write_budget(config: Config, batch: TensorDictBase) -> None:
+    """Write ``budget.json``: what each budget keeps of the divergence of ``batch [M]``, where every phase has some."""
+    score, _, _ = action_divergence(
+        batch.get(CHUNK), batch.get(PHASE), batch.get(SUCCESS), batch.get(GROUP), valid=~batch.get(IS_PAD)
+    )
+    curve = budget_curve(score, EpisodeIndex(batch.get(EPISODE)).dense(batch.get(PHASE), -1))
+    if not bool(curve.isnan().any()):
+        budget = {"curve": curve.tolist(), "knee": budget_knee(curve), "budget": config.selection.budget}
+        (config.folder / "budget.json").write_text(json.dumps(budget))
+
+
+def hardware(processes: int = 1) -> str:
+    """Processor or GPU, cores, torch version and, where there are several, training processes, for the report."""
     name = platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}"
+    several = f", {processes} processes" if processes > 1 else ""
+    return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}{several}"
 
 
 def cost_table(costs: list[dict[str, Any]]) -> Table:

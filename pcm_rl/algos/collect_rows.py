@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from tensordict import NestedKey, NonTensorData, NonTensorStack, TensorDict, TensorDictBase
+from tensordict import NestedKey, NonTensorStack, TensorDict, TensorDictBase
 from torch import Tensor
 
+from pcm_rl.algos.wire import set_texts
 from pcm_rl.episodes import (
     CHUNK,
     CHUNK_ID,
@@ -110,10 +111,7 @@ def assemble(parts: Sequence[Part], group: Tensor, told: Sequence[str | None]) -
     rows[GROUP] = group[rows[EPISODE]]
     rows[DONE] = rows["next", "terminated"] | rows["next", "truncated"]
     said = [told[i] for i in rows[EPISODE].tolist()]
-    if said[0] is not None:  # one for all where it can be: a stack is slow to index
-        same = len(set(said)) == 1
-        rows.set(INSTRUCTION, NonTensorData(said[0], batch_size=[len(said)]) if same else NonTensorStack(*said))
-    return rows
+    return rows if said[0] is None else set_texts(rows, {INSTRUCTION: said})
 
 
 def episode_outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:

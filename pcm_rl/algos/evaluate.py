@@ -14,6 +14,8 @@ from tensordict.nn import InteractionType, set_interaction_type
 from torch import Tensor
 
 from pcm_rl.algos.collect import Policy, collect_episodes, episode_outcomes
+from pcm_rl.algos.distributed import ALONE, Ranks
+from pcm_rl.algos.pooling import number_episodes
 from pcm_rl.config import EnvConfig
 from pcm_rl.episodes import CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 
@@ -134,6 +136,7 @@ def evaluate(
     device: str = "cpu",
     task: Tensor | None = None,
     greedy: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Roll out ``policy`` from given initial states, in order and repeated if need be.
 
@@ -149,6 +152,7 @@ def evaluate(
         task: Task of each initial state, ``[J]`` int64; None for a single one.
         greedy: Take the most likely token each time, as a policy that follows tensordict's ``interaction_type`` does
             (TorchRL's all do), instead of acting as in training.
+        ranks: The processes that the rollouts are dealt out to; each gets the outcome of all.
 
     Returns:
         The outcome of every episode that came back; those of a simulator that fails again and again are ``dropped``.
@@ -159,10 +163,14 @@ def evaluate(
     turn = torch.arange(episodes) % len(init_states)
     states = init_states[turn]
     tasks = torch.zeros_like(states) if task is None else task[turn]
+    mine = ranks.share(torch.arange(episodes))
+    own = [device] if torch.device(device).type == "cuda" else None  # other GPUs belong to other processes
     interaction: Any = set_interaction_type(InteractionType.DETERMINISTIC) if greedy else contextlib.nullcontext()
-    with torch.random.fork_rng(), interaction:
+    with torch.random.fork_rng(own), interaction:
         torch.manual_seed(seed)
-        rows = collect_episodes(env, policy, states, torch.arange(episodes), device=device, task=tasks)
+        ranks.draw_apart(seed)
+        rows = collect_episodes(env, policy, states[mine], mine, device=device, task=tasks[mine])
+    rows = ranks.gather_rows(number_episodes(ranks, rows))
     outcome, kept = episode_outcomes(rows)  # each episode is a group of its own, which says which of them it is
     lost = torch.ones(episodes, dtype=torch.bool).index_fill(0, kept, False)
     executed = (~rows.get(IS_PAD)).sum(-1)

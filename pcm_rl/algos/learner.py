@@ -8,6 +8,7 @@ from torch.optim import AdamW, Optimizer
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.augment import augment_images
+from pcm_rl.algos.distributed import ALONE, Ranks
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config
@@ -31,7 +32,12 @@ def make_optimizer(policy: VLAWrapperBase, config: Config) -> AdamW:
 
 
 def update_policy(
-    loss: ChunkGRPOLoss, optimizer: Optimizer, kept: TensorDictBase, config: Config, generator: Generator
+    loss: ChunkGRPOLoss,
+    optimizer: Optimizer,
+    kept: TensorDictBase,
+    config: Config,
+    generator: Generator,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """One GRPO update on the kept rows; see :func:`~pcm_rl.algos.update.grpo_update`."""
     update = config.update
@@ -46,4 +52,5 @@ def update_policy(
         micro_tokens=update.micro_tokens,
         grad_clip=update.grad_clip,
         generator=generator,
+        ranks=ranks,
     )

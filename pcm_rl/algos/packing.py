@@ -47,7 +47,7 @@ def micro_batches(rows: Tensor, *, micro_rows: int | None, tokens: Tensor | None
     if budget is not None:
         assert tokens is not None
         return [rows[group] for group in pack_rows(tokens[rows], budget)]
-    return list(rows.split(micro_rows or max(len(rows), 1)))
+    return list(rows.split(micro_rows or len(rows))) if len(rows) else []
 
 
 def row_tokens(policy: object, batch: object) -> Tensor:

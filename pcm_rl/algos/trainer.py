@@ -22,35 +22,23 @@ from pcm_rl.advantage import group_advantage
 from pcm_rl.algos.activation import wants_checkpointing
 from pcm_rl.algos.build import make_policy, make_vector_env, phase_rule
 from pcm_rl.algos.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
-from pcm_rl.algos.closing import closing_lines, film_run, hardware
+from pcm_rl.algos.closing import closing_lines, film_run, hardware, write_budget
 from pcm_rl.algos.collect import collect_episodes, episode_outcomes
 from pcm_rl.algos.collect_rows import listens
 from pcm_rl.algos.demos import demonstrations
+from pcm_rl.algos.distributed import ALONE, Ranks, joined, on_first_rank
 from pcm_rl.algos.evaluate import Evaluation, evaluate
 from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.algos.pooling import Complete, pool
 from pcm_rl.algos.probe import check_log_probs
 from pcm_rl.algos.profile import profile_update
 from pcm_rl.algos.runlog import RunLog, step_line
 from pcm_rl.algos.sft import supervise
 from pcm_rl.algos.states import InitialStates
 from pcm_rl.algos.transforms import PCMSampler
-from pcm_rl.allocation import budget_curve, budget_knee
 from pcm_rl.config import Config
 from pcm_rl.config_file import save_config
-from pcm_rl.divergence import action_divergence
-from pcm_rl.episodes import (
-    ADVANTAGE,
-    CHUNK,
-    EPISODE,
-    GROUP,
-    INSTRUCTION,
-    IS_PAD,
-    PHASE,
-    SUCCESS,
-    EpisodeIndex,
-    label_episodes,
-    pad_episodes,
-)
+from pcm_rl.episodes import ADVANTAGE, EPISODE, GROUP, INSTRUCTION, IS_PAD, PHASE, label_episodes, pad_episodes
 from pcm_rl.report import write_report
 
 EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
@@ -64,10 +52,11 @@ class Trainer:
     Args:
         config: The run.
         say: Gets each line for a person.
+        ranks: The processes that train together; the first one writes and talks.
     """
 
-    def __init__(self, config: Config, say: Say = say_now) -> None:
-        self.config, self.say = config, say
+    def __init__(self, config: Config, say: Say = say_now, ranks: Ranks = ALONE) -> None:
+        self.config, self.say, self.ranks = config, ranks.voice(say), ranks
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
@@ -92,9 +81,11 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
         self.step = 0
         self.seconds = 0.0
-        self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware()}
+        self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
         self.probed = False  # whether recorded log-probs were worked out again and found equal
-        self.batch: TensorDictBase | None = None  # last batch of mixed groups, for the profile and the budget curve
+        # last batch of mixed groups, for the profile and the budget curve, and what completes its rows (see pool)
+        self.batch: TensorDictBase | None = None
+        self.complete: Complete | None = None
         self.log: RunLog | None = None
 
     # -- before training ----------------------------------------------------------------------------------------------
@@ -105,21 +96,32 @@ class Trainer:
         Raises:
             FileExistsError: If the folder already holds a run.
         """
-        refuse_existing(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_config(self.config, self.folder / "config.yaml")
-        self.log = RunLog(self.folder, self.config.logger)
+        self._open_folder()
         if self.config.policy.init is None:
             self.supervised_start()
         self.summary["before"] = self.evaluate().success.as_dict()
         self.save()
 
+    @on_first_rank
+    def _open_folder(self) -> None:
+        refuse_existing(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_config(self.config, self.folder / "config.yaml")
+        self._open_log(None)
+
+    @on_first_rank
+    def _open_log(self, keep_until: int | None) -> None:
+        self.log = RunLog(self.folder, self.config.logger, keep_until)
+
     def supervised_start(self) -> None:
-        """Behaviour cloning from few demonstrations; with ``sft.steps=0`` the policy stays as it is."""
+        """Behaviour cloning from few demonstrations; with ``sft.steps=0`` the policy stays as it is.
+
+        Several processes do the same steps each: it is short, and the gradients would be the same.
+        """
         if not self.config.sft.steps:
             return
         started = time.perf_counter()
-        demos = demonstrations(self.config, self.say)
+        demos = self.ranks.rows_of_first(lambda: demonstrations(self.config, self.say))
         sft = self.config.sft
         losses = supervise(
             self.policy,
@@ -131,6 +133,7 @@ class Trainer:
             stop=None if sft.target is None else self._reached_target,
             stop_every=sft.check_every,
         )
+        self.ranks.equalise(self.policy)
         self.say(
             f"supervised start: {len(demos)} steps of demonstrations, {len(losses)} gradient steps, "
             f"{losses[-1]:.3f} nats a token, {time.perf_counter() - started:.1f} s"
@@ -154,7 +157,7 @@ class Trainer:
         self.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
         self.summary = state["summary"]
-        self.log = RunLog(self.folder, self.config.logger, keep_until=self.step)
+        self._open_log(self.step)
         self.say(f"resumed {self.folder} after step {self.step}")
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -162,10 +165,11 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Collect, advantage, select, pack, update; the row for ``metrics.csv``."""
         config, started = self.config, time.perf_counter()
-        rows = self.collect()
-        rollout_s = time.perf_counter() - started
+        own = self.collect()
         if not self.probed:
-            self.probe(rows)
+            self.probe(own)
+        rows, complete = pool(self.ranks, own)
+        rollout_s = time.perf_counter() - started
         mixed = self.mixed(rows)
         outcome, group = episode_outcomes(rows)
         self.step += 1
@@ -178,13 +182,13 @@ class Trainer:
             "groups_dropped": config.groups - len(group.unique()),
             "rollout_s": rollout_s,
             "env_steps": int((~rows.get(IS_PAD)).sum()),
-            "worker_restarts": getattr(self.env, "restarts", 0),
+            "worker_restarts": sum(self.ranks.gather_json(getattr(self.env, "restarts", 0))),
         }
         if len(mixed):
-            self.batch = mixed
+            self.batch, self.complete = mixed, complete
             select_started = time.perf_counter()
             padded = pad_episodes(mixed, config.env.max_chunks) if config.selection.padding == "keep" else mixed
-            kept = self.sampler(padded)
+            kept = complete(self.sampler(padded))
             update_started = time.perf_counter()
             metrics |= self.sampler.stats | self.update(kept)
             metrics["select_s"] = update_started - select_started
@@ -202,11 +206,19 @@ class Trainer:
             self.say(f"gradient checkpointing {'on' if recompute else 'off'}: {reason}")
         self.probed = True
 
+    def record(self, metrics: dict[str, float]) -> None:
+        """Log a step and say it."""
+        if self.log is not None:
+            self.log.step(metrics)
+        self.say(step_line(metrics, self.config.steps))
+
     def collect(self) -> TensorDict:
-        """Whole episodes of ``groups * group_size`` rollouts, phases labelled."""
+        """Whole episodes of this process's share of ``groups * group_size`` rollouts, phases labelled."""
         config = self.config
-        init_state = self.states.deal(config.groups).repeat_interleave(config.group_size)
-        group = torch.arange(config.groups).repeat_interleave(config.group_size)
+        self.ranks.draw_apart(config.seed, self.step)
+        mine = self.ranks.share(torch.arange(config.groups))
+        init_state = self.states.deal(config.groups)[mine].repeat_interleave(config.group_size)
+        group = mine.repeat_interleave(config.group_size)
         task = self.states.task_of(init_state)
         rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device, task=task)
         if not listens(self.policy):
@@ -222,7 +234,7 @@ class Trainer:
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:
         """One GRPO update on the kept rows."""
-        return update_policy(self.loss, self.optimizer, kept, self.config, self.generator)
+        return update_policy(self.loss, self.optimizer, kept, self.config, self.generator, self.ranks)
 
     # -- evaluation and saving ----------------------------------------------------------------------------------------
 
@@ -236,10 +248,17 @@ class Trainer:
 
     def _roll_out(self, states: Tensor, episodes: int) -> Evaluation:
         task, device = self.states.task_of(states), self.config.device
-        return evaluate(self.env, self.policy, states, episodes, seed=EVALUATION_SEED, device=device, task=task)
+        return evaluate(
+            self.env, self.policy, states, episodes, seed=EVALUATION_SEED, device=device, task=task, ranks=self.ranks
+        )
 
     def save(self) -> None:
         """Write the checkpoint that :meth:`resume` continues from."""
+        self.ranks.check_parameters(self.policy)
+        self._write_checkpoint()
+
+    @on_first_rank
+    def _write_checkpoint(self) -> None:
         save_checkpoint(
             self.folder / "checkpoint",
             policy=self.policy,
@@ -264,16 +283,24 @@ class Trainer:
 
     # -- after training -----------------------------------------------------------------------------------------------
 
-    def finish(self) -> Path:
+    def finish(self) -> None:
         """Last evaluation, measured update cost, films, report."""
         evaluation = self.evaluate()
         self.summary["after"] = evaluation.success.as_dict()
         self.summary["seconds"] = self.seconds
         self.save()
         if self.batch is None:  # a resumed run that had no step left to do
-            self.batch = self.mixed(self.collect())
-        if len(self.batch):
-            self.summary["profile"] = self._profile(self.batch)
+            rows, self.complete = pool(self.ranks, self.collect())
+            self.batch = self.mixed(rows)
+        assert self.complete is not None
+        self._report(evaluation, self.complete(self.batch))
+
+    @on_first_rank
+    def _report(self, evaluation: Evaluation, batch: TensorDictBase) -> None:
+        if len(batch):
+            write_budget(self.config, batch)
+            costs = profile_update(self.policy, batch, self.config, probs=self.sampler.keep.probs)
+            self.summary["profile"] = [cost.as_dict() for cost in costs]
         else:
             self.say("no group had both outcomes, so the cost of an update was not measured")
         (self.folder / "summary.json").write_text(json.dumps(self.summary, indent=1))
@@ -281,38 +308,27 @@ class Trainer:
             film_run(self.config, evaluation, self.say)
         report = write_report(self.folder)
         self.say(closing_lines(self.summary, report))
-        return report
-
-    def _profile(self, batch: TensorDictBase) -> list[dict[str, Any]]:
-        probs = self.sampler.keep.probs
-        score, _, _ = action_divergence(
-            batch.get(CHUNK), batch.get(PHASE), batch.get(SUCCESS), batch.get(GROUP), valid=~batch.get(IS_PAD)
-        )
-        curve = budget_curve(score, EpisodeIndex(batch.get(EPISODE)).dense(batch.get(PHASE), -1))
-        if not bool(curve.isnan().any()):
-            budget = {"curve": curve.tolist(), "knee": budget_knee(curve), "budget": self.config.selection.budget}
-            (self.folder / "budget.json").write_text(json.dumps(budget))
-        return [cost.as_dict() for cost in profile_update(self.policy, batch, self.config, probs=probs)]
 
 
 def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Trainer:
     """Run ``config`` to its end; the folder then holds metrics, checkpoint and report.
+
+    Under ``torchrun`` all its processes train together (see ``docs/distributed.md``).
 
     Args:
         config: The run.
         resume: Continue from the folder's checkpoint.
         say: Gets each line for a person.
     """
-    if not resume:
-        refuse_existing(config.folder)  # before simulators are built
-    trainer = Trainer(config, say)
-    with contextlib.closing(trainer.env):
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(joined(config))
+        if ranks.first and not resume:
+            refuse_existing(config.folder)  # before simulators are built
+        trainer = Trainer(config, say, ranks)
+        stack.enter_context(contextlib.closing(trainer.env))
         trainer.resume() if resume else trainer.start()
-        assert trainer.log is not None
         while trainer.step < config.steps:
-            metrics = trainer.train_step()
-            trainer.log.step(metrics)
-            say(step_line(metrics, config.steps))
+            trainer.record(trainer.train_step())
             last = trainer.step == config.steps
             if config.eval_every and trainer.step % config.eval_every == 0 and not last:
                 trainer.evaluate()

@@ -7,6 +7,7 @@ from tensordict import TensorDictBase
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
+from pcm_rl.algos.distributed import ALONE, Ranks
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.packing import micro_batches, row_tokens
 from pcm_rl.episodes import EPISODE
@@ -23,11 +24,14 @@ def grpo_update(
     micro_tokens: int | None = None,
     grad_clip: float = 2.0,
     generator: Generator | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float]:
     """Take ``epochs * minibatches`` optimiser steps on ``batch``, its rows packed across trajectories.
 
     Rows of all trajectories are shuffled and cut into minibatches of equal size, each minibatch into micro-batches
     whose gradients are accumulated: memory depends on ``micro_rows`` or ``micro_tokens``, the gradient does not.
+    Several processes cut the same minibatches, and each takes its share of the rows of every one: the gradient does
+    not depend on that either.
 
     Args:
         loss: Its ``reduction`` must be ``"mean"``.
@@ -38,7 +42,8 @@ def grpo_update(
         micro_rows: Rows in one forward and backward; None takes a whole minibatch.
         micro_tokens: Tokens in one forward and backward instead, of a policy with ``row_tokens(batch)``.
         grad_clip: Largest gradient norm.
-        generator: Shuffles the rows.
+        generator: Shuffles the rows; on several processes in the same state.
+        ranks: The processes that share the work, each with the same ``batch`` and parameters.
 
     Returns:
         Means over the steps of ``loss``, ``grad_norm`` (before clipping) and the loss's diagnostics; ``max_ratio`` is
@@ -57,26 +62,27 @@ def grpo_update(
         order = torch.randperm(len(batch), generator=generator)
         for rows in order.tensor_split(min(minibatches, len(batch))):
             optimizer.zero_grad(set_to_none=True)
-            micro = micro_batches(rows, micro_rows=micro_rows, tokens=tokens, budget=micro_tokens)
-            metrics = _accumulate(loss, batch, micro, device)
+            mine = micro_batches(ranks.share(rows), micro_rows=micro_rows, tokens=tokens, budget=micro_tokens)
+            metrics = _accumulate(loss, batch, mine, len(rows), device)
+            ranks.sum_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
             if not bool(torch.isfinite(norm)):
                 optimizer.zero_grad(set_to_none=True)
                 raise FloatingPointError(_blame(loss, batch[rows], device))
             optimizer.step()
             history.append({key: float(value) for key, value in metrics.items()} | {"grad_norm": float(norm)})
+    history = [_whole(parts) for parts in zip(*ranks.gather_json(history), strict=True)]
     means = {key: sum(step[key] for step in history) / len(history) for key in history[0]}
     return means | {"max_ratio": max(step["max_ratio"] for step in history)}
 
 
 def _accumulate(
-    loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], device: torch.device
+    loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], of: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """Gradient of the mean over the rows of all ``pieces``; the row-weighted means of what the loss wrote."""
+    """What the rows of ``pieces`` add to the gradient of a mean over ``of`` rows, and to means of what the loss wrote."""
     total: dict[str, Tensor] = {}
-    rows = sum(len(micro) for micro in pieces)
     for micro in pieces:
-        share = len(micro) / rows
+        share = len(micro) / of
         out = loss(batch[micro].to(device))
         objective = sum(value for key, value in out.items() if key.startswith("loss_"))
         (objective * share).backward()
@@ -88,6 +94,13 @@ def _accumulate(
             elif not key.startswith("loss_"):
                 total[key] = total.get(key, 0.0) + share * value
     return total
+
+
+def _whole(parts: tuple[dict[str, float], ...]) -> dict[str, float]:
+    """Metrics of a minibatch from those of the processes, of which one without rows has the gradient norm only."""
+    keys = max(parts, key=len)
+    have = {key: [part[key] for part in parts if key in part] for key in keys}
+    return {key: max(values) if key in ("max_ratio", "grad_norm") else sum(values) for key, values in have.items()}
 
 
 @torch.no_grad()
