@@ -1,5 +1,8 @@
-r"""Draws a comparison of methods from its two CSV files, see ``methods.py``.
+r"""Draws a comparison of methods from ``results/methods-<name>.csv`` and ``results/methods-<name>-steps.csv``.
 
+    pcm-rl compare --config configs/pick_place.yaml --seeds 0-4 name=methods logger=none
+    cp runs/methods/compare-evals.csv benchmarks/results/methods-pick_place.csv
+    cp runs/methods/compare-steps.csv benchmarks/results/methods-pick_place-steps.csv
     python benchmarks/figures.py pick_place
 
 writes ``docs/figures/methods-pick_place.svg`` (success against steps, gradient chunks and wall-clock) and
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,16 +25,34 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from common import RESULTS
 
+from pcm_rl.algos.compare_plan import column_name
+
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "random-valid": "#d97706",
           "top-phase": "#9ca3af"}  # fmt: skip
+MORE_COLORS = ("#2563eb", "#be123c", "#4d7c0f", "#a16207", "#0e7490", "#c026d3")  # variants and further budgets
 PHASE_COLORS = ("#0f766e", "#d97706", "#7c3aed", "#2563eb", "#9ca3af")
 Rows = list[dict[str, str]]
 
 
 def read(name: str) -> Rows:
+    """Rows of a table; a method that was run with several budgets becomes several, named by method and budget."""
     with (RESULTS / f"{name}.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    budgets = defaultdict(set)
+    for row in rows:
+        budgets[row["method"]].add(row.get("budget", ""))
+    return [{**row, "method": column_name(row["method"], row["budget"])} if len(budgets[row["method"]]) > 1 else row
+            for row in rows]  # fmt: skip
+
+
+def colors(rows: Rows) -> dict[str, str]:
+    """Color of each column: the known methods first, in their order, then the others as they come."""
+    found = dict.fromkeys(row["method"] for row in rows)
+    others = [method for method in found if method not in COLORS]
+    return {method: COLORS[method] for method in COLORS if method in found} | dict(
+        zip(others, itertools.cycle(MORE_COLORS), strict=False)
+    )
 
 
 def curves(rows: Rows, path: Path) -> None:
@@ -38,7 +60,7 @@ def curves(rows: Rows, path: Path) -> None:
     figure, panels = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
     axes = (("step", "step"), ("gradient_chunks", "gradient chunks"), ("wall_s", "seconds of training"))
     for panel, (key, label) in zip(panels, axes, strict=True):
-        for method, color in COLORS.items():
+        for method, color in colors(rows).items():
             runs = defaultdict(list)
             for row in rows:
                 if row["method"] == method:
@@ -61,7 +83,8 @@ def curves(rows: Rows, path: Path) -> None:
 
 def phases(rows: Rows, path: Path) -> None:
     """Means over seeds; steps at which a phase has no evidence are left out."""
-    mine = [row for row in rows if row["method"] == "pcm"]
+    shown = next((method for method in colors(rows) if method.startswith("pcm")), "pcm")
+    mine = [row for row in rows if row["method"] == shown]
     names = [key.split("/")[1] for key in rows[0] if key.startswith("score/")]
     figure, panels = plt.subplots(1, 3, figsize=(10, 3))
     for panel, prefix, label in (
@@ -88,7 +111,7 @@ def _by_step(rows: Iterable[dict[str, str]], key: str) -> list[tuple[int, float]
 
 
 def _time_split(panel: plt.Axes, rows: Rows) -> None:
-    methods = [method for method in COLORS if any(row["method"] == method for row in rows)]
+    methods = list(colors(rows))
     left = [0.0] * len(methods)
     for key, color in (("rollout_s", "#2563eb"), ("select_s", "#d97706"), ("update_s", "#0f766e")):
         means = [statistics.fmean(float(row[key] or 0) for row in rows if row["method"] == m) for m in methods]

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import dataclasses
 import os
 import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcm_rl.config import METHODS, Config, ConfigError, SelectionConfig
+from pcm_rl.config import METHODS, ConfigError
 from pcm_rl.config_file import load_config, load_run_config, save_config
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config.py or a run's config.yaml)"
+
+# errors of use, of numbers that became nan, and of runs that failed: their messages say all
+_ERRORS = (ConfigError, ChildProcessError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,13 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _refuse_several_processes(options)
         options.run(options)
-    except (ConfigError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError) as error:
+    except _ERRORS as error:
         print(f"pcm-rl: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "pcm-rl: interrupted; continue from the last checkpoint with `pcm-rl train --resume RUN`", file=sys.stderr
-        )
+        print(f"pcm-rl: interrupted; {options.go_on}", file=sys.stderr)
         return 130
     return 0
 
@@ -78,9 +77,7 @@ def _sft(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     from pcm_rl.algos.protocol import Protocol, evaluate_run
 
-    also = dict(options.also)
-    if len(also) < len(options.also):
-        raise ConfigError("two --also have one name; every column needs its own")
+    also = _named(options.also, "--also")
     protocol = Protocol(options.states, options.episodes, options.greedy, options.films, also)
     evaluate_run(options.folder, options.overrides, protocol)
 
@@ -110,44 +107,12 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from rich.console import Console
+    from pcm_rl.algos.compare import compare
+    from pcm_rl.algos.compare_plan import Comparison
 
-    from pcm_rl.algos.closing import compare_table
-    from pcm_rl.algos.trainer import train
-
-    base = load_config(options.config, options.overrides)
-    folder = Path(base.run_dir) / (base.name or "compare")
-    folder.mkdir(parents=True, exist_ok=True)
-    table = folder / "compare.csv"
-    columns = ["method", "seed", "before", "after", "low", "high", "episodes", "seconds"]
-    done: set[tuple[str, str]] = set()
-    if table.exists():  # an interrupted comparison goes on where it was
-        with table.open(newline="") as file:
-            done = {(row["method"], row["seed"]) for row in csv.DictReader(file)}
-    else:
-        table.write_text(",".join(columns) + "\n")
-    for seed in options.seeds:
-        for method in options.methods:
-            if (method, str(seed)) in done:
-                continue
-            config = _for_method(base, method, seed, folder)
-            unfinished = (config.folder / "checkpoint").exists()
-            summary = train(config, resume=unfinished).summary
-            after = summary["after"]
-            row = [method, seed, summary["before"]["success"], *(after[key] for key in ("success", "low", "high"))]
-            with table.open("a", newline="") as file:
-                csv.writer(file).writerow([*row, after["episodes"], round(summary["seconds"], 2)])
-    with table.open(newline="") as file:
-        Console().print(compare_table(list(csv.DictReader(file))))
-    print(f"written: {table}")
-
-
-def _for_method(base: Config, method: str, seed: int, folder: Path) -> Config:
-    name, padding = METHODS[method]
-    selection: SelectionConfig = dataclasses.replace(base.selection, name=name, padding=padding)
-    return dataclasses.replace(
-        base, seed=seed, selection=selection, run_dir=str(folder), name=f"{method}-seed{seed}", record=False
-    )
+    variants = _named(options.variant, "--variant")
+    asked = Comparison(options.config, options.overrides, options.methods, variants, options.budgets, options.seeds)
+    compare(asked, jobs=options.jobs, baseline=options.baseline)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -166,7 +131,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _methods(text: str) -> list[str]:
-    names = text.split(",")
+    names = text.split(",") if text else []
     for name in names:
         if name not in METHODS:
             raise argparse.ArgumentTypeError(f"unknown method {name!r}; choose from {', '.join(METHODS)}")
@@ -180,8 +145,22 @@ def _column(text: str) -> tuple[str, list[str]]:
     return name, re.split(r",(?=[\w.]+=)", overrides)  # values may hold commas, such as [0,1]
 
 
-def _seeds(text: str) -> list[int]:
-    return [int(seed) for seed in text.split(",")]
+def _named(columns: Sequence[tuple[str, list[str]]], option: str) -> dict[str, list[str]]:
+    named = dict(columns)
+    if len(named) < len(columns):
+        raise ConfigError(f"two {option} have one name; every column needs its own")
+    return named
+
+
+def _numbers(text: str) -> list[int]:
+    numbers: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        last = int(ends[2] or ends[1]) if ends else -1
+        if not ends or last < int(ends[1]):
+            raise argparse.ArgumentTypeError(f"expected numbers such as 0,1,2 or 0-15, got {text!r}")
+        numbers += range(int(ends[1]), last + 1)
+    return numbers
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -204,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: object, text: str, *, config: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, go_on="continue from the last checkpoint with `pcm-rl train --resume RUN`")
         if config:
             sub.add_argument("--config", metavar="FILE", help="YAML recipe; every field has a default")
         return sub
@@ -235,9 +214,24 @@ def _parser() -> argparse.ArgumentParser:
         help="one more column, with these overrides, such as swap:env.kwargs.suite=libero_object_swap",
     )
     sub.add_argument("overrides", nargs="*", help=_KEYS)
-    sub = command("compare", _compare, "train several methods and seeds; writes compare.csv")
-    sub.add_argument("--methods", type=_methods, default=["full-valid", "pcm", "random-valid"], metavar="A,B,...")
-    sub.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,...")
+    sub = command("compare", _compare, "several methods, budgets and seeds, in parallel; raw tables and statistics")
+    sub.set_defaults(go_on="the same command goes on from the last checkpoints")
+    methods = ["full-valid", "pcm", "random-valid"]
+    sub.add_argument("--methods", type=_methods, default=methods, metavar="A,B,...", help="'' for variants only")
+    sub.add_argument(
+        "--variant",
+        type=_column,
+        action="append",
+        default=[],
+        metavar="NAME:key=value[,key=value]",
+        help="one more column, with these overrides, such as slow-pcm:method=pcm,update.lr=1e-4",
+    )
+    sub.add_argument(
+        "--budgets", type=_numbers, default=[], metavar="8,12,...", help="a run of every method with a budget for each"
+    )
+    sub.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1,...", help="also 0-15")
+    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    sub.add_argument("--baseline", metavar="COLUMN", help="what differences are taken to; default full-valid")
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
     sub.add_argument("folder", metavar="RUN")

@@ -59,17 +59,55 @@ def test_eval_options(run, capsys):
         assert "expected NAME:key=value" in capsys.readouterr().err
 
 
-def test_compare_writes_one_row_a_run_and_goes_on_where_it_was(run, capsys):
+@pytest.mark.slow
+def test_compare_writes_one_row_a_run_and_goes_on_where_it_was(run, capsys, monkeypatch):
     folder, start = run
-    command = ["compare", "--methods=pcm,full-valid", "--seeds=0", *TINY, f"run_dir={folder}", start]
+    command = ["compare", "--methods=", "--variant", "mine:method=pcm,update.lr=1e-3", "--budgets=3"]
+    command += ["--seeds=0-0", "--jobs=2", *TINY, f"run_dir={folder}", start]
     assert main(command) == 0
     with (folder / "compare" / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["method"], row["seed"]) for row in rows] == [("pcm", "0"), ("full-valid", "0")]
-    assert rows[0]["before"] == rows[1]["before"]
-    assert f"{float(rows[1]['after']):.1%}" in capsys.readouterr().out
+    assert [(row["method"], row["budget"], row["seed"]) for row in rows] == [("mine", "3", "0")]
+    out = capsys.readouterr().out
+    assert f"-> {float(rows[0]['after']):.1%}" in out and "1 to do, 2 at a time" in out
+    monkeypatch.setattr("pcm_rl.algos.compare_jobs.subprocess.Popen", None)  # nothing is started again
     assert main(command) == 0
-    assert "step" not in capsys.readouterr().out
+    assert "1 finished, 0 to do" in capsys.readouterr().out
+    assert main([*command, "update.lr=2e-3"]) == 0  # the variant has its own
+    assert main([*command, "update.epochs=2"]) == 2
+    assert "was made with update.epochs=1, now update.epochs=2" in capsys.readouterr().err
+
+
+def test_interrupted_and_failed_comparisons_end_with_a_line(tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pcm_rl.algos.compare.run_jobs", interrupt)
+    command = ["compare", f"run_dir={tmp_path}"]
+    assert main(command) == 130
+    captured = capsys.readouterr()
+    assert "interrupted: 0 of 3 runs are finished" in captured.out
+    assert captured.err == "pcm-rl: interrupted; the same command goes on from the last checkpoints\n"
+    for more, text in (
+        (["--variant", "a:update.rate=1"], "unknown key 'update.rate'"),
+        (["--variant", "a:method=best"], "unknown method 'best'"),
+        (["--variant", "a:steps=1", "--variant", "a:steps=2"], "two --variant have one name"),
+        (["--baseline", "best"], "the baseline 'best' is not compared"),
+    ):
+        assert main([*command, *more]) == 2
+        assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "numbers"), [("0", [0]), ("0,2", [0, 2]), ("0-3,7", [0, 1, 2, 3, 7]), ("3-2", None), ("1,", None)]
+)
+def test_seeds_are_numbers_and_ranges(text, numbers, capsys):
+    if numbers is not None:
+        assert cli._parse(["compare", f"--seeds={text}"]).seeds == numbers
+        return
+    with pytest.raises(SystemExit):
+        cli._parse(["compare", f"--seeds={text}"])
+    assert "expected numbers such as 0,1,2 or 0-15" in capsys.readouterr().err
 
 
 def test_profile_prints_every_method(run, capsys):

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import platform
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,22 +73,6 @@ def cost_table(costs: list[dict[str, Any]]) -> Table:
             f"{memory:.2f}",
         )
     return table
-
-
-def compare_table(rows: list[dict[str, str]]) -> Table:
-    """Success of each method over its seeds: mean and, from two seeds on, the standard error of the mean."""
-    table = Table("method", "seeds", "success before", "after", "training seconds")
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method]
-        cells = [_mean([float(row[key]) for row in mine]) for key in ("before", "after")]
-        seconds = statistics.fmean(float(row["seconds"]) for row in mine)
-        table.add_row(method, str(len(mine)), *cells, f"{seconds:.0f}")
-    return table
-
-
-def _mean(values: list[float]) -> str:
-    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.1%}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1%}{error}"
 
 
 def closing_lines(summary: dict[str, Any], report: Path) -> str:

@@ -19,7 +19,7 @@ Complete = Callable[[TensorDictBase], TensorDictBase]
 
 
 def pool(ranks: Ranks, rows: TensorDict) -> tuple[TensorDict, Complete]:
-    """Show every process the light part of all rows.
+    """Show every process the light part of all rows; the images of rows that are not kept are never touched.
 
     Args:
         ranks: The processes.
@@ -29,10 +29,8 @@ def pool(ranks: Ranks, rows: TensorDict) -> tuple[TensorDict, Complete]:
     Returns:
         The rows ``[M]`` of all processes without what they saw, in the order of ranks, episodes numbered over all of
         them; and a function that all processes call with the same rows taken from those (in any order, also several
-        times) and that gives these rows with everything. Alone, the rows themselves and an identity.
+        times) and that gives these rows with everything.
     """
-    if ranks.size == 1:
-        return rows, _as_they_are
     number_episodes(ranks, rows)
     light = ranks.gather_rows(rows.select(*LIGHT, strict=False))
     light.set(SOURCE, torch.arange(len(light)))
@@ -45,10 +43,6 @@ def number_episodes(ranks: Ranks, rows: TensorDict) -> TensorDict:
     if ranks.size > 1:
         episodes = ranks.gather_json(int(rows.get(EPISODE).max()) + 1)
         rows.set(EPISODE, rows.get(EPISODE) + sum(episodes[: ranks.rank]))
-    return rows
-
-
-def _as_they_are(rows: TensorDictBase) -> TensorDictBase:
     return rows
 
 

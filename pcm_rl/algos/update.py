@@ -79,7 +79,7 @@ def grpo_update(
 def _accumulate(
     loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], of: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """What the rows of ``pieces`` add to the gradient of a mean over ``of`` rows, and to means of what the loss wrote."""
+    """What the rows of ``pieces`` add to the gradient of a mean over ``of`` rows, and to what the loss wrote."""
     total: dict[str, Tensor] = {}
     for micro in pieces:
         share = len(micro) / of
