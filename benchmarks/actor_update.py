@@ -2,6 +2,7 @@
 
     python benchmarks/actor_update.py --device cpu                          writes results/actor_update-tiny-cpu.csv
     python benchmarks/actor_update.py --model 7b --device cuda              writes results/actor_update-7b-cuda.csv
+    python benchmarks/actor_update.py --model 7b --count                    writes results/actor_update-7b-count.csv
 
 Variants:
 
@@ -58,6 +59,7 @@ INSTRUCTIONS = (
     "pick up the black bowl between the plate and the ramekin and place it on the plate",
 )
 BUDGET, BINS, SUCCESS_CHUNKS = 12, 256, 18
+PROMPT_IDS = 34  # of "pick up the alphabet soup and place it in the basket" under Llama's tokenizer, about
 
 
 def build_policy(name: str, folder: Path, dtype: torch.dtype, device: str) -> OpenVLAPolicy:
@@ -107,14 +109,18 @@ class WholeVocabulary:
         policy, model = self.policy, self.policy.model
         with policy.precision():
             features = policy._features(rows)
-            prompt, length = (part.to(policy.mean.device) for part in policy.prompter.batch(rows[INSTRUCTION]))
-            embeddings, positions, keep = model.embed(features, prompt, length)
-            everywhere = torch.arange(embeddings.shape[1], device=positions.device).expand(len(rows), -1)
-            hidden = model.language_model.model(embeddings, everywhere, keep)
-            whole = F.linear(hidden, self.head).float()
+            prompt, length = policy.prompter.batch(rows[INSTRUCTION])
+            embeddings, positions, keep = model.embed(features, prompt.to(features.device), length)
+            whole = everywhere(model, embeddings, keep, self.head)
         own = whole.gather(1, positions.unsqueeze(-1).expand(-1, -1, whole.shape[-1]))
         own = own[..., self.first : self.first + BINS]
         return own.unflatten(1, (policy.chunk_size, policy.action_dim)) / policy.temperature
+
+
+def everywhere(model: OpenVLA, embeddings: Tensor, keep: Tensor | None, head: Tensor) -> Tensor:
+    """Logits of every word at every position, ``[M, S, V]`` float32."""
+    positions = torch.arange(embeddings.shape[1], device=embeddings.device).expand(len(embeddings), -1)
+    return F.linear(model.language_model.model(embeddings, positions, keep), head).float()
 
 
 def simplevla_style(policy: OpenVLAPolicy, config: Config, padded: TensorDict) -> Callable[[], int]:
@@ -180,12 +186,43 @@ def clip_ppo_loss(policy: OpenVLAPolicy, config: Config, valid: TensorDict) -> C
     return run
 
 
-def flops_per_row(policy: OpenVLAPolicy, row: TensorDict) -> int:
-    """Forward and backward of one row, counted."""
-    with FlopCounterMode(display=False) as counter:
-        policy.get_dist(row.to(policy.mean.device)).log_prob(row[TOKENS].to(policy.mean.device)).sum().backward()
-    policy.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
+def flops_per_chunk(sizes: ModelSizes, ids: int) -> dict[str, int]:
+    """Forward and backward of one chunk, counted on a model without memory: ours, and with the whole vocabulary.
+
+    Args:
+        sizes: Of the model.
+        ids: Length of the prompt.
+    """
+    with torch.device("meta"):
+        model = OpenVLA(sizes, action_tokens=56).requires_grad_(False)
+        pixels = torch.zeros(1, 6, sizes.image_size, sizes.image_size)
+        prompt = torch.zeros(1, ids, dtype=torch.int64)
+        head = torch.zeros(sizes.language.vocab_size, sizes.language.hidden_size)
+    add_lora(model)
+    length = torch.tensor([ids])
+
+    def ours() -> Tensor:
+        return model(model.patch_features(pixels), prompt, length)
+
+    def whole() -> Tensor:
+        embeddings, _, keep = model.embed(model.patch_features(pixels), prompt, length)
+        return everywhere(model, embeddings, keep, head)
+
+    counts = {}
+    for name, logits in (("ours", ours), ("whole", whole)):
+        with FlopCounterMode(display=False) as counter:
+            out = logits().sum()
+            counts[f"{name}_forward"] = counter.get_total_flops()
+            out.backward()
+        counts[f"{name}_backward"] = counter.get_total_flops() - counts[f"{name}_forward"]
+    return counts
+
+
+def flops_of(variant: str, chunks: int, counts: dict[str, int], *, checkpointing: bool) -> int:
+    """Of a whole update of ``chunks`` chunks, by the count of one."""
+    name = "whole" if variant == "simplevla-style" else "ours"
+    forwards = 3 if variant == "simplevla-style" else 1  # old log-probs, entropy, gradient
+    return chunks * ((forwards + checkpointing) * counts[f"{name}_forward"] + counts[f"{name}_backward"])
 
 
 def measure(policy: OpenVLAPolicy, variants: dict[str, Callable[[], int]], repeats: int) -> dict[str, tuple]:
@@ -207,6 +244,36 @@ def measure(policy: OpenVLAPolicy, variants: dict[str, Callable[[], int]], repea
     return {name: (rows[name], statistics.median(seconds[name]), kept[name]) for name in variants}
 
 
+def count(name: str, trajectories: int) -> list[dict[str, object]]:
+    """Operations of an update by each variant."""
+    sizes = TINY if name == "tiny" else ModelSizes(PUBLISHED_TOWERS["dinosiglip-vit-so-224px"])
+    counts = flops_per_chunk(sizes, PROMPT_IDS)
+    successes = (trajectories + 1) // 2
+    chunks = {
+        "simplevla-style": trajectories * CHUNKS,
+        "full-padded": trajectories * CHUNKS,
+        "full-valid": successes * SUCCESS_CHUNKS + (trajectories - successes) * CHUNKS,
+        "pcm": trajectories * BUDGET,
+    }
+    rows: list[dict[str, object]] = []
+    for checkpointing in (False, True):
+        flops = {one: flops_of(one, number, counts, checkpointing=checkpointing) for one, number in chunks.items()}
+        for variant, total in flops.items():
+            rows.append(
+                {
+                    "variant": variant,
+                    "model": name,
+                    "checkpointing": checkpointing,
+                    "trajectories": trajectories,
+                    "chunks": chunks[variant],
+                    "tflop_per_chunk": round(total / chunks[variant] / 1e12, 3),
+                    "tflop": round(total / 1e12, 1),
+                    "flop_over_pcm": round(total / flops["pcm"], 2),
+                }
+            )
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", choices=["tiny", "7b"])
@@ -216,8 +283,14 @@ def main() -> None:
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--count", action="store_true", help="only count operations, also of a 7B without memory for it"
+    )
     parser.add_argument("--variants", default="simplevla-style,full-padded,full-valid,clip-ppo-loss,pcm")
     options = parser.parse_args()
+    if options.count:
+        write_csv(f"actor_update-{options.model}-count", count(options.model, options.trajectories))
+        return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     dtype = torch.bfloat16 if options.device.startswith("cuda") else torch.float32
@@ -241,11 +314,12 @@ def main() -> None:
         "pcm": lambda: ours(policy, config, kept),
     }
     chosen = [name for name in options.variants.split(",") if not (name == "clip-ppo-loss" and options.checkpointing)]
-    row_flops = flops_per_row(policy, valid[:1])
+    counts = flops_per_chunk(policy.checkpoint.sizes, len(policy.prompter.ids(INSTRUCTIONS[1])))
     costs = measure(policy, {name: make[name]() for name in chosen}, options.repeats)
     peak = next((v for k, v in PEAK.items() if policy.mean.is_cuda and k in torch.cuda.get_device_name()), None)
     table = []
     for name, (rows, update_s, activation) in costs.items():
+        flops = flops_of(name, rows, counts, checkpointing=options.checkpointing)
         table.append(
             {
                 "variant": name,
@@ -258,9 +332,12 @@ def main() -> None:
                 "select_s": round(select_s, 4) if name == "pcm" else "",
                 "update_s": round(update_s, 3),
                 "chunks_per_s": round(rows / update_s, 2),
-                "useful_gflop_per_chunk": round(row_flops / 1e9, 3),
-                "share_of_peak": "" if peak is None else round(rows * row_flops / update_s / peak, 4),
+                "tflop": round(flops / 1e12, 3),
+                "share_of_peak": "" if peak is None else round(flops / update_s / peak, 4),
                 "activation_mib": round(activation / 2**20, 1),
+                "flop_over_pcm": round(
+                    flops / flops_of("pcm", len(kept), counts, checkpointing=options.checkpointing), 2
+                ),
                 "time_over_pcm": round(update_s / costs["pcm"][1], 2) if "pcm" in costs else "",
                 "activations_over_pcm": round(activation / costs["pcm"][2], 2) if "pcm" in costs else "",
             }

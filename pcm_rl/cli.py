@@ -7,6 +7,7 @@ import contextlib
 import os
 import re
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +87,7 @@ def _profile(options: argparse.Namespace) -> None:
     from rich.console import Console
 
     from pcm_rl.algos.closing import cost_table
+    from pcm_rl.algos.forecast import memory_lines, time_lines
     from pcm_rl.algos.profile import profile_update
     from pcm_rl.algos.trainer import Trainer
 
@@ -95,15 +97,21 @@ def _profile(options: argparse.Namespace) -> None:
         if config.policy.init is None:
             trainer.supervised_start()
         for _ in range(5):
-            batch = trainer.mixed(trainer.collect())
+            started = time.perf_counter()
+            rows = trainer.collect()
+            rollout_s = time.perf_counter() - started
+            batch = trainer.mixed(rows)
             if len(batch):
                 break
         else:
             raise ConfigError(
                 "no group had both outcomes in 5 batches; give policy.init of a policy between 0 and 100 %"
             )
+        trainer.probe(rows)
+    memory = memory_lines(trainer.policy, batch, config)
     costs = profile_update(trainer.policy, batch, config, methods=tuple(METHODS))
     Console().print(cost_table([cost.as_dict() for cost in costs]))
+    print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 
 
 def _compare(options: argparse.Namespace) -> None:

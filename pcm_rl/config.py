@@ -122,8 +122,8 @@ class PolicyConfig:
         statistics: Dataset of the checkpoint whose quantiles scale the actions; None takes the only one.
         dtype: ``float32`` or ``bfloat16``, of the checkpoint's frozen weights; adapters are float32.
         lora: The adapters.
-        checkpointing: Recompute blocks in the backward pass instead of keeping them: ``on``, ``off``, or ``auto``,
-            which measures a row and turns it on where a micro-batch would not fit.
+        checkpointing: Compute blocks again in the backward pass instead of keeping them: ``always``, ``never``, or
+            ``auto``, which measures a row and does it where a micro-batch would not fit.
         record_features: Record what the vision towers give instead of running them again in the update; only where
             ``lora.targets`` leaves them alone.
         compile: Compile the model's blocks with ``torch.compile``.
@@ -147,7 +147,7 @@ class PolicyConfig:
         at_least(1, self, "width", "depth")
         at_least(2, self, "num_bins")
         one_of(self, "dtype", ("float32", "bfloat16"))
-        one_of(self, "checkpointing", ("auto", "on", "off"))
+        one_of(self, "checkpointing", ("auto", "always", "never"))
         if self.record_features and self.lora.targets == "all-linear":
             raise ConfigError(
                 "record_features keeps the vision towers' output, which all-linear adapters change; set "

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
-from tensordict import TensorDict
+from tensordict import NonTensorStack, TensorDict
 
 from pcm_rl.advantage import group_advantage
 from pcm_rl.episodes import label_episodes
@@ -54,3 +56,62 @@ def make_batch():
         return batch
 
     return build
+
+
+@pytest.fixture(scope="session")
+def openvla_sizes():
+    """Of a small OpenVLA: images of 56 pixels (16 patches), and heads that share keys."""
+    from pcm_rl.policies.openvla.tiny import TINY
+
+    language = dataclasses.replace(TINY.language, hidden_size=32, intermediate_size=64, num_key_value_heads=2)
+    return dataclasses.replace(TINY, image_size=56, language=language)
+
+
+@pytest.fixture(scope="session")
+def openvla_folder(openvla_sizes, tmp_path_factory):
+    """A checkpoint of it in float32; tests must not write here."""
+    from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
+
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("openvla") / "base", openvla_sizes, dtype=torch.float32)
+
+
+@pytest.fixture
+def make_openvla(openvla_folder):
+    """``make_openvla(folder=None, chunk_length=2, **options)``: an OpenVLA policy on the CPU."""
+    pytest.importorskip("tokenizers")
+    from pcm_rl.policies.openvla import OpenVLAPolicy, open_checkpoint
+
+    def build(folder=None, chunk_length=2, **options) -> OpenVLAPolicy:
+        return OpenVLAPolicy(open_checkpoint(folder or openvla_folder), chunk_length, **options)
+
+    return build
+
+
+@pytest.fixture
+def record_openvla():
+    """``record_openvla(policy, texts)``: one recorded row, its own episode, for each instruction."""
+
+    def record(policy, texts, *, seed=0) -> TensorDict:
+        generator = torch.Generator().manual_seed(seed)
+        rows, size = len(texts), policy.checkpoint.sizes.image_size
+        batch = TensorDict(
+            {
+                key: torch.randint(0, 256, (rows, 3, size, size), generator=generator, dtype=torch.uint8)
+                for key in policy.image_keys
+            },
+            batch_size=[rows],
+        )
+        if policy.reads_proprio:
+            batch["observation", "state"] = torch.randn(rows, 8, generator=generator)
+        batch["language_instruction"] = NonTensorStack(*texts)
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            policy(batch)
+        batch["action_is_pad"] = torch.zeros(rows, policy.chunk_size, dtype=torch.bool)
+        batch["action_is_pad"][-1, 1:] = True
+        batch["advantage"] = torch.randn(rows, generator=generator)
+        batch["weight"] = torch.rand(rows, generator=generator) + 0.5
+        batch["episode_id"] = torch.arange(rows)
+        return batch
+
+    return record

@@ -76,27 +76,32 @@ def wants_checkpointing(policy: VLAWrapperBase, rows: TensorDictBase, config: Co
     """
     wish = config.policy.checkpointing
     if wish != "auto":
-        return wish == "on", f"policy.checkpointing={wish}"
-    row = rows[:1].to(next(policy.parameters()).device)
-    with ActivationMeter(policy) as meter:
-        policy.get_dist(row.select(*policy.in_keys, strict=False)).log_prob(row.get(TOKENS)).sum().backward()
-    policy.zero_grad(set_to_none=True)
-    number = micro_batch_rows(policy, row, config)
-    need, free = meter.peak * number, available_bytes(row.device or torch.device("cpu"))
+        return wish == "always", f"policy.checkpointing={wish}"
+    each, number = row_bytes(policy, rows), micro_batch_rows(policy, rows, config)
+    need, free = each * number, available_bytes(next(policy.parameters()).device)
     words = (
-        f"a micro-batch of {number} rows keeps {need / 2**30:.2f} GiB ({meter.peak / 2**20:.1f} MiB a row), "
+        f"a micro-batch of {number} rows keeps {need / 2**30:.2f} GiB ({each / 2**20:.1f} MiB a row), "
         f"{free / 2**30:.1f} GiB are free"
     )
     return need > ROOM * free, words
 
 
-def micro_batch_rows(policy: VLAWrapperBase, row: TensorDictBase, config: Config) -> int:
-    """Rows of a micro-batch at most."""
+def row_bytes(policy: VLAWrapperBase, rows: TensorDictBase) -> int:
+    """What the backward pass of one row keeps; the policy's gradients are left empty."""
+    row = rows[:1].to(next(policy.parameters()).device)
+    with ActivationMeter(policy) as meter:
+        policy.get_dist(row.select(*policy.in_keys, strict=False)).log_prob(row.get(TOKENS)).sum().backward()
+    policy.zero_grad(set_to_none=True)
+    return meter.peak
+
+
+def micro_batch_rows(policy: VLAWrapperBase, rows: TensorDictBase, config: Config) -> int:
+    """Rows of a micro-batch at most, with prompts as short as the shortest of ``rows``."""
     update = config.update
     if update.micro_rows is not None:
         return update.micro_rows
     if update.micro_tokens is not None:
-        return update.micro_tokens // int(policy.row_tokens(row)[0])
+        return update.micro_tokens // int(policy.row_tokens(rows).min())
     chunks = config.selection.budget if config.selection.name != "none" else config.env.max_chunks
     return -(-config.groups * config.group_size * chunks // update.minibatches)
 

@@ -36,10 +36,12 @@ def collect_episodes(
     episodes or cut them at a frame count, and their chunk step pays a success only at a chunk's last step.
 
     A :class:`~pcm_rl.envs.workers.WorkerVectorEnv` runs free: each worker goes on as soon as its own chunk is decided.
-    The policy is called with one row at a time, and the actions of chunk k of episode i are drawn under a seed made
-    from i, k and one number from torch's global generator. The rows therefore depend neither on timing nor on the
-    number of workers, and an episode whose worker has died is played again, to the same end. Other vector environments
-    go in step, one call of the policy for all, with torch's global generator as it is.
+    The actions of chunk k of episode i are drawn under a seed made from i, k and one number from torch's global
+    generator. The policy is called with one row at a time, so that the rows depend neither on timing nor on the number
+    of workers, and an episode whose worker has died is played again, to the same end. A large policy with a method
+    ``seeded(seeds)`` (OpenVLA) is called with the rows of all workers that wait: it draws each under its own seed, and
+    what is left of timing is the rounding of a forward of one row or of several. Other vector environments go in step,
+    one call of the policy for all, with torch's global generator as it is.
 
     Args:
         env: Vector of environments whose action is a chunk ``[L, D]``, without autoreset; ``reset`` takes the options

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -30,6 +33,14 @@ class _Episode:
 
     def restart(self) -> None:
         self.parts, self.told = [], None
+
+
+@runtime_checkable
+class _Seeded(Protocol):
+    """A policy that samples every row of a batch under a seed of its own."""
+
+    def seeded(self, seeds: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        """Within it, row i of a batch is sampled under ``seeds[i]``."""
 
 
 class _Schedule:
@@ -94,6 +105,7 @@ def collect_from_workers(
             for worker in env.free:
                 if (episode := schedule.next(worker)) is not None:
                     env.start(worker, {"init_state": episode.init_state})
+            ready: list[tuple[_Episode, Answer]] = []
             for result in env.wait():
                 if isinstance(result, Failure):
                     schedule.failed(result)
@@ -103,8 +115,13 @@ def collect_from_workers(
                 if result.terminated or result.truncated or episode.group in schedule.lost:
                     del schedule.playing[result.worker]
                     continue
-                _seed((base, episode.id, len(episode.parts)), device)
-                env.send(result.worker, _act(policy, episode, result, readers, device))
+                ready.append((episode, result))
+            for asking in _calls(policy, ready):
+                seeds = [_seed_of(base, episode.id, len(episode.parts)) for episode, _ in asking]
+                with _sampling(policy, seeds, device):
+                    chunks = _act(policy, asking, readers, device)
+                for (_, answer), chunk in zip(asking, chunks, strict=True):
+                    env.send(answer.worker, chunk)
     return _rows(episodes, schedule.lost, group)
 
 
@@ -118,31 +135,49 @@ def _record(episode: _Episode, answer: Answer) -> None:
     episode.parts[-1] |= outcome(*(np.asarray([value]) for value in values))
 
 
+def _calls(policy: Policy, ready: list[tuple[_Episode, Answer]]) -> list[list[tuple[_Episode, Answer]]]:
+    """Who is decided for in one call: all who wait, where the policy samples each row under a seed of its own."""
+    if not ready:
+        return []
+    return [ready] if isinstance(policy, _Seeded) else [[one] for one in ready]
+
+
 def _act(
-    policy: Policy, episode: _Episode, answer: Answer, readers: dict[NestedKey, Reader], device: torch.device
+    policy: Policy, asking: list[tuple[_Episode, Answer]], readers: dict[NestedKey, Reader], device: torch.device
 ) -> np.ndarray:
-    """The next chunk ``[L, D]``; its row is begun."""
-    count = torch.tensor([len(episode.parts)])
-    observation = {key: value.unsqueeze(0) for key, value in read_observation(readers, answer.observation).items()}
+    """The next chunk of each episode, ``[n, L, D]``; its row is begun."""
+    count = torch.tensor([len(episode.parts) for episode, _ in asking])
+    seen = [read_observation(readers, answer.observation) for _, answer in asking]
     part = decide(
         policy,
-        observation,
-        [episode.told],
-        init_state=torch.tensor([episode.init_state]),
+        {key: torch.stack([one[key] for one in seen]) for key in seen[0]},
+        [episode.told for episode, _ in asking],
+        init_state=torch.tensor([episode.init_state for episode, _ in asking]),
         chunk=count,
         device=device,
     )
-    episode.parts.append({**part, EPISODE: torch.tensor([episode.id]), CHUNK_ID: count})
-    return part[CHUNK][0].numpy()
+    part |= {EPISODE: torch.tensor([episode.id for episode, _ in asking]), CHUNK_ID: count}
+    for i, (episode, _) in enumerate(asking):
+        episode.parts.append({key: value[i : i + 1].clone() for key, value in part.items()})
+    return part[CHUNK].numpy()
 
 
-def _seed(entropy: tuple[int, ...], device: torch.device) -> None:
+def _seed_of(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
+
+
+@contextlib.contextmanager
+def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterator[None]:
     """Seed what the policy samples with; :func:`torch.manual_seed` would reach devices that are not restored."""
-    seed = int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0])
-    torch.default_generator.manual_seed(seed)
+    if isinstance(policy, _Seeded):
+        with policy.seeded(seeds):
+            yield
+        return
+    torch.default_generator.manual_seed(seeds[0])
     if device.type == "cuda":
         with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+            torch.cuda.manual_seed(seeds[0])
+    yield
 
 
 def _rows(episodes: list[_Episode], lost: set[int], group: Tensor) -> TensorDict:

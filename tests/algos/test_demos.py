@@ -6,10 +6,11 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from tensordict import NonTensorStack, TensorDict
 
 import pcm_rl.envs  # noqa: F401 - registers the ids
 from pcm_rl.algos import demos as demos_module
-from pcm_rl.algos.dataset import load_demonstrations
+from pcm_rl.algos.dataset import load_demonstrations, save_demonstrations
 from pcm_rl.algos.demos import demonstrations, record_demonstrations
 from pcm_rl.algos.sft import supervise, token_cross_entropy
 from pcm_rl.algos.states import InitialStates
@@ -152,3 +153,92 @@ def test_supervision_stops_when_it_is_told_to():
     demos = record(episodes=2)
     assert len(supervise(policy, demos, steps=50, batch_size=8, stop=stop, stop_every=10)) == 20
     assert len(supervise(policy, demos, steps=50, batch_size=8, stop=lambda: False, stop_every=10)) == 50
+
+
+class Telling(gym.Wrapper):
+    """Says at a reset what to do."""
+
+    def __init__(self, env, text):
+        super().__init__(env)
+        self.text = text
+
+    def reset(self, **options):
+        observation, info = self.env.reset(**options)
+        return observation, {**info, "instruction": self.text}
+
+
+TEXTS = ["reach the goal", "den Würfel berühren, ganz sacht ✋"]  # of different length, and not only ASCII
+
+
+@pytest.fixture
+def telling(monkeypatch):
+    """Every task says its own."""
+    make_task = demos_module.make_task
+    monkeypatch.setattr(demos_module, "make_task", lambda config, task: Telling(make_task(config, task), TEXTS[task]))
+
+
+def test_instructions_stand_in_every_row_and_survive_the_file(telling, tmp_path):
+    path = tmp_path / "demos.safetensors"
+    config = load_config(None, [*TWO_TASKS, "demos.episodes=2", f"demos.path={path}"])
+    demos = demonstrations(config, str)
+    task = InitialStates(12, 4, config.seed, tasks=2).task_of(demos["episode_id"]).tolist()
+    assert set(task) == {0, 1}
+    expected = [TEXTS[i] for i in task]
+    assert demos["language_instruction"] == expected
+    again = load_demonstrations(path)
+    assert again["language_instruction"] == expected
+    assert set(again.keys(True, True)) == set(demos.keys(True, True))
+    assert all(torch.equal(again[key], demos[key]) for key in again.keys(True, True) if key != "language_instruction")
+    some = torch.tensor([len(demos) - 1, 0, 3, 3])  # rows are drawn like this in the fit
+    for rows in (demos, again):
+        assert rows[some].get("language_instruction").tolist() == [expected[i] for i in some.tolist()]
+
+
+def test_an_interrupted_recording_keeps_its_instructions(telling, tmp_path):
+    env = demos_module.make_task(load_config(None, TWO_TASKS).env, 1)
+    with contextlib.closing(env):
+        expert = make_expert("pcm_rl/Reach-v0", env)
+        options = {"episodes": 2, "noise": 0.1, "keep": tmp_path}
+        first = record_demonstrations(env, expert, range(5), **options)
+        assert len(list(tmp_path.glob("*.safetensors"))) >= 2
+        again = record_demonstrations(env, None, range(5), **options)  # nothing is played
+    for rows in (first, again):
+        assert rows.get("language_instruction").tolist() == [TEXTS[1]] * len(first)
+
+
+def test_a_failed_episode_leaves_no_rows_in_the_file(telling, tmp_path):
+    class Idle:
+        def reset(self, init_state):
+            pass
+
+        def action(self, observation):
+            return np.zeros(7, np.float32)
+
+    env = demos_module.make_task(load_config(None, ["env.id=pcm_rl/Reach-v0"]).env, 0)
+    with contextlib.closing(env):
+        for _ in range(2):  # played, then read back
+            with pytest.raises(RuntimeError, match="succeeded in 0 of 1"):
+                record_demonstrations(env, Idle(), range(1), episodes=1, noise=0.0, keep=tmp_path)
+    (kept,) = tmp_path.glob("*.safetensors")
+    assert len(load_demonstrations(kept)) == 0
+
+
+def test_a_policy_of_images_and_text_is_fitted_to_a_dataset(make_openvla, tmp_path):
+    policy = make_openvla()
+    policy.model.requires_grad_()
+    rows, generator = 6, torch.Generator().manual_seed(0)
+    demos = TensorDict(
+        {
+            ("observation", "image"): torch.randint(0, 256, (rows, 3, 56, 56), generator=generator, dtype=torch.uint8),
+            ("vla_action", "chunk"): torch.rand(rows, 2, 7, generator=generator) * 2 - 1,
+            "action_is_pad": torch.zeros(rows, 2, dtype=torch.bool),
+            "language_instruction": NonTensorStack(*[TEXTS[i % 2] for i in range(rows)]),
+        },
+        batch_size=[rows],
+    )
+    save_demonstrations(demos, tmp_path / "demos.safetensors", {})
+    read = load_demonstrations(tmp_path / "demos.safetensors")
+    before = token_cross_entropy(policy, demos)
+    assert torch.equal(token_cross_entropy(policy, read), before)
+    losses = supervise(policy, read, steps=6, batch_size=6, lr=3e-3, generator=torch.Generator().manual_seed(0))
+    assert token_cross_entropy(policy, read) < 0.9 * before and len(losses) == 6

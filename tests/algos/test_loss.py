@@ -237,3 +237,21 @@ def test_bad_shapes_and_actors(policy, make_batch):
         ChunkGRPOLoss(policy)(batch)
     with pytest.raises(ValueError, match="get_dist"):
         ChunkGRPOLoss(torch.nn.Linear(2, 2))
+
+
+def test_calling_the_network_as_it_is_gives_the_same_gradient(make_openvla, record_openvla):
+    network = make_openvla()
+    network.model.requires_grad_()
+    batch = record_openvla(network, ["lift it", "put the bowl on the plate", "go"])
+    batch["vla_action", "log_probs"] += 0.1 * torch.randn(3, 2, 7, generator=torch.Generator().manual_seed(3))
+    found = []
+    for functional in (True, False):
+        network.zero_grad()
+        out = ChunkGRPOLoss(network, entropy_coeff=1e-2, functional=functional)(batch)
+        (out["loss_objective"] + out["loss_entropy"]).backward()
+        found.append((out, {name: parameter.grad for name, parameter in network.named_parameters()}))
+    (out, expected), (other, gradients) = found
+    assert set(out.keys()) == set(other.keys()) and all(torch.equal(out[key], other[key]) for key in out.keys())
+    assert set(gradients) == set(expected)
+    for name, value in expected.items():
+        assert value.abs().sum() > 0 and torch.equal(gradients[name], value), name

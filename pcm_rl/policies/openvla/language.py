@@ -7,6 +7,8 @@ the success (openvla-oft, issues 5, 12, 106, 135). Here there is no mask to come
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,7 +38,9 @@ class LanguageModel(nn.Module):
             keep: Which positions exist, ``[M, S]`` bool; None if all do.
         """
         hidden = self.model(embeddings, positions, keep)
-        with torch.autocast(hidden.device.type, enabled=False):  # log-probs decide ratios: no rounding to bfloat16
+        # Log-probs decide ratios: no rounding to bfloat16. (A model without memory, for counting, has no autocast.)
+        exact = contextlib.nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False)
+        with exact:
             return F.linear(hidden.float(), self.lm_head.weight.float())
 
 

@@ -67,7 +67,7 @@ class OpenVLA(nn.Module):
         Args:
             features: From :meth:`patch_features`, ``[M, P, W]``.
             prompt: Token ids, BOS first and padded at the end, ``[M, N]`` int64.
-            length: Ids of each prompt, ``[M]`` int64.
+            length: Ids of each prompt, ``[M]`` int64, on the CPU: it decides whether anything is padded.
             proprio: Normalised proprioception ``[M, proprio_dim]``, for a model that reads it.
 
         Returns:
@@ -77,12 +77,14 @@ class OpenVLA(nn.Module):
         seen = self.projector(features)
         if proprio is not None:
             seen = torch.cat([seen, self.proprio_projector(proprio.to(seen.dtype)).unsqueeze(1)], 1)
+        padded = int(length.min()) < prompt.shape[1]
+        length = length.to(seen.device)
         text = self._text(prompt, length).to(seen.dtype)
         embeddings = torch.cat([text[:, :1], seen, text[:, 1:]], 1)
         last = (seen.shape[1] + length - 1).unsqueeze(-1)  # the prompt's last token: its logits are the first action's
         positions = last + torch.arange(self.action_tokens, device=length.device)
         keep = None
-        if prompt.shape[1] > int(length.min()):
+        if padded:
             end = last + self.action_tokens + 1
             keep = torch.arange(embeddings.shape[1], device=length.device) <= end
         return embeddings, positions, keep

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Sequence
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import InteractionType
-from torch import Tensor
+from tensordict.nn.probabilistic import interaction_type
+from torch import Generator, Tensor
+from torch.distributions import Distribution
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.episodes import INSTRUCTION, STATE
@@ -68,6 +71,7 @@ class OpenVLAPolicy(VLAWrapperBase):
             raise CheckpointError(f"{checkpoint.folder}: expected one or two images, got {sizes.num_images}")
         known = checkpoint.statistics[checkpoint.dataset(statistics)]
         codec = ActionCodec(known, sizes.action_bins)
+        self._seeds: list[int] = []
         self.image_keys = IMAGES[: sizes.num_images]
         self.reads_proprio = sizes.proprio_dim > 0
         self.record_features = record_features
@@ -104,11 +108,10 @@ class OpenVLAPolicy(VLAWrapperBase):
 
     def _action_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Logits of the action tokens, over the temperature, ``[M, L, D, A]`` float32."""
-        device = self.mean.device
         with self.precision():
             features = self._features(tensordict)
-            prompt, length = (part.to(device) for part in self.prompter.batch(self._instructions(tensordict)))
-            logits = self.model(features, prompt, length, self._proprio(tensordict))
+            prompt, length = self.prompter.batch(self._instructions(tensordict))
+            logits = self.model(features, prompt.to(features.device), length, self._proprio(tensordict))
         return logits.unflatten(1, (self.chunk_size, self.action_dim)) / self.temperature
 
     def precision(self) -> contextlib.AbstractContextManager[None]:
@@ -150,6 +153,26 @@ class OpenVLAPolicy(VLAWrapperBase):
                 "observation='pixels'"
             )
         return (2.0 * (state - self.proprio_low) / self.proprio_range - 1.0).clamp(-1.0, 1.0)
+
+    @contextlib.contextmanager
+    def seeded(self, seeds: Sequence[int]) -> Iterator[None]:
+        """Within it, row i of a batch is sampled under ``seeds[i]``, whatever other rows are there."""
+        self._seeds = list(seeds)
+        try:
+            yield
+        finally:
+            self._seeds = []
+
+    def _sample_tokens(self, dist: Distribution, logits: Tensor) -> Tensor:
+        if not self._seeds or (interaction_type() or self.default_interaction_type) != InteractionType.RANDOM:
+            return super()._sample_tokens(dist, logits)
+        if len(self._seeds) != len(logits):
+            raise ValueError(f"expected a seed for each of {len(logits)} rows, got {len(self._seeds)}")
+        # the largest of logit + Gumbel noise is a sample of the softmax (Gumbel's trick)
+        noise = [
+            torch.empty(logits.shape[1:]).exponential_(generator=Generator().manual_seed(seed)) for seed in self._seeds
+        ]
+        return (logits - torch.stack(noise).log().to(logits.device)).argmax(-1)
 
     def row_tokens(self, tensordict: TensorDictBase) -> Tensor:
         """Length of the sequence of each row, ``[M]`` int64: what a row costs."""

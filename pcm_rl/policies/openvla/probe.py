@@ -20,11 +20,11 @@ def check_bidirectional(policy: OpenVLAPolicy) -> None:
     """
     sizes, device = policy.checkpoint.sizes, policy.mean.device
     pixels = torch.zeros(1, 6 * sizes.num_images, sizes.image_size, sizes.image_size, device=device)
-    prompt, length = (part.to(device) for part in policy.prompter.batch([_TEXT]))
+    prompt, length = policy.prompter.batch([_TEXT])
     proprio = torch.zeros(1, sizes.proprio_dim, device=device) if sizes.proprio_dim else None
     with policy.precision():
         features = policy.model.patch_features(pixels.to(policy.dtype))
-        embeddings, positions, keep = policy.model.embed(features, prompt, length, proprio)
+        embeddings, positions, keep = policy.model.embed(features, prompt.to(device), length, proprio)
         before = policy.model.language_model(embeddings, positions, keep)
         embeddings[:, -1] = embeddings[:, 0] * 2.0
         after = policy.model.language_model(embeddings, positions, keep)

@@ -1,0 +1,204 @@
+"""The policy's interface: recorded log-probs, mixed prompts, what it reads, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from tensordict import TensorDict
+from tensordict.nn import InteractionType, set_interaction_type
+
+from pcm_rl.policies.openvla import CheckpointError
+from pcm_rl.policies.openvla.policy import FEATURES
+from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
+
+TEXTS = ["lift it", "put the bowl on the plate", "lift it", "open the top drawer of the cabinet"]
+TOKENS, CHUNK, LOG_PROBS = (("vla_action", key) for key in ("tokens", "chunk", "log_probs"))
+IMAGE = ("observation", "image")
+
+
+@pytest.fixture(scope="module")
+def two_images(openvla_sizes, tmp_path_factory):
+    """A checkpoint of two images and proprioception."""
+    sizes = dataclasses.replace(openvla_sizes, num_images=2, proprio_dim=8)
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("two") / "images", sizes, seed=1, dtype=torch.float32)
+
+
+@torch.no_grad()
+def logits(policy, rows):
+    return policy.get_dist(rows.select(*policy.in_keys)).logits
+
+
+def test_recorded_log_probs_are_exactly_those_of_the_update(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS)
+    assert rows[TOKENS].shape == rows[LOG_PROBS].shape == rows[CHUNK].shape == (4, 2, 7)
+    assert (rows[TOKENS].dtype, rows[LOG_PROBS].dtype, rows[CHUNK].dtype) == (
+        torch.int64, torch.float32, torch.float32,
+    )  # fmt: skip
+    dist = policy.get_dist(rows.select(*policy.in_keys))
+    assert dist.logits.shape == (4, 2, 7, 256)
+    assert torch.equal(dist.log_prob(rows[TOKENS]), rows[LOG_PROBS])
+    assert torch.equal(policy.action_tokenizer.decode(rows[TOKENS]), rows[CHUNK])
+
+
+def test_mixed_prompts_in_one_batch_are_the_rows_one_by_one(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS)
+    assert policy.row_tokens(rows).unique().numel() == 3
+    one_by_one = torch.cat([logits(policy, rows[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(logits(policy, rows), one_by_one, rtol=1e-5, atol=1e-5)
+    same = rows[torch.tensor([0, 2])]  # no padding at all
+    torch.testing.assert_close(logits(policy, same), one_by_one[[0, 2]], rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_row_costs(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS)
+    expected = [16 + len(policy.prompter.ids(text)) + 2 * 7 + 1 for text in TEXTS]  # patches, prompt, actions, </s>
+    assert policy.row_tokens(rows).tolist() == expected
+    features = policy.model.patch_features(policy._pixels(rows[1:2]))
+    embeddings, _, _ = policy.model.embed(features, *policy.prompter.batch(TEXTS[1:2]))
+    assert embeddings.shape[1] == expected[1]
+
+
+def test_images_are_normalised_for_both_towers(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS[:1])
+    pixels, unit = policy._pixels(rows), rows[IMAGE].double() / 255
+    dino = (unit - torch.tensor([0.484375, 0.455078125, 0.40625]).view(3, 1, 1)) / torch.tensor(
+        [0.228515625, 0.2236328125, 0.224609375]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(pixels, torch.cat([dino, unit * 2 - 1], 1).float(), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recorded_features_are_what_the_towers_give(make_openvla, record_openvla, dtype):
+    policy = make_openvla(dtype=dtype, record_features=True)
+    rows = record_openvla(policy, TEXTS)
+    plain = make_openvla(dtype=dtype)
+    assert rows[FEATURES].shape == (4, 16, 32 + 48) and rows[FEATURES].dtype == dtype
+    with torch.no_grad(), plain.precision():
+        assert torch.equal(rows[FEATURES], plain.model.patch_features(plain._pixels(rows)).to(dtype))
+    expected = logits(plain, rows)
+    kept = rows.select(*policy.in_keys, FEATURES)
+    kept[IMAGE] = torch.zeros_like(kept[IMAGE])  # the towers are not asked again
+    with torch.no_grad():
+        assert torch.equal(policy.get_dist(kept).logits, expected)
+        assert torch.equal(policy.get_dist(kept).log_prob(rows[TOKENS]), rows[LOG_PROBS])
+    assert FEATURES in policy.out_keys and FEATURES not in plain.out_keys
+
+
+def test_temperature_divides_the_logits(make_openvla, record_openvla):
+    warm, cold = make_openvla(temperature=2.0), make_openvla(temperature=0.5)
+    rows = record_openvla(warm, TEXTS)
+    expected = (logits(cold, rows) * 0.25).log_softmax(-1)
+    torch.testing.assert_close(logits(warm, rows), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="temperature must be positive, got 0"):
+        make_openvla(temperature=0)
+
+
+def test_greedy_takes_the_likeliest_and_sampling_draws(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS)
+    scores = logits(policy, rows)
+    with torch.no_grad(), set_interaction_type(InteractionType.DETERMINISTIC):
+        greedy = policy(rows.select(*policy.in_keys))
+    assert torch.equal(greedy[TOKENS], scores.argmax(-1))
+    torch.testing.assert_close(greedy[LOG_PROBS], scores.log_softmax(-1).amax(-1))
+    draws = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            draws.append(policy(rows.select(*policy.in_keys))[TOKENS])
+    assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_seeded_rows_do_not_depend_on_the_rows_beside_them(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS).select(*policy.in_keys)
+
+    @torch.no_grad()
+    def draw(index, seeds):
+        with policy.seeded(seeds):
+            return policy(rows[torch.tensor(index)])[TOKENS]
+
+    together = draw([0, 1, 2, 3], [5, 6, 7, 8])
+    assert torch.equal(draw([2, 0], [7, 5]), together[[2, 0]])
+    assert not torch.equal(draw([2, 0], [7, 9])[1], together[0])
+    with set_interaction_type(InteractionType.DETERMINISTIC):
+        assert torch.equal(draw([0, 1], [5, 6]), logits(policy, rows[:2]).argmax(-1))
+    with pytest.raises(ValueError, match="a seed for each of 2 rows, got 1"):
+        draw([0, 1], [5])
+    torch.manual_seed(0)
+    with torch.no_grad():
+        first = policy(rows.clone())[TOKENS]
+        assert not torch.equal(policy(rows.clone())[TOKENS], first), "no seeds outside"
+
+
+def test_seeded_samples_follow_the_softmax(make_openvla):
+    policy, number = make_openvla(), 4000
+    scores = torch.tensor([0.0, 1.0, -1.0, 2.0]).log_softmax(-1)
+    with policy.seeded(range(number)):
+        drawn = policy._sample_tokens(
+            torch.distributions.Categorical(logits=scores), scores.expand(number, 2, 7, 4)
+        ).flatten()
+    share = drawn.bincount(minlength=4) / len(drawn)
+    error = (scores.exp() * (1 - scores.exp()) / len(drawn)).sqrt()
+    assert ((share - scores.exp()).abs() < 5 * error).all()
+
+
+def test_two_images_and_proprioception_count(make_openvla, record_openvla, two_images):
+    policy = make_openvla(two_images)
+    rows = record_openvla(policy, TEXTS)
+    state, wrist = ("observation", "state"), ("observation", "wrist_image")
+    assert policy.in_keys == [IMAGE, wrist, state, "language_instruction"]
+    assert policy.row_tokens(rows)[0] == 2 * 16 + 1 + len(policy.prompter.ids(TEXTS[0])) + 2 * 7 + 1
+    before = logits(policy, rows)
+    one_by_one = torch.cat([logits(policy, rows[i : i + 1]) for i in range(4)])
+    torch.testing.assert_close(before, one_by_one, rtol=1e-5, atol=1e-5)
+    for key, other in ((IMAGE, rows[IMAGE].flip(-1)), (wrist, rows[wrist].flip(-1)), (state, rows[state] + 0.1)):
+        moved = (logits(policy, rows.clone().set(key, other)) - before).abs().amax((1, 2, 3))
+        assert (moved > 1e-5).all(), key
+
+
+def observing(state):
+    return TensorDict({("observation", "state"): state}, batch_size=[len(state)])
+
+
+def test_proprioception_by_hand(make_openvla, two_images):
+    policy = make_openvla(two_images)
+    low, high = policy.proprio_low, policy.proprio_low + policy.proprio_range
+    states = torch.stack([low, high, (low + high) / 2, low - 5.0, high + 5.0])
+    scaled = policy._proprio(observing(states))
+    expected = torch.tensor([-1.0, 1.0, 0.0, -1.0, 1.0]).unsqueeze(-1).expand(-1, 8)
+    torch.testing.assert_close(scaled, expected, rtol=0, atol=1e-6)
+    with pytest.raises(ValueError, match=r"with 8 numbers, got 5: with LIBERO use observation='pixels'"):
+        policy._proprio(observing(torch.zeros(2, 5)))
+
+
+def test_what_does_not_fit_is_refused(make_openvla, record_openvla, two_images):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS)
+    large = rows.clone().set(IMAGE, torch.zeros(4, 3, 224, 224, dtype=torch.uint8))
+    with pytest.raises(
+        ValueError, match=r"\[M, 3, 56, 56\] uint8, got \(4, 3, 224, 224\).*OpenVLAImages\(env, size=56"
+    ):
+        policy(large)
+    with pytest.raises(ValueError, match=r"uint8, got \(4, 3, 56, 56\) torch.float32"):
+        policy(rows.clone().set(IMAGE, rows[IMAGE].float()))
+    with pytest.raises(KeyError, match=r"expected 'language_instruction' in every row"):
+        policy(rows.exclude("language_instruction"))
+    both = make_openvla(two_images)
+    for name in ("state", "wrist_image"):
+        with pytest.raises(KeyError, match=rf"expected \('observation', '{name}'\), which this checkpoint reads"):
+            both(record_openvla(both, TEXTS).exclude(("observation", name)))
+    with pytest.raises(CheckpointError, match="got 'libero_goal'"):
+        make_openvla(statistics="libero_goal")
+
+
+def test_three_images_are_refused(make_openvla, copied):
+    copied.change("config.json", num_images_in_input=3)
+    with pytest.raises(CheckpointError, match="expected one or two images, got 3"):
+        make_openvla(copied.path)
