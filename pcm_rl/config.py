@@ -38,6 +38,7 @@ class EnvConfig:
         gripper_index: Action dimension that commands the gripper.
         close_above: Gripper commands strictly above close.
         labeller: Phase rule as ``module:function`` (see ``pcm_rl.episodes.label_episodes``); None is the gripper rule.
+        labeller_kwargs: Keyword arguments of that function, such as ``{near: 0.6}``.
         init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
             ``seed`` (``reset(seed=k)``).
         success: Key of ``info`` that tells success, where it is not ``success``.
@@ -59,6 +60,7 @@ class EnvConfig:
     gripper_index: int = -1
     close_above: float = 0.0
     labeller: Optional[str] = None  # noqa: UP045
+    labeller_kwargs: dict[str, Any] = field(default_factory=dict)
     init_state: str = "option"
     success: Optional[str] = None  # noqa: UP045
     num_states: Optional[int] = None  # noqa: UP045
@@ -70,6 +72,8 @@ class EnvConfig:
         one_of(self, "init_state", ("option", "seed"))
         if self.labeller is not None and self.labeller.count(":") != 1:
             raise ConfigError(f"labeller must be module:function, got {self.labeller!r}")
+        if self.labeller_kwargs and self.labeller is None:
+            raise ConfigError(f"labeller_kwargs are given without a labeller, got {dict(self.labeller_kwargs)}")
         if twice := sorted(set(self.kwargs) & set(self.tasks)):
             raise ConfigError(f"{', '.join(twice)} stands in kwargs and in tasks; give it in one of them")
         lengths = {key: len(values) for key, values in self.tasks.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import inspect
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -83,15 +84,17 @@ def phase_rule(config: EnvConfig) -> dict[str, Any]:
     """How chunks get their phase: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``.
 
     Raises:
-        ConfigError: If ``env.labeller`` names nothing that can be called.
+        ConfigError: If ``env.labeller`` names nothing that can be called, or takes no such arguments.
     """
     rule: dict[str, Any] = {"gripper_index": config.gripper_index, "close_above": config.close_above}
     if config.labeller is not None:
         module, name = config.labeller.split(":")
         try:
-            rule["labeller"] = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"env.labeller={config.labeller}: {error}") from error
+            labeller = getattr(importlib.import_module(module), name)
+            inspect.signature(labeller).bind_partial(**config.labeller_kwargs)
+        except (ImportError, AttributeError, TypeError) as error:
+            raise ConfigError(f"env.labeller={config.labeller} with {config.labeller_kwargs}: {error}") from error
+        rule["labeller"] = functools.partial(labeller, **config.labeller_kwargs)
     return rule
 
 

@@ -12,6 +12,7 @@ from pcm_rl.config import Config, ConfigError, EnvConfig
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.envs.toy import TabletopVectorEnv
 from pcm_rl.envs.workers import WorkerVectorEnv
+from pcm_rl.labellers import IN_ORDER_OF_TIME
 
 
 def test_the_toy_uses_its_vectorised_core_or_one_process_each():
@@ -56,12 +57,22 @@ def by_time(close_fraction, valid):
 
 def test_a_labeller_is_named_by_module_and_function():
     rule = phase_rule(EnvConfig(labeller=f"{__name__}:by_time"))
-    assert rule["labeller"].__name__ == "by_time"
+    assert rule["labeller"].func is by_time
     assert "labeller" not in phase_rule(EnvConfig())
     with pytest.raises(ConfigError, match="no_such_function"):
         phase_rule(EnvConfig(labeller="pcm_rl.phases:no_such_function"))
     with pytest.raises(ConfigError, match="module:function"):
         EnvConfig(labeller="by_time")
+
+
+def test_a_labeller_gets_its_arguments():
+    time = "pcm_rl.labellers:label_by_time"
+    rule = phase_rule(EnvConfig(labeller=time, labeller_kwargs={"chunks": 1}))
+    assert rule["labeller"](torch.zeros(3), torch.ones(3, dtype=torch.bool)).tolist() == list(IN_ORDER_OF_TIME[:3])
+    with pytest.raises(ConfigError, match=r"labeller.*period"):
+        phase_rule(EnvConfig(labeller=time, labeller_kwargs={"period": 1}))
+    with pytest.raises(ConfigError, match="without a labeller"):
+        EnvConfig(labeller_kwargs={"chunks": 1})
 
 
 def test_seeds_can_name_initial_states():
