@@ -125,6 +125,7 @@ class PolicyConfig:
             and ``network``, ``width``, ``depth`` and ``num_bins`` mean nothing.
         statistics: Dataset of the checkpoint whose quantiles scale the actions; None takes the only one.
         dtype: ``float32`` or ``bfloat16``, of the checkpoint's frozen weights; adapters are float32.
+        quantize: ``nf4`` keeps the frozen language model in four bits; None leaves it.
         lora: The adapters.
         checkpointing: Compute blocks again in the backward pass instead of keeping them: ``always``, ``never``, or
             ``auto``, which measures a row and does it where a micro-batch would not fit.
@@ -142,6 +143,7 @@ class PolicyConfig:
     checkpoint: Optional[str] = None  # noqa: UP045
     statistics: Optional[str] = None  # noqa: UP045
     dtype: str = "float32"
+    quantize: Optional[str] = None  # noqa: UP045
     lora: LoraConfig = field(default_factory=LoraConfig)
     checkpointing: str = "auto"
     record_features: bool = False
@@ -152,6 +154,10 @@ class PolicyConfig:
         at_least(2, self, "num_bins")
         one_of(self, "dtype", ("float32", "bfloat16"))
         one_of(self, "checkpointing", ("auto", "always", "never"))
+        if self.quantize is not None:
+            one_of(self, "quantize", ("nf4",))
+            if not self.lora.rank:
+                raise ConfigError("quantize rounds weights that are frozen; give policy.lora.rank of at least 1")
         if self.record_features and self.lora.targets == "all-linear":
             raise ConfigError(
                 "record_features keeps the vision towers' output, which all-linear adapters change; set "

@@ -140,23 +140,27 @@ def openvla_policy(config: Config) -> OpenVLAPolicy:
     Raises:
         ConfigError: If the checkpoint is refused, or no layer answers to ``policy.lora.targets``.
     """
-    from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint
+    from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint, quantize_language
     from pcm_rl.policies.openvla.probe import check_bidirectional
 
     chosen = config.policy
     assert chosen.checkpoint is not None
+    dtype: torch.dtype = getattr(torch, chosen.dtype)
     try:
         policy = OpenVLAPolicy(
             open_checkpoint(chosen.checkpoint),
             config.env.chunk_length,
             temperature=chosen.temperature,
             statistics=chosen.statistics,
-            dtype=getattr(torch, chosen.dtype),
-            device=config.device,
+            dtype=dtype,
+            device="cpu" if chosen.quantize else config.device,  # so that the GPU never has to hold all of it
             record_features=chosen.record_features,
         )
     except CheckpointError as error:
         raise ConfigError(f"policy.checkpoint: {error}") from error
+    if chosen.quantize:
+        quantize_language(policy.model, compute_dtype=dtype)
+        policy = policy.to(config.device)
     check_bidirectional(policy)
     lora = chosen.lora
     if lora.rank:

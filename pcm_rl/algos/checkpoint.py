@@ -125,8 +125,9 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
 
 
 def _own_state(policy: nn.Module) -> dict[str, Tensor]:
-    frozen = {name for name, parameter in policy.named_parameters() if not parameter.requires_grad}
-    return {name: value for name, value in policy.state_dict().items() if name not in frozen}
+    own = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    own |= {name for name, _ in policy.named_buffers()}
+    return {name: value for name, value in policy.state_dict().items() if name in own}
 
 
 def policy_metadata(path: str | Path) -> dict[str, str]:

@@ -3,6 +3,15 @@
 from pcm_rl.policies.openvla.checkpoint import Checkpoint, load_model, open_checkpoint
 from pcm_rl.policies.openvla.lora import add_lora
 from pcm_rl.policies.openvla.policy import OpenVLAPolicy
+from pcm_rl.policies.openvla.quantize import quantize_language
 from pcm_rl.policies.openvla.sizes import CheckpointError
 
-__all__ = ["Checkpoint", "CheckpointError", "OpenVLAPolicy", "add_lora", "load_model", "open_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "OpenVLAPolicy",
+    "add_lora",
+    "load_model",
+    "open_checkpoint",
+    "quantize_language",
+]
