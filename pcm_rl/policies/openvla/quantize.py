@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,16 +28,15 @@ def quantize_language(model: OpenVLA, *, compute_dtype: torch.dtype) -> list[str
         ImportError: If bitsandbytes is missing.
     """
     try:
-        from bitsandbytes.nn import Linear4bit, Params4bit
+        from bitsandbytes.nn.modules import Linear4bit, Params4bit
     except ImportError as error:
         raise ImportError("policy.quantize needs the package bitsandbytes: pip install 'pcm_rl[qlora]'") from error
-    names = [name for name, module in model.language_model.model.named_modules() if isinstance(module, nn.Linear)]
-    for name in names:
-        parent, _, last = name.rpartition(".")
-        old = model.language_model.model.get_submodule(name)
-        new = Linear4bit(
-            old.in_features, old.out_features, bias=False, compute_dtype=compute_dtype, quant_type="nf4", device="meta"
-        )
+    decoder = model.language_model.model
+    linear = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
+    for name, old in linear.items():
+        options: dict[str, Any] = {"bias": False, "compute_dtype": compute_dtype, "quant_type": "nf4"}
+        new: Any = Linear4bit(old.in_features, old.out_features, device="meta", **options)
         new.weight = Params4bit(old.weight.detach(), requires_grad=False, quant_type="nf4")
-        setattr(model.language_model.model.get_submodule(parent), last, new.to(old.weight.device))
-    return [f"language_model.model.{name}" for name in names]
+        parent, _, last = name.rpartition(".")
+        setattr(decoder.get_submodule(parent), last, new.to("cpu"))  # this rounds
+    return [f"language_model.model.{name}" for name in linear]
