@@ -119,7 +119,7 @@ def load_model(
         model = OpenVLA(checkpoint.sizes, action_tokens)
     wanted = model.state_dict()
     keys = {key: model_key(key) for key in checkpoint.shards if not is_unused(key, checkpoint.sizes)}
-    _compare(checkpoint.folder, set(keys.values()), set(wanted))
+    _compare(checkpoint.folder, list(keys.values()), set(wanted))
     loaded: dict[str, Tensor] = {}
     for shard in sorted({checkpoint.shards[key] for key in keys}):
         with _opened(checkpoint.folder / shard, device) as file:
@@ -159,7 +159,10 @@ def _tensor(checkpoint: Checkpoint, file: Any, key: str, expected: torch.Size) -
     return tensor.clone() if key == HEAD else tensor
 
 
-def _compare(folder: Path, found: set[str], wanted: set[str]) -> None:
+def _compare(folder: Path, names: list[str], wanted: set[str]) -> None:
+    found = set(names)
+    if twice := sorted(name for name in found if names.count(name) > 1):
+        raise CheckpointError(f"{folder}: {twice[0]} is there twice, under its own name and under timm's (gamma)")
     if missing := sorted(wanted - found):
         raise CheckpointError(
             f"{folder}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}; is a shard or "

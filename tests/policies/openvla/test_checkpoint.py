@@ -91,6 +91,12 @@ def test_one_file_and_timms_own_names_load_equal(copied, openvla_folder):
     assert set(found) == set(expected) and all(torch.equal(found[key], expected[key]) for key in found)
 
 
+def test_a_layer_scale_under_both_names_is_refused(copied):
+    rewrite(copied, lambda tensors: {**tensors, SCALE.replace("scale_factor", "gamma"): tensors[SCALE].clone()})
+    with pytest.raises(CheckpointError, match="there twice"):
+        load(copied.path)
+
+
 def test_the_preprocessors_normalisation_wins(copied, openvla_folder):
     (usual, siglip) = NORMALISATION
     assert open_checkpoint(openvla_folder).mean == usual[0] + siglip[0]
