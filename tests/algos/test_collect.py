@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 import gymnasium as gym
@@ -16,7 +18,7 @@ from tensordict import NonTensorStack
 
 import pcm_rl.envs  # noqa: F401 - registers the ids
 from pcm_rl.algos.collect import collect_episodes, episode_outcomes
-from pcm_rl.algos.collect_workers import _Episode, _Schedule
+from pcm_rl.algos.collect_workers import _calls, _Episode, _Schedule
 from pcm_rl.envs import chunked_vector_env
 from pcm_rl.policies import StateTokenPolicy
 
@@ -218,6 +220,45 @@ def test_rows_do_not_depend_on_the_number_of_workers_nor_on_their_deaths(undistu
         assert not torch.equal(again["vla_action", "tokens"][:20], rows["vla_action", "tokens"][:20])
     finally:
         env.close()
+
+
+class DrawsRowByRow:
+    """Acts at random, each row of a batch under its own seed."""
+
+    seeds: Sequence[int] = ()
+
+    @contextlib.contextmanager
+    def seeded(self, seeds):
+        self.seeds = seeds
+        yield
+        self.seeds = ()
+
+    def __call__(self, batch):
+        draws = [torch.rand(4, 2, generator=torch.Generator().manual_seed(seed)) for seed in self.seeds]
+        batch["vla_action", "chunk"] = 2 * torch.stack(draws) - 1
+        batch["vla_action", "tokens"] = (16 * torch.stack(draws)).long()
+        batch["vla_action", "log_probs"] = torch.zeros(len(draws), 4, 2)
+        return batch
+
+
+def test_a_policy_that_draws_row_by_row_is_asked_once_for_all_who_wait():
+    waiting = [(_Episode(i, i, 0, 0), None) for i in range(3)]
+    assert _calls(DrawsRowByRow(), waiting) == [waiting]
+    assert _calls(greedy, waiting) == [[one] for one in waiting]
+    assert _calls(DrawsRowByRow(), []) == []
+
+
+def test_its_rows_do_not_depend_on_who_is_asked_for_together(tmp_path):
+    found = []
+    for number, folder in ((1, None), (2, None), (3, tmp_path)):
+        env = workers(number, folder)
+        try:
+            torch.manual_seed(5)
+            found.append(collect_episodes(env, DrawsRowByRow(), STATES[:8], GROUPS[:8]))
+        finally:
+            env.close()
+    assert same(found[0], found[1]) and same(found[0], found[2])
+    assert len(found[0]["vla_action", "chunk"].unique(dim=0)) == len(found[0])
 
 
 def test_a_group_that_keeps_failing_is_left_out(undisturbed, sampler, tmp_path):
