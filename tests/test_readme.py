@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from pcm_rl.cli import main
+from pcm_rl.cli import _parse, main
+from pcm_rl.config_file import load_config
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
@@ -64,7 +65,8 @@ def test_toy_commands_run(recipe, tmp_path, capsys):
 def test_libero_commands_run(tmp_path, capsys):
     pytest.importorskip("libero")
     pytest.importorskip("imageio")
-    demos, train, evaluate = [shlex.split(c)[1:] for c in COMMANDS if c.startswith("pcm-rl") and "libero" in c]
+    named = [c for c in COMMANDS if c.startswith("pcm-rl") and "libero" in c and "openvla" not in c]
+    demos, train, evaluate = [shlex.split(c)[1:] for c in named]
     assert [arguments[0] for arguments in (demos, train, evaluate)] == ["demos", "train", "eval"]
     small = ["env.tasks.task_id=[0,1]", "env.kwargs.horizon=120", "env.max_chunks=15", "sft.target=null"]
     extra = [f"demos.path={tmp_path / 'demos.safetensors'}", f"run_dir={tmp_path}"]
@@ -77,6 +79,24 @@ def test_libero_commands_run(tmp_path, capsys):
     evaluate[evaluate.index("runs/libero")] = str(run)
     assert main([*evaluate, "--episodes", "2"]) == 0
     assert "swap" in capsys.readouterr().out and (run / "eval.json").is_file() and list((run / "films").glob("*.mp4"))
+
+
+def test_openvla_commands_follow_from_each_other():
+    """That what they call works is tests/policies/openvla/test_pipeline.py's business."""
+    commands = [shlex.split(c) for c in COMMANDS if "tiny" in c]
+    folders, runs = {commands[0][3]}, set()
+    assert commands[0][:3] == ["python", "-m", "pcm_rl.policies.openvla.tiny"]
+    for name, *arguments in commands[1:]:
+        assert name == "pcm-rl"
+        options = _parse(_rooted(arguments))
+        if arguments[0] == "export":
+            assert options.run_folder in runs
+            folders.add(options.folder)
+            continue
+        config = load_config(options.config, options.overrides)
+        assert config.policy.checkpoint in folders
+        runs.add(str(config.folder))
+    assert len(commands) == 5 and len(runs) == len(folders) - 1 == 2
 
 
 def _rooted(arguments: list[str]) -> list[str]:
