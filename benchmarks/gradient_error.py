@@ -128,7 +128,7 @@ def _summary(
     if name not in UNBIASED:
         kept, whole = (sum(pair[i] for pair in signal) for i in (0, 1))
         ratio = kept / whole
-        spread = math.sqrt(sum((a - ratio * b) ** 2 for a, b in signal)) / whole  # of a ratio of sums over batches
+        spread = math.sqrt(sum((a - ratio * b) ** 2 for a, b in signal)) / abs(whole)  # of a ratio of sums over batches
     row |= {"signal": round(ratio, 3), "signal_se": round(spread, 3), "progress": round(ratio**2 / mean["norm2"], 3)}
     return row | {
         "gram_batches": len(measured),
