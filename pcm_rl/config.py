@@ -17,6 +17,8 @@ METHODS: dict[str, tuple[str, str]] = {
     "full-padded": ("none", "keep"),
     "random-valid": ("random", "drop"),
     "top-phase": ("top-phase", "drop"),
+    "top-advantage": ("top-advantage", "drop"),
+    "weighted": ("weighted", "drop"),
 }
 
 
@@ -219,7 +221,7 @@ class SelectionConfig:
     """Which chunks go through the backward pass.
 
     Attributes:
-        name: ``pcm``, ``random``, ``top-phase`` or ``none`` (full GRPO).
+        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage``, ``weighted`` or ``none`` (full GRPO).
         padding: ``drop``, or ``keep`` for the paper's baseline.
         budget: B, chunks a trajectory.
         floor: ``p_min``.

@@ -10,12 +10,13 @@ from torch import Generator, Tensor
 
 from pcm_rl.advantage import as_binary, check_ids
 from pcm_rl.allocation import KeepProbabilities
+from pcm_rl.batchwide import BATCHWIDE, advantage_score, choose_batchwide
 from pcm_rl.divergence import action_divergence
 from pcm_rl.episodes import EpisodeIndex
 from pcm_rl.phases import PhaseWarning
 from pcm_rl.sampling import sample_chunks
 
-SELECTIONS = ("pcm", "random", "top-phase", "none")
+SELECTIONS = ("pcm", "random", "top-phase", *BATCHWIDE, "none")
 PADDINGS = ("drop", "keep")
 
 
@@ -26,7 +27,9 @@ class Selection:
     Attributes:
         index: Rows of the batch that are kept, ``[R]`` int64, ascending.
         weight: Weight of each kept row, ``[R]`` float32 with mean 1. The loss ``mean over rows of weight * (mean over
-            the row's executed tokens)`` is then the mean over trajectories of the mean over their kept tokens.
+            the row's executed tokens)`` is then the mean over trajectories of the mean over their kept tokens. Under a
+            batch-wide selection the mean is not 1: the loss is the kept rows' part of full GRPO's
+            (``"top-advantage"``), or an unbiased estimate of the whole (``"weighted"``).
         probs: Keep probability of each phase that was sampled with, ``[K]`` float64.
         score: C of this batch (equation 5), ``[K]`` float64, nan without evidence.
         candidates: Chunks a trajectory that could have been kept, by phase, ``[K]`` float64.
@@ -70,7 +73,10 @@ def select_chunks(
         selection: ``"pcm"`` draws with the phases' keep probabilities as weights; ``"random"`` uniformly;
             ``"top-phase"`` uniformly among the chunks of the phase with the largest probability only (a trajectory
             without that phase keeps nothing; before any evidence all phases count); ``"none"`` keeps all, which is
-            full GRPO.
+            full GRPO. Two rules spend ``sum_i min(budget, N_i)`` on the batch as a whole, without phases:
+            ``"top-advantage"`` keeps the chunks with the largest ``|A_i| / N_i``, with the weight they have in full
+            GRPO (biased, little noise); ``"weighted"`` draws them in proportion to that and divides their weight by
+            the inclusion probability (unbiased). Chunks of groups with one outcome come last in both.
         padding: ``"drop"`` (exact and free): chunks never executed are no candidates. ``"keep"`` is the paper's
             baseline: they are candidates too, weigh the floor probability, and cost compute for a zero loss.
         generator: Source of randomness.
@@ -101,20 +107,22 @@ def select_chunks(
     candidate = executed if padding == "drop" else torch.ones_like(executed)
     if selection in ("pcm", "top-phase"):
         _warn_if_one_phase(phase[executed], len(success))
-    kept = candidate
-    if selection != "none":
+    kept, divisor = candidate, None
+    if selection in BATCHWIDE:
+        size = advantage_score(success, group, rows, trajectory_weights(episode, valid))
+        kept, divisor = choose_batchwide(selection, size, candidate, rows, budget, generator)
+    elif selection != "none":
         weight = torch.where(phase >= 0, probs[phase.clamp_min(0)], keep.floor)
         if selection == "random":
             weight = torch.ones_like(weight)
         elif selection == "top-phase":
             candidate = candidate & _in_top_phase(phase, keep)
-        kept = rows.flat(
-            sample_chunks(rows.dense(weight, 0.0), budget, valid=rows.dense(candidate, False), generator=generator)
-        )
+        dense = rows.dense(weight, 0.0), rows.dense(candidate, False)
+        kept = rows.flat(sample_chunks(dense[0], budget, valid=dense[1], generator=generator))
     index = kept.nonzero().squeeze(-1)
     return Selection(
         index=index,
-        weight=trajectory_weights(rows.row[index], valid[index]),
+        weight=_row_weights(rows.row, valid, index, divisor),
         probs=probs.cpu(),
         score=score.cpu(),
         candidates=_per_trajectory(phase[executed], rows.shape[0], keep.num_phases),
@@ -132,7 +140,7 @@ def check_options(budget: int, selection: str, padding: str) -> None:
         raise ValueError(f"budget must be at least 1 chunk per trajectory, got {budget}")
 
 
-def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
+def trajectory_weights(episode: Tensor, valid: Tensor, *, rows: int | None = None) -> Tensor:
     """Row weights that turn a mean over rows into a mean over trajectories of the mean over their tokens.
 
     ``w = R / I * tokens(row) / tokens(trajectory)`` for R rows of I trajectories. They are fixed before the batch is
@@ -141,9 +149,10 @@ def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
     Args:
         episode: ``[R]`` int64.
         valid: ``[R, L]`` bool.
+        rows: What the mean is over, where that is another number than the R rows given here.
 
     Returns:
-        ``[R]`` float32 with mean 1; 0 for a row without an executed step.
+        ``[R]`` float32 with mean 1 (of R rows); 0 for a row without an executed step.
     """
     if not episode.numel():
         return torch.zeros(0, device=episode.device)
@@ -152,7 +161,15 @@ def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
     total = torch.zeros(int(trajectory.max()) + 1, dtype=torch.float64, device=steps.device)
     total.index_add_(0, trajectory, steps)
     number = (total > 0).sum()
-    return (steps / total[trajectory].clamp_min(1) * len(steps) / number.clamp_min(1)).float()
+    over = len(steps) if rows is None else rows
+    return (steps / total[trajectory].clamp_min(1) * over / number.clamp_min(1)).float()
+
+
+def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, divisor: Tensor | None) -> Tensor:
+    """Weights of the kept rows: of a mean over what is kept, or, with ``divisor [M]``, of full GRPO's own weights."""
+    if divisor is None:
+        return trajectory_weights(episode[index], valid[index])
+    return (trajectory_weights(episode, valid, rows=len(index))[index].double() / divisor[index]).float()
 
 
 def _per_trajectory(phase: Tensor, trajectories: int, num_phases: int) -> Tensor:

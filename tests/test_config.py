@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pcm_rl.config import METHODS, Config, ConfigError
+from pcm_rl.config import METHODS, Config, ConfigError, SelectionConfig
 from pcm_rl.config_file import config_keys, load_config, load_run_config, save_config
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
@@ -30,6 +30,12 @@ def test_defaults_file_and_overrides(tmp_path):
     assert config.steps == Config().steps
     assert config.method == "random-valid"
     assert {Config(selection=config.selection).method for _ in [0]} <= set(METHODS)
+
+
+@pytest.mark.parametrize("name", ["top-advantage", "weighted"])
+def test_batchwide_selections_are_methods(name: str) -> None:
+    assert METHODS[name] == (name, "drop")
+    assert Config(selection=SelectionConfig(name=name)).method == name
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,13 @@ from pcm_rl import (
     inclusion_probabilities,
     select_chunks,
 )
+from pcm_rl.batchwide import BATCHWIDE
 from pcm_rl.selection import trajectory_weights
 
 exact = settings(derandomize=True, deadline=None, max_examples=40)
 seeds = st.integers(0, 10**6)
 LENGTH = 4
+PER_TRAJECTORY = [selection for selection in SELECTIONS if selection not in BATCHWIDE]
 
 
 class Batch(NamedTuple):
@@ -87,7 +89,7 @@ def per_trajectory(batch: Batch, rows: list[int]) -> list[float]:
 
 
 @exact
-@given(seeds, st.sampled_from(SELECTIONS), st.sampled_from(["drop", "keep"]), st.integers(1, 12))
+@given(seeds, st.sampled_from(PER_TRAJECTORY), st.sampled_from(["drop", "keep"]), st.integers(1, 12))
 def test_what_is_kept(seed: int, selection: str, padding: str, budget: int) -> None:
     batch, keep = random_batch(seed), KeepProbabilities()
     got = batch.select(keep, selection=selection, padding=padding, budget=budget)
@@ -153,7 +155,7 @@ def test_chunks_are_drawn_by_their_phases_probability(selection: str, padding: s
 
 
 @exact
-@given(seeds, st.sampled_from(["pcm", "random"]), st.sampled_from(["drop", "keep"]))
+@given(seeds, st.sampled_from(["pcm", "random", *BATCHWIDE]), st.sampled_from(["drop", "keep"]))
 def test_a_budget_that_covers_all_is_full_grpo(seed: int, selection: str, padding: str) -> None:
     batch = random_batch(seed)
     full = batch.select(selection="none", padding=padding)
@@ -323,7 +325,10 @@ def test_no_warning_without_reason() -> None:
 
 def test_unknown_options() -> None:
     batch = random_batch(0)
-    with pytest.raises(ValueError, match="unknown selection 'best'; choose one of pcm, random, top-phase, none"):
+    with pytest.raises(
+        ValueError,
+        match="unknown selection 'best'; choose one of pcm, random, top-phase, top-advantage, weighted, none",
+    ):
         batch.select(selection="best")
     with pytest.raises(ValueError, match="unknown padding 'mask'; choose one of drop, keep"):
         batch.select(padding="mask")

@@ -143,8 +143,9 @@ class PCMSampler(Transform):
     stay as they are.
 
     Args:
-        budget: B, chunks kept a trajectory.
-        selection: ``"pcm"``, ``"random"``, ``"top-phase"`` or ``"none"``; see :func:`pcm_rl.select_chunks`.
+        budget: B, chunks kept a trajectory; the batch-wide selections keep as many in all.
+        selection: ``"pcm"``, ``"random"``, ``"top-phase"``, ``"top-advantage"``, ``"weighted"`` or ``"none"``; see
+            :func:`pcm_rl.select_chunks`.
         padding: ``"drop"`` or ``"keep"``.
         num_phases: K.
         floor: ``p_min``.

@@ -8,7 +8,7 @@ from torchrl.data.replay_buffers import SamplerWithoutReplacement
 from torchrl.objectives.llm import MCAdvantage
 
 from pcm_rl import Phase, group_advantage
-from pcm_rl.algos import LabelPhases, PCMSampler, PCMSampleUnit
+from pcm_rl.algos import ChunkGRPOLoss, LabelPhases, PCMSampler, PCMSampleUnit
 from pcm_rl.episodes import pad_episodes
 
 LENGTHS = [5, 2, 7, 3, 4, 6, 8, 3]
@@ -43,6 +43,38 @@ def test_call_keeps_min_of_budget_and_length(policy, make_batch):
     assert sampler.stats["chunks_valid"] == sum(LENGTHS)
     per_phase = [sampler.stats[f"kept/{phase.label}"] for phase in Phase]
     assert sum(per_phase) == pytest.approx(int(counts.sum()) / len(LENGTHS))
+
+
+def gradient(policy, rows: TensorDict) -> torch.Tensor:
+    policy.zero_grad()
+    ChunkGRPOLoss(policy, functional=False)(rows)["loss_objective"].backward()
+    return torch.cat([p.grad.flatten() for p in policy.parameters()])
+
+
+def test_top_advantage_has_the_gradient_of_a_part_of_full_grpo(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    sampler = PCMSampler(2, selection="top-advantage")
+    kept = sampler(batch)
+    assert len(kept) == sum(min(2, n) for n in LENGTHS)
+    assert sampler.stats["chunks_kept"] == len(kept)
+    full = PCMSampler(2, selection="none")(batch)
+    there = torch.tensor([row in rows_of(kept) for row in zip(*_ids(full), strict=True)])
+    full["weight"] = torch.where(there, full["weight"], 0.0)
+    torch.testing.assert_close(gradient(policy, kept), gradient(policy, full), rtol=1e-5, atol=1e-8)
+
+
+def test_weighted_has_the_gradient_of_full_grpo_on_average(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    full = gradient(policy, PCMSampler(2, selection="none")(batch))
+    sampler = PCMSampler(2, selection="weighted")
+    draws = [sampler(batch) for _ in range(400)]
+    assert {len(kept) for kept in draws} == {sum(min(2, n) for n in LENGTHS)}
+    along = torch.stack([gradient(policy, kept) @ full / (full @ full) for kept in draws])
+    assert abs(float(along.mean()) - 1) < 4 * float(along.std()) / 20
+
+
+def _ids(batch: TensorDict) -> tuple[list[int], list[int]]:
+    return batch["episode_id"].tolist(), batch["chunk_id"].tolist()
 
 
 def test_write_path_with_mc_advantage(policy, make_batch):
