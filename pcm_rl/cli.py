@@ -107,8 +107,8 @@ def _profile(options: argparse.Namespace) -> None:
             raise ConfigError(
                 "no group had both outcomes in 5 batches; give policy.init of a policy between 0 and 100 %"
             )
-        trainer.probe(rows)
-    memory = memory_lines(trainer.policy, batch, config)
+        memory = memory_lines(trainer.policy, batch)
+        trainer.probe(rows)  # decides on recomputation, as it would before the first update
     costs = profile_update(trainer.policy, batch, config, methods=tuple(METHODS))
     Console().print(cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))

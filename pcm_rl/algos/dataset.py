@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tensordict import NonTensorStack, TensorDict
+from tensordict import TensorDict
 from torch import Tensor
 
 from pcm_rl.algos.states import InitialStates
+from pcm_rl.algos.wire import set_texts
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.episodes import EPISODE, INSTRUCTION
 
@@ -49,7 +50,7 @@ def load_demonstrations(path: str | Path) -> TensorDict:
     flat: dict[Any, Any] = {tuple(key.split(".")) if "." in key else key: value for key, value in tensors.items()}
     rows = TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
     if told is not None and len(rows):
-        rows.set(INSTRUCTION, NonTensorStack(*_texts(told)))
+        set_texts(rows, {INSTRUCTION: _texts(told)})
     return rows
 
 

@@ -38,13 +38,12 @@ def time_lines(costs: Sequence[UpdateCost], rollout_s: float, config: Config) ->
     ]
 
 
-def memory_lines(policy: VLAWrapperBase, rows: TensorDictBase, config: Config) -> list[str]:
+def memory_lines(policy: VLAWrapperBase, rows: TensorDictBase) -> list[str]:
     """What the weights and their training take, and how large a micro-batch may be.
 
     Args:
-        policy: The policy; a row goes forward and backward through it, with and without recomputing its blocks.
+        policy: The policy; a row goes forward and backward through it, recomputing its blocks and, in the end, not.
         rows: ``[M]`` recorded rows.
-        config: The run.
     """
     weights, trained = _bytes(policy), sum(p.numel() for p in policy.parameters() if p.requires_grad)
     free = available_bytes(next(policy.parameters()).device)
@@ -53,7 +52,7 @@ def memory_lines(policy: VLAWrapperBase, rows: TensorDictBase, config: Config) -
         f"({4 * ADAM * trained / GIB:.2f} GiB for gradients and AdamW); {free / GIB:.1f} GiB are free now"
     ]
     switch = getattr(policy.model, "set_checkpointing", None)
-    for recompute in (False, True) if switch is not None else (False,):
+    for recompute in (True, False) if switch is not None else (False,):
         if switch is not None:
             switch(recompute)
         each = row_bytes(policy, rows)
@@ -61,8 +60,6 @@ def memory_lines(policy: VLAWrapperBase, rows: TensorDictBase, config: Config) -
         tokens = f", update.micro_tokens={fitting * _tokens(policy, rows)}" if hasattr(policy, "row_tokens") else ""
         how = "blocks computed again in the backward pass" if recompute else "everything kept"
         lines.append(f"  {how}: {each / 2**20:.1f} MiB a chunk, so at most update.micro_rows={fitting}{tokens}")
-    if switch is not None:
-        switch(config.policy.checkpointing == "always")
     return lines
 
 

@@ -31,7 +31,7 @@ def test_times_in_the_unit_that_a_person_reads(steps, said):
 def test_memory_of_a_state_policy_counts_its_weights():
     policy = StateTokenPolicy(6, action_dim=2, chunk_length=4, width=8, depth=1)
     rows = policy(TensorDict({"observation": {"state": torch.zeros(3, 6)}}, [3]))
-    first, only = memory_lines(policy, rows, Config())
+    first, only = memory_lines(policy, rows)
     parameters = 6 * 8 + 8 + 8 * (2 * 4 * 16) + 2 * 4 * 16
     assert f"{parameters / 1e6:.2f} M parameters" in first
     assert "everything kept" in only and "micro_tokens" not in only
@@ -41,8 +41,9 @@ def test_memory_of_openvla_with_and_without_recomputation(make_openvla, record_o
     policy = make_openvla()
     rows = record_openvla(policy, ["pick it up", "put it down"])
     policy.model.requires_grad_()
-    lines = memory_lines(policy, rows, Config())
-    kept, recomputed = (float(line.split(":")[1].split("MiB")[0]) for line in lines[1:])
+    lines = memory_lines(policy, rows)
+    recomputed, kept = (float(line.split(":")[1].split("MiB")[0]) for line in lines[1:])
     assert recomputed < kept
+    assert not policy.model.language_model.model.checkpointing, "what is measured next is what nothing was chosen for"
     assert all("update.micro_tokens=" in line for line in lines[1:])
     assert all(parameter.grad is None for parameter in policy.parameters())

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pcm_rl.policies.openvla.language import LanguageModel
 from pcm_rl.policies.openvla.sizes import ModelSizes
-from pcm_rl.policies.openvla.vision import VisionBackbone, VisionTower
+from pcm_rl.policies.openvla.vision import MLP, VisionBackbone, VisionTower
 
 EOS = 2  # </s>
 PROJECTOR_FACTOR = 4  # hidden width of the projector, in widths of its input
@@ -34,7 +34,7 @@ class OpenVLA(nn.Module):
         self.vision_backbone = VisionBackbone(sizes.towers, sizes.image_size)
         self.projector = Projector(sum(tower.width for tower in sizes.towers), hidden)
         if sizes.proprio_dim:
-            self.proprio_projector = ProprioProjector(sizes.proprio_dim, hidden)
+            self.proprio_projector = MLP(sizes.proprio_dim, hidden, hidden)  # one more token
         self.language_model = LanguageModel(sizes.language, sizes.action_bins)
 
     def set_checkpointing(self, enabled: bool) -> None:
@@ -111,16 +111,3 @@ class Projector(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """``[..., W]`` -> ``[..., H]``."""
         return self.fc3(F.gelu(self.fc2(F.gelu(self.fc1(features)))))
-
-
-class ProprioProjector(nn.Module):
-    """Proprioception -> one token of the language model."""
-
-    def __init__(self, proprio_dim: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(proprio_dim, hidden)
-        self.fc2 = nn.Linear(hidden, hidden)
-
-    def forward(self, proprio: Tensor) -> Tensor:
-        """``[..., proprio_dim]`` -> ``[..., H]``."""
-        return self.fc2(F.gelu(self.fc1(proprio)))

@@ -78,7 +78,7 @@ class _Block(nn.Module):
         self.attn = _Attention(sizes.width, sizes.heads)
         self.ls1 = _LayerScale(sizes.width) if sizes.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(sizes.width, eps=LAYER_NORM_EPS)
-        self.mlp = _MLP(sizes.width, sizes.mlp)
+        self.mlp = MLP(sizes.width, sizes.mlp, sizes.width)
         self.ls2 = _LayerScale(sizes.width) if sizes.layer_scale else nn.Identity()
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -98,13 +98,16 @@ class _Attention(nn.Module):
         return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
-class _MLP(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
+class MLP(nn.Module):
+    """Two layers with exact GELU between them, under the names that the published weights have for them."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.fc1 = nn.Linear(inputs, hidden)
+        self.fc2 = nn.Linear(hidden, outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
+        """``[..., inputs]`` -> ``[..., outputs]``."""
         return self.fc2(F.gelu(self.fc1(tokens)))
 
 
