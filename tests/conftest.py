@@ -17,6 +17,27 @@ torch.set_num_threads(1)
 STATE_DIM, ACTION_DIM, LENGTH, BINS = 6, 3, 4, 5
 
 
+HALF_TRAINED = [
+    "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=18", "env.eval_states=16",
+    "groups=3", "group_size=6", "eval_episodes=16", "eval_every=2", "logger=none", "record=false",
+    "demos.episodes=20", "selection.budget=4", "selection.refresh_every=2", "policy.width=64", "threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def half_trained(tmp_path_factory) -> list[str]:
+    """Overrides of a small Reach run that starts from one half-trained policy."""
+    from pcm_rl.algos.checkpoint import save_policy
+    from pcm_rl.algos.trainer import Trainer
+    from pcm_rl.config_file import load_config
+
+    start = tmp_path_factory.mktemp("start") / "start.safetensors"
+    trainer = Trainer(load_config(None, [*HALF_TRAINED, "sft.steps=500"]), lambda line: None)
+    trainer.supervised_start()
+    save_policy(trainer.policy, start)
+    return [*HALF_TRAINED, f"policy.init={start}"]
+
+
 @pytest.fixture
 def policy() -> StateTokenPolicy:
     torch.manual_seed(0)

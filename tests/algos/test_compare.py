@@ -6,19 +6,12 @@ import re
 
 import pytest
 
-from pcm_rl.algos.checkpoint import save_policy
 from pcm_rl.algos.compare import _duration, compare
 from pcm_rl.algos.compare_jobs import run_jobs
 from pcm_rl.algos.compare_plan import Comparison, plan_runs
 from pcm_rl.algos.trainer import Trainer, train
 from pcm_rl.config import ConfigError
-from pcm_rl.config_file import load_config, save_config
-
-TINY = [
-    "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=18", "env.eval_states=16",
-    "groups=3", "group_size=6", "eval_episodes=16", "eval_every=2", "steps=3", "save_every=1", "logger=none",
-    "demos.episodes=20", "selection.budget=4", "selection.refresh_every=2", "policy.width=64", "threads=1",
-]  # fmt: skip
+from pcm_rl.config_file import save_config
 
 
 def silent(line: str) -> None:
@@ -26,14 +19,9 @@ def silent(line: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory):
+def asked(half_trained, tmp_path_factory):
     """Two methods, two seeds, from one half-trained policy."""
-    folder = tmp_path_factory.mktemp("runs")
-    start = folder / "start.safetensors"
-    trainer = Trainer(load_config(None, [*TINY, f"run_dir={folder}", "sft.steps=500"]), silent)
-    trainer.supervised_start()
-    save_policy(trainer.policy, start)
-    overrides = [*TINY, f"run_dir={folder}", f"policy.init={start}"]
+    overrides = [*half_trained, f"run_dir={tmp_path_factory.mktemp('runs')}", "steps=3", "save_every=1"]
     return Comparison(None, overrides, methods=["full-valid", "pcm"], seeds=[0, 1])
 
 
@@ -136,7 +124,7 @@ def test_missing_demonstrations_are_recorded_once_before_the_runs(tmp_path, monk
         run_jobs([], parallel, ended)
 
     monkeypatch.setattr("pcm_rl.algos.compare.run_jobs", look)
-    overrides = [*TINY, f"run_dir={tmp_path}", f"demos.path={path}", "demos.episodes=2"]
+    overrides = ["env.id=pcm_rl/Reach-v0", f"run_dir={tmp_path}", f"demos.path={path}", "demos.episodes=2"]
     lines: list[str] = []
     compare(Comparison(None, overrides, seeds=[4, 5]), jobs=2, say=lines.append)
     assert seen == [True]

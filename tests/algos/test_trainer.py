@@ -8,27 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pcm_rl.algos.checkpoint import save_policy
 from pcm_rl.algos.trainer import Trainer, train
 from pcm_rl.config_file import load_config, load_run_config
 
-TINY = [
-    "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=18", "env.eval_states=16",
-    "groups=3", "group_size=6", "eval_episodes=16", "eval_every=2", "save_every=2", "logger=none", "record=false",
-    "demos.episodes=20", "selection.budget=4", "selection.refresh_every=2", "policy.width=64",
-]  # fmt: skip
-
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(half_trained, tmp_path_factory):
     """``tiny(name, *overrides)``: a configuration that starts from one half-trained policy."""
     folder = tmp_path_factory.mktemp("runs")
-    start = folder / "start.safetensors"
-    trainer = Trainer(load_config(None, [*TINY, f"run_dir={folder}", "sft.steps=500"]), silent)
-    trainer.supervised_start()
-    save_policy(trainer.policy, start)
     return lambda name, *overrides: load_config(
-        None, [*TINY, f"run_dir={folder}", f"name={name}", f"policy.init={start}", *overrides]
+        None, [*half_trained, f"run_dir={folder}", f"name={name}", "save_every=2", *overrides]
     )
 
 
