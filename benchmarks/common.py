@@ -13,6 +13,7 @@ from tensordict import TensorDict
 
 from pcm_rl import group_advantage
 from pcm_rl.algos.closing import hardware
+from pcm_rl.algos.compare_plan import column_name
 from pcm_rl.episodes import label_episodes
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,6 +60,22 @@ def medians(trials: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def read_csv(name: str) -> list[dict[str, str]]:
+    """Rows of ``results/<name>.csv``."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def read_comparison(name: str) -> list[dict[str, str]]:
+    """Rows of ``results/methods-<name>.csv``; a method with several budgets becomes several, by method and budget."""
+    rows = read_csv(f"methods-{name}")
+    budgets: dict[str, set[str]] = {}
+    for row in rows:
+        budgets.setdefault(row["method"], set()).add(row.get("budget", ""))
+    return [{**row, "method": column_name(row["method"], row["budget"])} if len(budgets[row["method"]]) > 1 else row
+            for row in rows]  # fmt: skip
 
 
 def write_csv(name: str, rows: list[dict[str, object]], *, quiet: bool = False) -> None:

@@ -1,52 +1,52 @@
-r"""Draws a comparison of methods from ``results/methods-<name>.csv`` and ``results/methods-<name>-steps.csv``.
+"""Draws every figure of the documentation from the CSV files in ``results/`` into ``docs/figures/``.
 
-    pcm-rl compare --config configs/pick_place.yaml --seeds 0-4 name=methods logger=none
-    cp runs/methods/compare-evals.csv benchmarks/results/methods-pick_place.csv
-    cp runs/methods/compare-steps.csv benchmarks/results/methods-pick_place-steps.csv
-    python benchmarks/figures.py pick_place
+    python benchmarks/figures.py
 
-writes ``docs/figures/methods-pick_place.svg`` (success against steps, gradient chunks and wall-clock) and
-``docs/figures/phases-pick_place.svg`` (C and chunks kept of each phase under `pcm`, and where the time of a step goes).
+Comparisons are the tables of ``pcm-rl compare``: ``methods-<name>.csv`` (evaluations) and ``methods-<name>-steps.csv``.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from common import RESULTS
+from common import RESULTS, read_comparison, read_csv
 
-from pcm_rl.algos.compare_plan import column_name
+from pcm_rl import Phase
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "random-valid": "#d97706",
-          "top-phase": "#9ca3af"}  # fmt: skip
-MORE_COLORS = ("#2563eb", "#be123c", "#4d7c0f", "#a16207", "#0e7490", "#c026d3")  # variants and further budgets
-PHASE_COLORS = ("#0f766e", "#d97706", "#7c3aed", "#2563eb", "#9ca3af")
-Rows = list[dict[str, str]]
+          "top-phase": "#9ca3af", "top-advantage": "#2563eb", "weighted": "#be123c", "open": "#c026d3"}  # fmt: skip
+MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
+PHASE_COLORS = {"active-grip": "#0f766e", "pre-grasp": "#d97706", "release-ramp": "#7c3aed", "approach": "#2563eb",
+                "tail": "#9ca3af"}  # fmt: skip
+Row = dict[str, str]
 
 
-def read(name: str) -> Rows:
-    """Rows of a table; a method that was run with several budgets becomes several, named by method and budget."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    budgets = defaultdict(set)
-    for row in rows:
-        budgets[row["method"]].add(row.get("budget", ""))
-    return [{**row, "method": column_name(row["method"], row["budget"])} if len(budgets[row["method"]]) > 1 else row
-            for row in rows]  # fmt: skip
+def main() -> None:
+    plt.rcParams.update({"svg.hashsalt": "pcm_rl", "font.size": 9})
+    for name in comparisons():
+        curves(read_comparison(name), FIGURES / f"methods-{name}.svg")
+        phases(read_comparison(f"{name}-steps"), FIGURES / f"phases-{name}.svg")
+    thresholds(FIGURES / "thresholds.svg")
+    budgets(FIGURES / "budgets.svg")
+    theory(FIGURES / "theory.svg")
 
 
-def colors(rows: Rows) -> dict[str, str]:
+def comparisons() -> list[str]:
+    """Names of the comparisons with both tables."""
+    return sorted(path.stem.removeprefix("methods-").removesuffix("-steps")
+                  for path in RESULTS.glob("methods-*-steps.csv"))  # fmt: skip
+
+
+def colors(rows: Iterable[Row]) -> dict[str, str]:
     """Color of each column: the known methods first, in their order, then the others as they come."""
     found = dict.fromkeys(row["method"] for row in rows)
     others = [method for method in found if method not in COLORS]
@@ -55,8 +55,21 @@ def colors(rows: Rows) -> dict[str, str]:
     )
 
 
-def curves(rows: Rows, path: Path) -> None:
-    """Thin lines are seeds, the thick one their mean."""
+def mean_curve(rows: Iterable[Row], method: str, *keys: str) -> list[list[float]]:
+    """Means over seeds of ``keys`` at every step of the evaluations that all seeds have."""
+    runs: dict[str, dict[int, list[float]]] = defaultdict(dict)
+    for row in rows:
+        if row["method"] == method:
+            runs[row["seed"]][int(row["step"])] = [float(row[key]) for key in keys]
+    steps = sorted(set.intersection(*(set(points) for points in runs.values()))) if runs else []
+    return [
+        [statistics.fmean(values) for values in zip(*(points[step] for points in runs.values()), strict=True)]
+        for step in steps
+    ]
+
+
+def curves(rows: list[Row], path: Path) -> None:
+    """Success against steps, gradient chunks and seconds; thin lines are seeds, the thick one their mean (figure 3)."""
     figure, panels = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
     axes = (("step", "step"), ("gradient_chunks", "gradient chunks"), ("wall_s", "seconds of training"))
     for panel, (key, label) in zip(panels, axes, strict=True):
@@ -67,22 +80,21 @@ def curves(rows: Rows, path: Path) -> None:
                     runs[row["seed"]].append((int(row["step"]), float(row[key]), float(row["success"])))
             for points in runs.values():
                 points.sort()
-                panel.plot([p[1] for p in points], [p[2] for p in points], color=color, alpha=0.2, lw=0.8)
-            if runs:
-                means = [
-                    [statistics.fmean(c) for c in zip(*point, strict=True)]
-                    for point in zip(*runs.values(), strict=True)
-                ]
-                panel.plot([m[1] for m in means], [m[2] for m in means], color=color, lw=2, label=method)
+                panel.plot([p[1] for p in points], [p[2] for p in points], color=color, alpha=0.15, lw=0.6)
+            means = mean_curve(rows, method, key, "success")
+            panel.plot([m[0] for m in means], [m[1] for m in means], color=color, lw=2, label=method)
         panel.set_xlabel(label)
         panel.set_ylim(0, 1.02)
     panels[0].set_ylabel("success on held-out states")
-    panels[0].legend(frameon=False)
+    panels[0].legend(frameon=False, fontsize=7)
     _save(figure, path)
 
 
-def phases(rows: Rows, path: Path) -> None:
-    """Means over seeds; steps at which a phase has no evidence are left out."""
+def phases(rows: list[Row], path: Path) -> None:
+    """C and chunks kept a phase under ``pcm`` (figures 1 and 6), and where the time of a step goes.
+
+    Means over seeds; steps at which a phase has no evidence are left out.
+    """
     shown = next((method for method in colors(rows) if method.startswith("pcm")), "pcm")
     mine = [row for row in rows if row["method"] == shown]
     names = [key.split("/")[1] for key in rows[0] if key.startswith("score/")]
@@ -91,9 +103,9 @@ def phases(rows: Rows, path: Path) -> None:
         (panels[0], "score", "C, success against failure"),
         (panels[1], "kept", "chunks kept a trajectory"),
     ):
-        for name, color in zip(names, PHASE_COLORS, strict=True):
+        for name in names:
             points = _by_step(mine, f"{prefix}/{name}")
-            panel.plot([p[0] for p in points], [p[1] for p in points], color=color, lw=1.5, label=name)
+            panel.plot([p[0] for p in points], [p[1] for p in points], color=PHASE_COLORS[name], lw=1.5, label=name)
         panel.set_xlabel("step")
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
@@ -102,7 +114,7 @@ def phases(rows: Rows, path: Path) -> None:
     _save(figure, path)
 
 
-def _by_step(rows: Iterable[dict[str, str]], key: str) -> list[tuple[int, float]]:
+def _by_step(rows: Iterable[Row], key: str) -> list[tuple[int, float]]:
     values = defaultdict(list)
     for row in rows:
         if row[key] not in ("", "nan"):
@@ -110,7 +122,7 @@ def _by_step(rows: Iterable[dict[str, str]], key: str) -> list[tuple[int, float]
     return [(step, statistics.fmean(values[step])) for step in sorted(values)]
 
 
-def _time_split(panel: plt.Axes, rows: Rows) -> None:
+def _time_split(panel: plt.Axes, rows: list[Row]) -> None:
     methods = list(colors(rows))
     left = [0.0] * len(methods)
     for key, color in (("rollout_s", "#2563eb"), ("select_s", "#d97706"), ("update_s", "#0f766e")):
@@ -121,22 +133,119 @@ def _time_split(panel: plt.Axes, rows: Rows) -> None:
     panel.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
 
 
+def thresholds(path: Path) -> None:
+    """Steps and gradient chunks to each success, update time, and activation memory (figure 4)."""
+    rows, timed = read_comparison("clean"), read_comparison("timed")
+    figure, panels = plt.subplots(1, 4, figsize=(13, 3))
+    marks = [0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9]
+    for method, color in colors(rows).items():
+        for panel, key in zip(panels, ("step", "gradient_chunks"), strict=False):
+            points = mean_curve(rows, method, key, "success")
+            reached = [(mark, crossing(points, mark)) for mark in marks]
+            panel.plot([m for m, x in reached if x is not None], [x for _, x in reached if x is not None], "o-",
+                       ms=3, color=color, label=method)  # fmt: skip
+    for method, color in colors(timed).items():
+        points = mean_curve(timed, method, "step", "update_s")
+        panels[2].plot([p[0] for p in points], [p[1] for p in points], color=color, label=method)
+    for panel, label in zip(panels, ("steps", "gradient chunks"), strict=False):
+        panel.set_xlabel("mean success")
+        panel.set_ylabel(f"{label} until then")
+    panels[2].set_xlabel("step")
+    panels[2].set_ylabel("seconds of updates so far")
+    _activations(panels[3])
+    panels[0].legend(frameon=False, fontsize=7)
+    panels[2].legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def crossing(points: Sequence[Sequence[float]], height: float) -> float | None:
+    """First x at which the straight lines through ``(x, height)`` points reach ``height``; None if they never do."""
+    if points and points[0][1] >= height:
+        return points[0][0]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if y0 < height <= y1:
+            return x0 + (x1 - x0) * (height - y0) / (y1 - y0)
+    return None
+
+
+def _activations(panel: plt.Axes) -> None:
+    """Peak activations of one update whose micro-batches follow the minibatch, from ``update-*-cpu.csv``."""
+    for offset, network in ((-0.2, "mlp"), (0.2, "transformer")):
+        rows = [row for row in read_csv(f"update-{network}-cpu")
+                if row["micro_rows"] == "minibatch" and row["batch"] == "all-64"]  # fmt: skip
+        height = [float(row["activation_bytes"]) / 2**20 for row in rows]
+        panel.bar([i + offset for i in range(len(rows))], height, 0.4, label=network)
+        panel.set_xticks(range(len(rows)), [row["method"] for row in rows], rotation=20, fontsize=7)
+    panel.set_yscale("log")
+    panel.set_ylabel("activations, MiB")
+    panel.legend(frameon=False, fontsize=7)
+
+
+def budgets(path: Path) -> None:
+    """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
+    rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
+    seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
+    rows = [row for row in rows if row["seed"] in seeds]
+    figure, panels = plt.subplots(1, 2, figsize=(8, 3))
+    for panel, measure, label in ((panels[0], "after", "success after training"), (panels[1], "auc", "mean over it")):
+        for method, color in colors(rows).items():
+            mine = defaultdict(list)
+            for row in rows:
+                if row["method"] == method:
+                    mine[row["budget"]].append(float(row[measure]))
+            if "" in mine:
+                panel.axhline(statistics.fmean(mine[""]), color=color, lw=1, ls="--", label=method)
+                continue
+            points = sorted((int(budget), values) for budget, values in mine.items())
+            panel.errorbar([b for b, _ in points], [statistics.fmean(v) for _, v in points],
+                           [_standard_error(v) for _, v in points], fmt="o-", ms=3, capsize=2, color=color,
+                           label=method)  # fmt: skip
+        panel.set_xlabel("B, chunks a trajectory")
+        panel.set_ylabel(label)
+    panels[0].legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+
+
+def theory(path: Path) -> None:
+    """V against C a phase, what each allocation gives a phase, and the cumulated C with the knee (figure 8)."""
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3))
+    rows = read_csv("theory-phases")
+    for phase in Phase:
+        mine = [row for row in rows if row["phase"] == phase.label]
+        points = [(float(row["C"]), float(row["V"])) for row in mine if row["C"] != "nan"]
+        color = PHASE_COLORS[phase.label]
+        panels[0].plot([p[0] for p in points], [p[1] for p in points], "o", ms=4, color=color, label=phase.label)
+        for x, name in enumerate(("neyman", "uniform", "pcm")):
+            panels[1].plot(x, statistics.fmean(float(row[f"kept, {name}"]) for row in mine), "o", color=color)
+    panels[0].set(xlabel="C, action divergence", ylabel="V, gradient variance", xlim=(0, None), ylim=(0, None))
+    panels[1].set(xticks=range(3), xticklabels=("Neyman", "uniform chunks", "pcm"), ylabel="chunks kept a trajectory")
+    panels[0].legend(frameon=False, fontsize=7)
+    _cumulated(panels[2])
+    _save(figure, path)
+
+
+def _cumulated(panel: plt.Axes) -> None:
+    rows = read_csv("theory-budget")
+    for step, color in zip(sorted({int(row["step"]) for row in rows}), MORE_COLORS, strict=False):
+        curve = _by_step([{**row, "step": row["budget"]} for row in rows if int(row["step"]) == step], "captured")
+        panel.plot([p[0] for p in curve], [p[1] for p in curve], color=color, label=f"step {step}")
+    panel.axvline(12, color="#9ca3af", lw=0.8)
+    panel.set(xlabel="B", ylabel="share of C in the best B chunks", ylim=(0, 1.02))
+    panel.legend(frameon=False, fontsize=7)
+
+
 def _save(figure: plt.Figure, path: Path) -> None:
     for panel in figure.axes:
         panel.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None})
-    print(path)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="+")
-    plt.rcParams.update({"svg.hashsalt": "pcm_rl", "font.size": 9})
-    for name in parser.parse_args().names:
-        curves(read(f"methods-{name}"), FIGURES / f"methods-{name}.svg")
-        phases(read(f"methods-{name}-steps"), FIGURES / f"phases-{name}.svg")
+    plt.close(figure)
+    print(path.name)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ from gradient_rows import Rows
 from torch import Generator, Tensor
 
 from pcm_rl import KeepProbabilities, sample_chunks
+from pcm_rl.batchwide import open_share
 from pcm_rl.episodes import EpisodeIndex
-from pcm_rl.proportional import proportional_probabilities
 
 Rule = Callable[[Rows, int, int, Generator], Tensor]
 
@@ -32,10 +32,35 @@ def score(rows: Rows, name: str) -> Tensor:
     return {
         "uniform": torch.ones_like(weight),
         "adv": weight,
+        "adv-open": weight * openness(rows),
         "adv-spread": weight * rows.spread,
         "adv-drawn": weight * rows.drawn,
         "norm": rows.square.double().sqrt(),
     }[name]
+
+
+def openness(rows: Rows) -> Tensor:
+    """Share of the outcome that was still open, ``[M]`` float64."""
+    return open_share(rows.success, rows.group, EpisodeIndex(rows.episode), rows.steps > 0)
+
+
+def proportional_probabilities(score: Tensor, budget: float) -> Tensor:
+    """Inclusion probabilities ``min(1, c * score)`` that sum to the budget, ``[M]`` float64.
+
+    They minimise the variance ``sum score^2 (1 / pi - 1)`` of a sum of uncorrelated contributions of size ``score``.
+    Rows of score 0 get probability only when all others are certain.
+    """
+    value = score.double()
+    number = int((value > 0).sum())
+    if budget >= number:
+        rest = min(1.0, (budget - number) / max(len(value) - number, 1))
+        return torch.where(value > 0, 1.0, rest)
+    ordered = value.sort(descending=True).values[:number]
+    tail = ordered.flip(0).cumsum(0).flip(0)  # sum of the scores from each rank on
+    left = budget - torch.arange(number)
+    # with k rows certain, c = (budget - k) / tail_k; the first k at which the next row stays at most 1 is the answer
+    k = int(((left * ordered <= tail) & (left >= 0)).long().argmax())
+    return (value * (left[k] / tail[k])).clamp_max(1.0)
 
 
 # designs: [M] probabilities -> [draws, M] bool
@@ -149,6 +174,36 @@ def top(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Ten
     return torch.zeros(draws, len(rows), dtype=torch.float64).scatter_(1, index, 1.0)
 
 
+def top_open(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
+    """``top`` by ``adv-open``, each weighing the share that was open: the selection ``open``."""
+    return top(rows, n, draws, generator, of="adv-open") * openness(rows)
+
+
+def all_open(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
+    """Every row with the share that was open, whatever n: what the baseline does without a selection."""
+    return openness(rows).expand(draws, -1)
+
+
+def top_entropy(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
+    """The B chunks of each trajectory at which the policy was least sure (by ``spread``), as a mean over them."""
+    index = EpisodeIndex(rows.episode)
+    whole, extra = _budget(index.length, n)
+    size = whole + (torch.rand(draws, index.shape[0], 1, generator=generator) < extra).long()
+    unsure = index.dense(rows.spread * rows.steps, -1.0)
+    rank = unsure.argsort(1, descending=True).argsort(1)
+    kept = (rank < size) & index.dense(torch.ones(len(rows), dtype=torch.bool), False)
+    return _own_weights(kept[:, index.row, index.column], index, rows)
+
+
+def _own_weights(kept: Tensor, index: EpisodeIndex, rows: Rows) -> Tensor:
+    """Factors of a mean over trajectories that kept any of the mean over what they kept: ``[draws, M]``."""
+    one_hot = torch.nn.functional.one_hot(index.row).double()
+    mine = (kept * rows.steps) @ one_hot
+    factor = (rows.steps @ one_hot) / mine.clamp_min(1)
+    factor = factor * len(index.length) / (mine > 0).sum(1, keepdim=True)
+    return kept * factor[:, index.row]
+
+
 def _budget(length: Tensor, n: int) -> tuple[int, float]:
     """B and the share of trajectories that get B + 1, so that ``sum min(B, N_i)`` is n in expectation."""
     whole = max(b for b in range(int(length.max()) + 1) if int(length.clamp_max(b).sum()) <= n)
@@ -173,11 +228,7 @@ def per_trajectory(rows: Rows, n: int, draws: int, generator: Generator, *, phas
     flat = drawn[:, index.row, index.column]
     if weigh == "inverse":
         return inverse(flat, _phase_mates_mean(flat, rows), rows)
-    one_hot = torch.nn.functional.one_hot(index.row).double()
-    kept = (flat * rows.steps) @ one_hot
-    factor = (rows.steps @ one_hot) / kept.clamp_min(1)
-    factor = factor * len(index.length) / (kept > 0).sum(1, keepdim=True)  # mean over the trajectories that kept any
-    return flat * factor[:, index.row]
+    return _own_weights(flat, index, rows)
 
 
 def _phase_mates_mean(drawn: Tensor, rows: Rows) -> Tensor:
@@ -222,4 +273,8 @@ def candidates() -> dict[str, Rule]:
         "top adv-spread": part(top, of="adv-spread"),
         "top adv-drawn": part(top, of="adv-drawn"),
         "top norm (oracle)": part(top, of="norm"),
+        "top adv-open": part(top, of="adv-open"),
+        "open": top_open,
+        "open, all rows": all_open,
+        "top entropy": top_entropy,
     }

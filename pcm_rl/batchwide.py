@@ -7,9 +7,8 @@ from torch import Generator, Tensor
 
 from pcm_rl.advantage import group_advantage
 from pcm_rl.episodes import EpisodeIndex
-from pcm_rl.proportional import proportional_probabilities, systematic_draw
 
-BATCHWIDE = ("top-advantage", "weighted")
+BATCHWIDE = ("top-advantage", "open")
 
 
 def advantage_score(success: Tensor, group: Tensor, rows: EpisodeIndex, weight: Tensor) -> Tensor:
@@ -35,40 +34,57 @@ def advantage_score(success: Tensor, group: Tensor, rows: EpisodeIndex, weight: 
     return group_advantage(outcome, groups).double().abs()[rows.row] * weight.double()
 
 
-def choose_batchwide(
-    selection: str,
-    score: Tensor,
-    candidate: Tensor,
-    rows: EpisodeIndex,
-    budget: int,
-    generator: Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """Spend on the whole batch what ``budget`` chunks a trajectory would cost.
+def open_share(success: Tensor, group: Tensor, rows: EpisodeIndex, executed: Tensor) -> Tensor:
+    """How far the outcome was still open at a chunk: ``|r - p_k| / |r - p_0|``.
+
+    ``p_k`` is the share of successes among the group's trajectories that still run at chunk k, so ``p_0`` is the mean
+    in equation 1. A failure's chunks count less and less as the group's successes end, and nothing once only failures
+    run; those of the slowest success count most. Multiplying the advantage by this share puts ``p_k`` in the place of
+    ``p_0``: a baseline that knows the time and that the trajectory still runs, both of them fixed before the action is
+    drawn. (Like the group's mean, it contains the trajectory's own outcome.)
 
     Args:
-        selection: ``"top-advantage"`` keeps the rows with the largest scores, ties (all full chunks of a trajectory
-            have one score) broken at random; ``"weighted"`` draws with ``pi = min(1, c * score)``, systematically
-            along the rows.
-        score: ``[M]`` non-negative.
+        success: ``[M]`` binary, constant within an episode.
+        group: ``[M]`` int64, constant within an episode.
+        rows: Which rows are one episode; these must be all its chunks, in order of time.
+        executed: ``[M]`` bool, False for chunks without an executed step.
+
+    Returns:
+        ``[M]`` float64, not negative; 0 in groups with one outcome and for chunks never executed.
+    """
+    won = success.double()
+    _, index = torch.unique(group, return_inverse=True)
+    slots = rows.shape[1]
+    cell = index * slots + rows.column
+    cells = (int(index.max()) + 1) * slots if len(won) else 0
+    running = torch.zeros(cells, dtype=torch.float64, device=won.device).index_add_(0, cell, executed.double())
+    wins = torch.zeros_like(running).index_add_(0, cell, won * executed)
+    rate = wins / running.clamp_min(1)
+    surprise = (won - rate[index * slots]).abs()
+    share = (won - rate[cell]).abs() / torch.where(surprise > 0, surprise, 1.0)
+    return torch.where(executed & (surprise > 0), share, 0.0)
+
+
+def keep_largest(
+    score: Tensor, candidate: Tensor, rows: EpisodeIndex, budget: int, generator: Generator | None
+) -> Tensor:
+    """Spend on the whole batch what ``budget`` chunks a trajectory would cost, on the largest scores.
+
+    Args:
+        score: ``[M]`` non-negative; ties are broken at random.
         candidate: ``[M]`` bool.
         rows: Which rows are one episode.
-        budget: B. Exactly ``sum_i min(B, candidates of i)`` rows are kept, as many as B a trajectory.
+        budget: B.
         generator: Source of randomness; it draws on its own device.
 
     Returns:
-        What is kept, ``[M]`` bool, and what to divide its weight by, ``[M]`` float64: the inclusion probability under
-        ``"weighted"``, else 1.
+        ``[M]`` bool with exactly ``sum_i min(B, candidates of i)`` True.
     """
     total = int(torch.bincount(rows.row[candidate]).clamp_max(budget).sum())
     index = candidate.nonzero().squeeze(-1)
-    kept, divisor = torch.zeros_like(candidate), torch.ones_like(score)
-    if selection == "weighted":
-        probability = proportional_probabilities(score[index], total)
-        kept[index] = systematic_draw(probability, generator=generator)
-        divisor[index] = probability
-    else:
-        source = generator.device if generator is not None else score.device
-        index = index[torch.randperm(len(index), generator=generator, device=source).to(score.device)]
-        order = score[index].sort(descending=True, stable=True).indices
-        kept[index[order[:total]]] = True
-    return kept, divisor
+    source = generator.device if generator is not None else score.device
+    index = index[torch.randperm(len(index), generator=generator, device=source).to(score.device)]
+    order = score[index].sort(descending=True, stable=True).indices
+    kept = torch.zeros_like(candidate)
+    kept[index[order[:total]]] = True
+    return kept

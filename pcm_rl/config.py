@@ -18,7 +18,7 @@ METHODS: dict[str, tuple[str, str]] = {
     "random-valid": ("random", "drop"),
     "top-phase": ("top-phase", "drop"),
     "top-advantage": ("top-advantage", "drop"),
-    "weighted": ("weighted", "drop"),
+    "open": ("open", "drop"),
 }
 
 
@@ -221,7 +221,7 @@ class SelectionConfig:
     """Which chunks go through the backward pass.
 
     Attributes:
-        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage``, ``weighted`` or ``none`` (full GRPO).
+        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage``, ``open`` or ``none`` (full GRPO).
         padding: ``drop``, or ``keep`` for the paper's baseline.
         budget: B, chunks a trajectory.
         floor: ``p_min``.

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from pcm_rl.advantage import as_binary, check_ids
 from pcm_rl.allocation import KeepProbabilities
-from pcm_rl.batchwide import BATCHWIDE, advantage_score, choose_batchwide
+from pcm_rl.batchwide import BATCHWIDE, advantage_score, keep_largest, open_share
 from pcm_rl.divergence import action_divergence
 from pcm_rl.episodes import EpisodeIndex
 from pcm_rl.phases import PhaseWarning
@@ -28,8 +28,8 @@ class Selection:
         index: Rows of the batch that are kept, ``[R]`` int64, ascending.
         weight: Weight of each kept row, ``[R]`` float32 with mean 1. The loss ``mean over rows of weight * (mean over
             the row's executed tokens)`` is then the mean over trajectories of the mean over their kept tokens. Under a
-            batch-wide selection the mean is not 1: the loss is the kept rows' part of full GRPO's
-            (``"top-advantage"``), or an unbiased estimate of the whole (``"weighted"``).
+            batch-wide selection the mean is not 1: the loss is the kept rows' part of full GRPO's, under ``"open"``
+            with the share of the advantage that each keeps.
         probs: Keep probability of each phase that was sampled with, ``[K]`` float64.
         score: C of this batch (equation 5), ``[K]`` float64, nan without evidence.
         candidates: Chunks a trajectory that could have been kept, by phase, ``[K]`` float64.
@@ -73,10 +73,12 @@ def select_chunks(
         selection: ``"pcm"`` draws with the phases' keep probabilities as weights; ``"random"`` uniformly;
             ``"top-phase"`` uniformly among the chunks of the phase with the largest probability only (a trajectory
             without that phase keeps nothing; before any evidence all phases count); ``"none"`` keeps all, which is
-            full GRPO. Two rules spend ``sum_i min(budget, N_i)`` on the batch as a whole, without phases:
+            full GRPO. Two rules spend ``sum_i min(budget, N_i)`` on the batch as a whole, without phases.
             ``"top-advantage"`` keeps the chunks with the largest ``|A_i| / N_i``, with the weight they have in full
-            GRPO (biased, little noise); ``"weighted"`` draws them in proportion to that and divides their weight by
-            the inclusion probability (unbiased). Chunks of groups with one outcome come last in both.
+            GRPO; chunks of groups with one outcome come last. ``"open"`` keeps those with the largest
+            ``|A_i| s_k / N_i`` and multiplies their weight by ``s_k``, the share of the outcome that was still open
+            (:func:`~pcm_rl.batchwide.open_share`); chunks at which nothing was open are never kept. Both want all
+            chunks of an episode, in order of time.
         padding: ``"drop"`` (exact and free): chunks never executed are no candidates. ``"keep"`` is the paper's
             baseline: they are candidates too, weigh the floor probability, and cost compute for a zero loss.
         generator: Source of randomness.
@@ -107,10 +109,13 @@ def select_chunks(
     candidate = executed if padding == "drop" else torch.ones_like(executed)
     if selection in ("pcm", "top-phase"):
         _warn_if_one_phase(phase[executed], len(success))
-    kept, divisor = candidate, None
+    kept, share = candidate, None
     if selection in BATCHWIDE:
-        size = advantage_score(success, group, rows, trajectory_weights(episode, valid))
-        kept, divisor = choose_batchwide(selection, size, candidate, rows, budget, generator)
+        share = torch.ones(len(success), dtype=torch.float64, device=success.device)
+        if selection == "open":
+            share = open_share(success, group, rows, executed)
+        score_of_row = advantage_score(success, group, rows, trajectory_weights(episode, valid)) * share
+        kept = keep_largest(score_of_row, candidate, rows, budget, generator) & (share > 0)
     elif selection != "none":
         weight = torch.where(phase >= 0, probs[phase.clamp_min(0)], keep.floor)
         if selection == "random":
@@ -122,7 +127,7 @@ def select_chunks(
     index = kept.nonzero().squeeze(-1)
     return Selection(
         index=index,
-        weight=_row_weights(rows.row, valid, index, divisor),
+        weight=_row_weights(rows.row, valid, index, share),
         probs=probs.cpu(),
         score=score.cpu(),
         candidates=_per_trajectory(phase[executed], rows.shape[0], keep.num_phases),
@@ -165,11 +170,11 @@ def trajectory_weights(episode: Tensor, valid: Tensor, *, rows: int | None = Non
     return (steps / total[trajectory].clamp_min(1) * over / number.clamp_min(1)).float()
 
 
-def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, divisor: Tensor | None) -> Tensor:
-    """Weights of the kept rows: of a mean over what is kept, or, with ``divisor [M]``, of full GRPO's own weights."""
-    if divisor is None:
+def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, share: Tensor | None) -> Tensor:
+    """Weights of the kept rows: of a mean over what is kept, or, with ``share [M]``, that share of full GRPO's own."""
+    if share is None:
         return trajectory_weights(episode[index], valid[index])
-    return (trajectory_weights(episode, valid, rows=len(index))[index].double() / divisor[index]).float()
+    return (trajectory_weights(episode, valid, rows=len(index))[index].double() * share[index]).float()
 
 
 def _per_trajectory(phase: Tensor, trajectories: int, num_phases: int) -> Tensor:

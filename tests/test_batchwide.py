@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from pcm_rl import KeepProbabilities, Selection, group_advantage, select_chunks
-from pcm_rl.batchwide import BATCHWIDE, advantage_score
+from pcm_rl.batchwide import advantage_score, open_share
 from pcm_rl.episodes import EpisodeIndex
-from pcm_rl.proportional import proportional_probabilities
 from pcm_rl.selection import trajectory_weights
 
 # group 0: a success of 2 chunks, failures of 4 and 3; group 1: both fail; one step a chunk but for the last row's two
@@ -85,62 +84,118 @@ def test_ties_are_broken_at_random() -> None:
     assert bool(((kept[6:9] / 200 - 2 / 3).abs() < 4 * (2 / 9 / 200) ** 0.5).all())
 
 
-@pytest.mark.parametrize("selection", BATCHWIDE)
 @pytest.mark.parametrize("padding", ["drop", "keep"])
-def test_budget_is_that_of_the_other_rules(selection: str, padding: str) -> None:
+def test_budget_is_that_of_the_other_rules(padding: str) -> None:
     valid = torch.ones(12, 2, dtype=torch.bool)
     valid[[5, 8]] = False
     for budget in range(1, 6):
         for seed in range(5):
-            got = choose(selection, budget, seed=seed, valid=valid, padding=padding)
+            got = choose("top-advantage", budget, seed=seed, valid=valid, padding=padding)
             same = choose("random", budget, seed=seed, valid=valid, padding=padding)
             assert len(got.index) == len(same.index)
+            assert len(choose("open", budget, seed=seed, valid=valid, padding=padding).index) <= len(same.index)
 
 
-@pytest.mark.parametrize("selection", BATCHWIDE)
-def test_rows_without_a_signal_come_last(selection: str) -> None:
+def test_rows_without_a_signal_come_last() -> None:
     valid = torch.ones(12, 2, dtype=torch.bool)
     valid[5] = False  # padding of episode 1
     signal = {0, 1, 2, 3, 4, 6, 7, 8}
     for seed in range(20):
-        kept = choose(selection, 2, seed=seed, valid=valid, padding="keep").index.tolist()
+        kept = choose("top-advantage", 2, seed=seed, valid=valid, padding="keep").index.tolist()
         assert signal <= set(kept) and len(kept) == 9
-        kept = choose(selection, 1, seed=seed, valid=valid, padding="keep").index.tolist()
+        kept = choose("top-advantage", 1, seed=seed, valid=valid, padding="keep").index.tolist()
         assert set(kept) <= signal and len(kept) == 5
 
 
-@pytest.mark.parametrize("selection", BATCHWIDE)
 @pytest.mark.parametrize("padding", ["drop", "keep"])
-def test_padding_rows_weigh_nothing(selection: str, padding: str) -> None:
+def test_padding_rows_weigh_nothing(padding: str) -> None:
     valid = torch.ones(12, 2, dtype=torch.bool)
     valid[[5, 8], :] = False
     value = torch.randn(12, generator=torch.Generator().manual_seed(1)).double()
-    got = choose(selection, 4, valid=valid, padding=padding)
+    got = choose("top-advantage", 4, valid=valid, padding=padding)
     full = choose("none", 4, valid=valid)
     assert len(got.index) == (12 if padding == "keep" else 10)
     assert float(loss_of(got, value)) == pytest.approx(float(loss_of(full, value)), rel=1e-6)
 
 
-def test_weighted_is_unbiased_by_enumeration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The mean of the loss over all starts is full GRPO's loss of the rows with a signal."""
-    value = torch.randn(12, generator=torch.Generator().manual_seed(2)).double()
-    value = value * group_advantage(SUCCESS, GROUPS)[EPISODE].double()
-    starts, total, counts = 6000, 0.0, torch.zeros(12, dtype=torch.float64)
-    for k in range(starts):
-        monkeypatch.setattr(torch, "rand", lambda *_, k=k, **__: torch.tensor((k + 0.5) / starts, dtype=torch.float64))
-        got = choose("weighted", 1)
-        total += float(loss_of(got, value)) / starts
-        counts[got.index] += 1 / starts
-    score = torch.tensor([1.0, 1 / 4, 1 / 3, 0, 0])[EPISODE]
-    pi = proportional_probabilities(score, 5)
-    # a row's ends may fall between two starts
-    assert counts.tolist() == pytest.approx(pi.tolist(), abs=1.01 / starts)
-    assert total == pytest.approx(float(parts_of_full(value).sum()), abs=1e-3)
+# a group whose rollouts end one after the other: successes of 1, 3 and 5 chunks, failures of 4 and 6
+RACE_SUCCESS = torch.tensor([1, 1, 1, 0, 0])
+RACE_LENGTHS = torch.tensor([1, 3, 5, 4, 6])
+RACE = torch.arange(5).repeat_interleave(RACE_LENGTHS)
+# successes among those still running: all five at chunk 0, and only the last failure at chunk 5
+RATE = [3 / 5, 2 / 4, 2 / 4, 1 / 3, 1 / 2, 0 / 1]
 
 
-def test_weighted_draws_are_those_of_a_seed() -> None:
-    """With real draws: the mean of many estimates within four standard errors of full GRPO's loss."""
-    value = torch.tensor([1.0, 1, 2, -3, 0, 1, 2, 2, -4, 0, 0, 0], dtype=torch.float64)
-    losses = torch.stack([loss_of(choose("weighted", 1, seed=seed), value) for seed in range(400)])
-    off = losses.mean() - parts_of_full(value).sum()
-    assert abs(float(off)) < 4 * float(losses.std()) / 20
+def race(selection: str, budget: int, executed: Tensor | None = None, **options: Any) -> Selection:
+    valid = torch.ones(len(RACE), 1, dtype=torch.bool) if executed is None else executed.unsqueeze(1)
+    return select_chunks(
+        torch.zeros(len(RACE), 1, 1), torch.zeros_like(RACE), RACE_SUCCESS[RACE], torch.zeros_like(RACE), RACE,
+        KeepProbabilities(), valid=valid, budget=budget, selection=selection, **options,
+    )  # fmt: skip
+
+
+def race_share() -> list[float]:
+    """``|r - p_k| / |r - p_0|`` of every row, by hand."""
+    return [
+        abs(r - RATE[k]) / abs(r - RATE[0])
+        for r, n in zip(RACE_SUCCESS.tolist(), RACE_LENGTHS.tolist(), strict=True)
+        for k in range(n)
+    ]
+
+
+def test_open_share_table() -> None:
+    rows = EpisodeIndex(RACE)
+    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), rows, torch.ones(len(RACE), dtype=torch.bool))
+    assert got.tolist() == pytest.approx(race_share())
+    assert got[-1] == 0 and got[0] == 1  # only a failure runs; everybody does
+
+
+def test_open_share_counts_executed_chunks_only() -> None:
+    executed = torch.ones(len(RACE), dtype=torch.bool)
+    executed[[3, 8]] = False  # the last chunks of the second and the third success
+    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), EpisodeIndex(RACE), executed)
+    rate = [3 / 5, 2 / 4, 1 / 3, 1 / 3, 0, 0]
+    assert got[9:13].tolist() == pytest.approx([rate[k] / rate[0] for k in range(4)])
+    assert got[[3, 8]].tolist() == [0, 0]
+
+
+def test_open_share_of_groups_with_one_outcome_is_zero() -> None:
+    got = open_share(SUCCESS[EPISODE], GROUPS[EPISODE], EpisodeIndex(EPISODE), torch.ones(12, dtype=torch.bool))
+    assert got[9:].tolist() == [0, 0, 0] and bool((got[:2] > 0).all())
+    assert not choose("open", 1).index.ge(9).any()
+
+
+def test_open_keeps_the_largest_with_their_share() -> None:
+    share = torch.tensor(race_share(), dtype=torch.float64)
+    part = (share / RACE_LENGTHS[RACE] / 5).double()  # of a mean over five trajectories of means over chunks
+    score = part * group_advantage(RACE_SUCCESS, torch.zeros(5, dtype=torch.int64))[RACE].abs()
+    value = torch.randn(len(RACE), generator=torch.Generator().manual_seed(3)).double()
+    for budget in (1, 2, 3):
+        got = race("open", budget, generator=torch.Generator().manual_seed(budget))
+        total = int(RACE_LENGTHS.clamp_max(budget).sum())
+        assert len(got.index) == total
+        left = torch.ones(len(RACE), dtype=torch.bool)
+        left[got.index] = False
+        assert float(score[got.index].min()) >= float(score[left].max()) - 1e-12
+        assert float(loss_of(got, value)) == pytest.approx(float((part * value)[got.index].sum()), rel=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["drop", "keep"])
+def test_open_with_room_for_all_leaves_out_what_is_decided(padding: str) -> None:
+    """Then it is GRPO with p_k in the place of the group's mean; advantage times weight says so row by row."""
+    got = race("open", 6, padding=padding)
+    assert got.index.tolist() == list(range(len(RACE) - 1))
+    advantage = group_advantage(RACE_SUCCESS, torch.zeros(5, dtype=torch.int64)).double()[RACE]
+    deviation = float(RACE_SUCCESS.double().std())
+    k = EpisodeIndex(RACE).column
+    timed = (RACE_SUCCESS[RACE] - torch.tensor(RATE)[k]) / deviation
+    weight = got.weight.double() / len(got.index) * RACE_LENGTHS[RACE][got.index] * 5
+    assert (advantage[got.index] * weight).tolist() == pytest.approx(timed[got.index].tolist(), rel=1e-5)
+
+
+def test_open_of_a_batch_without_signal_keeps_nothing() -> None:
+    got = select_chunks(
+        torch.zeros(3, 1, 1), torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.zeros(3, dtype=torch.int64),
+        torch.tensor([0, 0, 1]), KeepProbabilities(), selection="open",
+    )  # fmt: skip
+    assert got.index.numel() == got.weight.numel() == 0

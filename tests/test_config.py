@@ -32,7 +32,7 @@ def test_defaults_file_and_overrides(tmp_path):
     assert {Config(selection=config.selection).method for _ in [0]} <= set(METHODS)
 
 
-@pytest.mark.parametrize("name", ["top-advantage", "weighted"])
+@pytest.mark.parametrize("name", ["top-advantage", "open"])
 def test_batchwide_selections_are_methods(name: str) -> None:
     assert METHODS[name] == (name, "drop")
     assert Config(selection=SelectionConfig(name=name)).method == name

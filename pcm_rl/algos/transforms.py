@@ -144,7 +144,7 @@ class PCMSampler(Transform):
 
     Args:
         budget: B, chunks kept a trajectory; the batch-wide selections keep as many in all.
-        selection: ``"pcm"``, ``"random"``, ``"top-phase"``, ``"top-advantage"``, ``"weighted"`` or ``"none"``; see
+        selection: ``"pcm"``, ``"random"``, ``"top-phase"``, ``"top-advantage"``, ``"open"`` or ``"none"``; see
             :func:`pcm_rl.select_chunks`.
         padding: ``"drop"`` or ``"keep"``.
         num_phases: K.

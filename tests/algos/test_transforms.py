@@ -63,14 +63,22 @@ def test_top_advantage_has_the_gradient_of_a_part_of_full_grpo(policy, make_batc
     torch.testing.assert_close(gradient(policy, kept), gradient(policy, full), rtol=1e-5, atol=1e-8)
 
 
-def test_weighted_has_the_gradient_of_full_grpo_on_average(policy, make_batch):
+def test_open_has_the_gradient_of_full_grpo_with_a_baseline_in_time(policy, make_batch):
+    """With room for all: GRPO whose advantage of a chunk is taken to the successes among those still running."""
     batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
-    full = gradient(policy, PCMSampler(2, selection="none")(batch))
-    sampler = PCMSampler(2, selection="weighted")
-    draws = [sampler(batch) for _ in range(400)]
-    assert {len(kept) for kept in draws} == {sum(min(2, n) for n in LENGTHS)}
-    along = torch.stack([gradient(policy, kept) @ full / (full @ full) for kept in draws])
-    assert abs(float(along.mean()) - 1) < 4 * float(along.std()) / 20
+    kept = PCMSampler(max(LENGTHS), selection="open")(batch)
+    timed = PCMSampler(1, selection="none")(batch)
+    length, won, group = (torch.tensor(x) for x in (LENGTHS, SUCCESS, GROUP))
+    advantage = timed["advantage"].clone()
+    for m, (i, k) in enumerate(zip(*_ids(timed), strict=True)):
+        mates = group == group[i]
+        running = mates & (length > k)
+        rate, first = won[running].double().mean(), won[mates].double().mean()
+        advantage[m] *= (won[i] - rate) / (won[i] - first)
+    assert len(kept) < len(timed)
+    torch.testing.assert_close(
+        gradient(policy, kept), gradient(policy, timed.set("advantage", advantage)), rtol=1e-5, atol=1e-8
+    )
 
 
 def _ids(batch: TensorDict) -> tuple[list[int], list[int]]:
