@@ -1,6 +1,7 @@
 # make train   the main job: GRPO with chunk selection learns pick and place on a CPU
 # make test    all tests
 # make lint    ruff, strict types, spelling
+# make figures the documentation's figures and tables, from benchmarks/results
 # make setup   what the others need; each of them does it by itself, once
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup train test lint format wheel clean
+.PHONY: setup train test lint format figures wheel clean
 
 setup: $(READY)
 
@@ -34,6 +35,10 @@ lint: $(READY)
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+figures: $(READY)
+	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python benchmarks/tables.py
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel --no-isolation

@@ -41,7 +41,7 @@ def score(rows: Rows, name: str) -> Tensor:
 
 def openness(rows: Rows) -> Tensor:
     """Share of the outcome that was still open, ``[M]`` float64."""
-    return open_share(rows.success, rows.group, EpisodeIndex(rows.episode), rows.steps > 0)
+    return open_share(rows.success, rows.group, rows.chunk, rows.steps > 0)
 
 
 def proportional_probabilities(score: Tensor, budget: float) -> Tensor:

@@ -17,9 +17,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from common import read_comparison
+from common import read_comparison, read_csv
 
 from pcm_rl.algos.compare_stats import paired_difference
+from pcm_rl.algos.compare_tables import area_under_curve
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/evidence.md", "docs/selection.md")
@@ -57,7 +58,7 @@ def table(name: str, other: str | None = None) -> str:
 
 def comparison(name: str, other: str | None = None) -> list[list[str]]:
     """Success of every column of a comparison, and its differences, paired by seed, with 95 % intervals."""
-    runs = columns(read_comparison(f"{name}-runs"))
+    runs = columns(read_comparison(name))
     kept = kept_share(name)
     bases = [base for base in (BASE, other) if base in runs]
     head = ["method", "seeds", "after", "mean over training"]
@@ -71,12 +72,17 @@ def comparison(name: str, other: str | None = None) -> list[list[str]]:
     return rows
 
 
-def columns(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
-    """Column -> measure -> seed -> score."""
+def columns(evaluations: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
+    """Column -> measure -> seed -> score, from the evaluations of all runs."""
+    runs: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
+    for row in evaluations:
+        runs[row["method"], row["seed"]].append((int(row["step"]), float(row["success"])))
     out: dict[str, dict[str, dict[str, float]]] = {}
-    for row in rows:
-        for measure in ("before", "after", "auc"):
-            out.setdefault(row["method"], defaultdict(dict))[measure][row["seed"]] = float(row[measure])
+    for (method, seed), points in runs.items():
+        steps, success = zip(*sorted(points), strict=True)
+        measures = {"before": success[0], "after": success[-1], "auc": area_under_curve(steps, success)}
+        for measure, score in measures.items():
+            out.setdefault(method, defaultdict(dict))[measure][seed] = score
     return out
 
 
@@ -111,7 +117,49 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("0.", ".", 1)
 
 
-OTHERS: dict[str, Callable[[], list[list[str]]]] = {}
+def gradient() -> list[list[str]]:
+    """Rules on snapshots at 20 % of the rows, best error first: means over the snapshots, then one by one."""
+    rows: dict[str, dict[tuple[str, str], Row]] = defaultdict(dict)
+    for row in read_csv("gradient_error"):
+        rows[row["rule"]][row["fraction"], row["step"]] = row
+    steps = ("0", "15", "60")
+    table = [["rule", "error", "bias²", "signal, start / 15 / 60", "progress", "progress at 38 %"]]
+    for rule, found in sorted(rows.items(), key=lambda item: _mean(item[1], "error")):
+        error = sum(float(found["0.2", s]["error_se"]) ** 2 for s in steps) ** 0.5 / len(steps)
+        signal = [(float(found["0.2", s]["signal"]), float(found["0.2", s]["signal_se"])) for s in steps]
+        unbiased = all(spread == 0 for _, spread in signal)
+        progress = (" / ".join(_digits(float(found[share, s]["progress"])) for s in steps) for share in ("0.2", "0.38"))
+        cells = [rule, f"{_digits(_mean(found, 'error'))} ± {_digits(error)}", _digits(_mean(found, "bias2"))]
+        cells.append("1" if unbiased else " / ".join(f"{_digits(a)} ± {_digits(b)}" for a, b in signal))
+        table.append([*cells, *progress])
+    return table
+
+
+def _mean(rows: Mapping[tuple[str, str], Row], key: str) -> float:
+    return statistics.fmean(float(row[key]) for (share, _), row in rows.items() if share == "0.2")
+
+
+def phases() -> list[list[str]]:
+    """What the theory is about, phase by phase: mean and standard error over the snapshots."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in read_csv("theory-phases"):
+        rows[row["phase"]].append(row)
+    keys = {"chunks": ".1f", "V": ",.0f", "C": ".2f", "kept, neyman": ".2f", "kept, uniform": ".2f", "kept, pcm": ".2f"}
+    names = ["chunks a trajectory", "V", "C", "kept by Neyman", "kept by uniform chunks", "kept by `pcm`"]
+    table = [["phase", *names]]
+    for phase, mine in rows.items():
+        values = {key: [float(row[key]) for row in mine if row[key] != "nan"] for key in keys}
+        cells = [f"{statistics.fmean(v):{keys[k]}} ± {statistics.stdev(v) / len(v) ** 0.5:{keys[k]}}"
+                 for k, v in values.items()]  # fmt: skip
+        table.append([phase, *cells])
+    return table
+
+
+def _digits(value: float) -> str:
+    return f"{value:.2f}"
+
+
+OTHERS: dict[str, Callable[[], list[list[str]]]] = {"gradient-error": gradient, "theory-phases": phases}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -34,7 +34,7 @@ def advantage_score(success: Tensor, group: Tensor, rows: EpisodeIndex, weight: 
     return group_advantage(outcome, groups).double().abs()[rows.row] * weight.double()
 
 
-def open_share(success: Tensor, group: Tensor, rows: EpisodeIndex, executed: Tensor) -> Tensor:
+def open_share(success: Tensor, group: Tensor, chunk: Tensor, executed: Tensor) -> Tensor:
     """How far the outcome was still open at a chunk: ``|r - p_k| / |r - p_0|``.
 
     ``p_k`` is the share of successes among the group's trajectories that still run at chunk k, so ``p_0`` is the mean
@@ -46,7 +46,7 @@ def open_share(success: Tensor, group: Tensor, rows: EpisodeIndex, executed: Ten
     Args:
         success: ``[M]`` binary, constant within an episode.
         group: ``[M]`` int64, constant within an episode.
-        rows: Which rows are one episode; these must be all its chunks, in order of time.
+        chunk: Number of the chunk in its episode from 0 on, ``[M]`` int64; all chunks of an episode must be there.
         executed: ``[M]`` bool, False for chunks without an executed step.
 
     Returns:
@@ -54,8 +54,8 @@ def open_share(success: Tensor, group: Tensor, rows: EpisodeIndex, executed: Ten
     """
     won = success.double()
     _, index = torch.unique(group, return_inverse=True)
-    slots = rows.shape[1]
-    cell = index * slots + rows.column
+    slots = int(chunk.max()) + 1 if len(won) else 0
+    cell = index * slots + chunk
     cells = (int(index.max()) + 1) * slots if len(won) else 0
     running = torch.zeros(cells, dtype=torch.float64, device=won.device).index_add_(0, cell, executed.double())
     wins = torch.zeros_like(running).index_add_(0, cell, won * executed)

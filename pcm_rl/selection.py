@@ -53,6 +53,7 @@ def select_chunks(
     keep: KeepProbabilities,
     *,
     valid: Tensor | None = None,
+    chunk: Tensor | None = None,
     budget: int = 12,
     selection: str = "pcm",
     padding: str = "drop",
@@ -69,6 +70,8 @@ def select_chunks(
         episode: ``[M]`` int64, the trajectory of each row.
         keep: The keep probabilities; its buffers take this batch's score.
         valid: ``[M, L]`` bool, True where a step was executed; None means all were.
+        chunk: ``[M]`` int64, the number of the chunk in its episode from 0 on, which only ``"open"`` looks at; None
+            means the rows of an episode are in order of time.
         budget: B, chunks a trajectory, at least 1; ``"none"`` does not use it.
         selection: ``"pcm"`` draws with the phases' keep probabilities as weights; ``"random"`` uniformly;
             ``"top-phase"`` uniformly among the chunks of the phase with the largest probability only (a trajectory
@@ -78,7 +81,7 @@ def select_chunks(
             GRPO; chunks of groups with one outcome come last. ``"open"`` keeps those with the largest
             ``|A_i| s_k / N_i`` and multiplies their weight by ``s_k``, the share of the outcome that was still open
             (:func:`~pcm_rl.batchwide.open_share`); chunks at which nothing was open are never kept. Both want all
-            chunks of an episode, in order of time.
+            chunks of an episode.
         padding: ``"drop"`` (exact and free): chunks never executed are no candidates. ``"keep"`` is the paper's
             baseline: they are candidates too, weigh the floor probability, and cost compute for a zero loss.
         generator: Source of randomness.
@@ -113,7 +116,7 @@ def select_chunks(
     if selection in BATCHWIDE:
         share = torch.ones(len(success), dtype=torch.float64, device=success.device)
         if selection == "open":
-            share = open_share(success, group, rows, executed)
+            share = open_share(success, group, _chunk_numbers(chunk, rows), executed)
         score_of_row = advantage_score(success, group, rows, trajectory_weights(episode, valid)) * share
         kept = keep_largest(score_of_row, candidate, rows, budget, generator) & (share > 0)
     elif selection != "none":
@@ -175,6 +178,15 @@ def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, share: Tensor | 
     if share is None:
         return trajectory_weights(episode[index], valid[index])
     return (trajectory_weights(episode, valid, rows=len(index))[index].double() * share[index]).float()
+
+
+def _chunk_numbers(chunk: Tensor | None, rows: EpisodeIndex) -> Tensor:
+    if chunk is None:
+        return rows.column
+    check_ids("chunk", chunk, rows.row)
+    if chunk.numel() and int(chunk.min()) < 0:
+        raise ValueError(f"chunk numbers start at 0, got {int(chunk.min())}")
+    return chunk
 
 
 def _per_trajectory(phase: Tensor, trajectories: int, num_phases: int) -> Tensor:

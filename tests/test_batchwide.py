@@ -144,8 +144,8 @@ def race_share() -> list[float]:
 
 
 def test_open_share_table() -> None:
-    rows = EpisodeIndex(RACE)
-    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), rows, torch.ones(len(RACE), dtype=torch.bool))
+    chunk = EpisodeIndex(RACE).column
+    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), chunk, torch.ones(len(RACE), dtype=torch.bool))
     assert got.tolist() == pytest.approx(race_share())
     assert got[-1] == 0 and got[0] == 1  # only a failure runs; everybody does
 
@@ -153,14 +153,15 @@ def test_open_share_table() -> None:
 def test_open_share_counts_executed_chunks_only() -> None:
     executed = torch.ones(len(RACE), dtype=torch.bool)
     executed[[3, 8]] = False  # the last chunks of the second and the third success
-    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), EpisodeIndex(RACE), executed)
+    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), EpisodeIndex(RACE).column, executed)
     rate = [3 / 5, 2 / 4, 1 / 3, 1 / 3, 0, 0]
     assert got[9:13].tolist() == pytest.approx([rate[k] / rate[0] for k in range(4)])
     assert got[[3, 8]].tolist() == [0, 0]
 
 
 def test_open_share_of_groups_with_one_outcome_is_zero() -> None:
-    got = open_share(SUCCESS[EPISODE], GROUPS[EPISODE], EpisodeIndex(EPISODE), torch.ones(12, dtype=torch.bool))
+    chunk = EpisodeIndex(EPISODE).column
+    got = open_share(SUCCESS[EPISODE], GROUPS[EPISODE], chunk, torch.ones(12, dtype=torch.bool))
     assert got[9:].tolist() == [0, 0, 0] and bool((got[:2] > 0).all())
     assert not choose("open", 1).index.ge(9).any()
 
@@ -199,3 +200,32 @@ def test_open_of_a_batch_without_signal_keeps_nothing() -> None:
         torch.tensor([0, 0, 1]), KeepProbabilities(), selection="open",
     )  # fmt: skip
     assert got.index.numel() == got.weight.numel() == 0
+
+
+def test_open_goes_by_the_chunks_numbers_where_they_are_given() -> None:
+    order = torch.randperm(len(RACE), generator=torch.Generator().manual_seed(4))
+    chunk = EpisodeIndex(RACE).column
+    zeros = torch.zeros(len(RACE), 1, 1)
+    got = select_chunks(
+        zeros, torch.zeros_like(RACE), RACE_SUCCESS[RACE][order], torch.zeros_like(RACE), RACE[order],
+        KeepProbabilities(), chunk=chunk[order], budget=6, selection="open",
+    )  # fmt: skip
+    weight = dict(zip(order[got.index].tolist(), got.weight.tolist(), strict=True))
+    same = race("open", 6)
+    assert weight == pytest.approx(dict(zip(same.index.tolist(), same.weight.tolist(), strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("chunk", "text"),
+    [
+        (torch.tensor([0, -1, 1]), "chunk numbers start at 0, got -1"),
+        (torch.tensor([0, 1]), r"chunk must have shape \(3,\), got \(2,\)"),
+    ],
+)
+def test_chunk_numbers_that_do_not_fit(chunk: Tensor, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        select_chunks(
+            torch.zeros(3, 1, 1), torch.zeros(3, dtype=torch.int64), torch.tensor([1, 1, 0]),
+            torch.zeros(3, dtype=torch.int64), torch.tensor([0, 0, 1]), KeepProbabilities(), chunk=chunk,
+            selection="open",
+        )  # fmt: skip

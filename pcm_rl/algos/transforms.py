@@ -138,12 +138,12 @@ class PCMSampler(Transform):
     ``MCAdvantage``, which hands it complete groups. One call counts as one step of the keep probabilities, so extend
     the buffer with all the trajectories of a step at once.
 
-    Reads ``("vla_action", "chunk")``, ``"action_is_pad"``, ``"phase"``, ``"success"``, ``"group_id"`` and
-    ``"episode_id"``; the observations are indexed, never read. Without mixed outcomes in a batch the keep probabilities
-    stay as they are.
+    Reads ``("vla_action", "chunk")``, ``"action_is_pad"``, ``"phase"``, ``"success"``, ``"group_id"``,
+    ``"episode_id"`` and, where it is there, ``"chunk_id"``; the observations are indexed, never read. Without mixed
+    outcomes in a batch the keep probabilities stay as they are.
 
     Args:
-        budget: B, chunks kept a trajectory; the batch-wide selections keep as many in all.
+        budget: B, chunks kept a trajectory; the batch-wide selections keep as many in all (``"open"``: at most).
         selection: ``"pcm"``, ``"random"``, ``"top-phase"``, ``"top-advantage"``, ``"open"`` or ``"none"``; see
             :func:`pcm_rl.select_chunks`.
         padding: ``"drop"`` or ``"keep"``.
@@ -187,6 +187,7 @@ class PCMSampler(Transform):
             batch.get(EPISODE).reshape(-1),
             self.keep,
             valid=valid,
+            chunk=_numbers(batch),
             budget=self.budget,
             selection=self.selection,
             padding=self.padding,
@@ -242,8 +243,8 @@ class PCMSampleUnit(SampleUnit):
                     f"expected a one-dimensional storage (one row = one chunk), got {len(index)} dimensions"
                 )
             (index,) = index
-        keys = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE)
-        small = storage.get(slice(0, len(storage))).select(*keys)[index]
+        keys = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE, CHUNK_ID)
+        small = storage.get(slice(0, len(storage))).select(*keys, strict=False)[index]
         selection = self.sampler.select(small)
         kept = index[selection.index]
         aligned = {
@@ -252,6 +253,11 @@ class PCMSampleUnit(SampleUnit):
             if isinstance(value, Tensor) and value.shape[:1] == index.shape[:1]
         }
         return kept, {**info, **aligned, WEIGHT: selection.weight}
+
+
+def _numbers(batch: TensorDictBase) -> Tensor | None:
+    number = batch.get(CHUNK_ID, None)
+    return None if number is None else number.reshape(-1)
 
 
 def _in_buffer(transform: Transform) -> bool:

@@ -1,0 +1,62 @@
+#!/bin/sh
+# The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME and copies its tables into results/.
+#
+#     sh benchmarks/comparisons.sh NAME [--jobs N]      clean, few, budgets, controls, timed, metaworld or libero
+#
+# Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
+set -eu
+cd "$(dirname "$0")/.."
+name=$1
+shift
+PATH=$PWD/${VENV:-.venv}/bin:$PATH
+export OMP_NUM_THREADS=1
+
+compare() {
+    pcm-rl compare "$@" name="evidence-$name" logger=none
+}
+
+toy() {
+    compare --config configs/pick_place.yaml "$@" steps=60 eval_every=10
+}
+
+open6=open-6:method=open,selection.budget=6
+random6=random-6:method=random-valid,selection.budget=6
+
+case $name in
+clean)
+    toy --methods full-valid,pcm,random-valid,top-advantage,open --variant $open6 --variant $random6 \
+        --seeds 200-215 "$@" ;;
+few)
+    toy --methods full-valid,pcm,random-valid --variant $open6 --variant $random6 --seeds 300-305 "$@" demos.episodes=20 ;;
+budgets)
+    toy --methods pcm,random-valid,open --budgets 8,16,24 --seeds 200-202 "$@" ;;
+controls)
+    toy --methods full-valid,random-valid,pcm \
+        --variant full-1e-4:method=full-valid,update.lr=1e-4 --variant full-1e-3:method=full-valid,update.lr=1e-3 \
+        --variant random-1e-4:method=random-valid,update.lr=1e-4 \
+        --variant random-1e-3:method=random-valid,update.lr=1e-3 \
+        --variant open-6-1e-4:method=open,selection.budget=6,update.lr=1e-4 \
+        --variant open-6-1e-3:method=open,selection.budget=6,update.lr=1e-3 \
+        --variant $open6 --variant open-all:method=open,selection.budget=64 \
+        --variant pcm-equal-chunks:method=pcm,groups=22 \
+        --variant random-padded:selection.name=random,selection.padding=keep \
+        --seeds 200-202 "$@" ;;
+timed)
+    toy --methods full-padded,full-valid,pcm,random-valid,top-advantage --variant $open6 --seeds 200 "$@" ;;
+metaworld)
+    compare --config configs/metaworld_drawer_open.yaml --methods full-valid,pcm,random-valid,top-phase --seeds 1,2,3 "$@" \
+        steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 ;;
+libero)
+    compare --config configs/libero_object_state.yaml --methods full-valid,pcm,random-valid,top-phase,open \
+        --seeds 0,1 "$@" "env.tasks.task_id=[0]" env.kwargs.horizon=160 env.max_chunks=20 env.num_envs=1 \
+        demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=2 group_size=8 steps=12 eval_every=6 \
+        eval_episodes=20 update.minibatches=2 selection.budget=6 save_every=4 ;;
+*)
+    echo "unknown comparison $name; choose from clean, few, budgets, controls, timed, metaworld, libero" >&2
+    exit 2 ;;
+esac
+
+for table in "" -evals -steps -stats; do
+    case $table in "") copy=-runs ;; -evals) copy= ;; *) copy=$table ;; esac
+    cp "runs/evidence-$name/compare$table.csv" "benchmarks/results/methods-$name$copy.csv"
+done
