@@ -14,7 +14,7 @@ from gradient_rows import Rows
 from torch import Generator, Tensor
 
 from pcm_rl import KeepProbabilities, sample_chunks
-from pcm_rl.batchwide import open_share
+from pcm_rl.batchwide import open_weights
 from pcm_rl.episodes import EpisodeIndex
 
 Rule = Callable[[Rows, int, int, Generator], Tensor]
@@ -33,6 +33,7 @@ def score(rows: Rows, name: str) -> Tensor:
         "uniform": torch.ones_like(weight),
         "adv": weight,
         "adv-open": weight * openness(rows),
+        "open": rows.advantage.abs() * by_token(rows),
         "adv-spread": weight * rows.spread,
         "adv-drawn": weight * rows.drawn,
         "norm": rows.square.double().sqrt(),
@@ -40,8 +41,14 @@ def score(rows: Rows, name: str) -> Tensor:
 
 
 def openness(rows: Rows) -> Tensor:
-    """Share of the outcome that was still open, ``[M]`` float64."""
-    return open_share(rows.success, rows.group, rows.chunk, rows.steps > 0)
+    """Share of the outcome that was still open, ``|r - p_k| / |r - p_0|``, ``[M]`` float64."""
+    return by_token(rows) / (rows.steps * len(rows) / rows.steps.sum())
+
+
+def by_token(rows: Rows) -> Tensor:
+    """Weights of the selection ``open`` before it selects, ``[M]`` float64 with tokens counting alike."""
+    executed = torch.arange(int(rows.steps.max())) < rows.steps.unsqueeze(1)
+    return open_weights(rows.success.bool(), rows.group, rows.chunk, executed)
 
 
 def proportional_probabilities(score: Tensor, budget: float) -> Tensor:
@@ -174,14 +181,15 @@ def top(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Ten
     return torch.zeros(draws, len(rows), dtype=torch.float64).scatter_(1, index, 1.0)
 
 
-def top_open(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
-    """``top`` by ``adv-open``, each weighing the share that was open: the selection ``open``."""
-    return top(rows, n, draws, generator, of="adv-open") * openness(rows)
+def top_open(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Tensor:
+    """``top`` by a score with the baseline in time, and its weight: by trajectory (``adv-open``) or by token."""
+    weight = openness(rows) if of == "adv-open" else by_token(rows) / len(rows) / rows.share
+    return top(rows, n, draws, generator, of=of) * weight
 
 
-def all_open(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
-    """Every row with the share that was open, whatever n: what the baseline does without a selection."""
-    return openness(rows).expand(draws, -1)
+def all_open(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Tensor:
+    """Every row, whatever n: what the baseline does without a selection."""
+    return top_open(rows, len(rows), 1, generator, of=of).expand(draws, -1)
 
 
 def top_entropy(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
@@ -274,7 +282,9 @@ def candidates() -> dict[str, Rule]:
         "top adv-drawn": part(top, of="adv-drawn"),
         "top norm (oracle)": part(top, of="norm"),
         "top adv-open": part(top, of="adv-open"),
-        "open": top_open,
-        "open, all rows": all_open,
+        "open by trajectory": part(top_open, of="adv-open"),
+        "open by trajectory, all rows": part(all_open, of="adv-open"),
+        "open": part(top_open, of="open"),
+        "open, all rows": part(all_open, of="open"),
         "top entropy": top_entropy,
     }

@@ -23,7 +23,8 @@ def advantage_score(success: Tensor, group: Tensor, rows: EpisodeIndex, weight: 
         success: ``[M]`` binary, constant within an episode.
         group: ``[M]`` int64, constant within an episode.
         rows: Which rows are one episode.
-        weight: ``[M]`` weights of full GRPO (:func:`pcm_rl.selection.trajectory_weights`).
+        weight: ``[M]`` weights of all rows: full GRPO's (:func:`pcm_rl.selection.trajectory_weights`) or
+            :func:`open_weights`.
 
     Returns:
         ``[M]`` float64.
@@ -34,25 +35,27 @@ def advantage_score(success: Tensor, group: Tensor, rows: EpisodeIndex, weight: 
     return group_advantage(outcome, groups).double().abs()[rows.row] * weight.double()
 
 
-def open_share(success: Tensor, group: Tensor, chunk: Tensor, executed: Tensor) -> Tensor:
-    """How far the outcome was still open at a chunk: ``|r - p_k| / |r - p_0|``.
+def open_weights(success: Tensor, group: Tensor, chunk: Tensor, valid: Tensor) -> Tensor:
+    """Weights of GRPO with a baseline in time: ``(tokens(row) / mean tokens) * |r - p_k| / |r - p_0|``.
 
     ``p_k`` is the share of successes among the group's trajectories that still run at chunk k, so ``p_0`` is the mean
     in equation 1. A failure's chunks count less and less as the group's successes end, and nothing once only failures
-    run; those of the slowest success count most. Multiplying the advantage by this share puts ``p_k`` in the place of
-    ``p_0``: a baseline that knows the time and that the trajectory still runs, both of them fixed before the action is
-    drawn. (Like the group's mean, it contains the trajectory's own outcome.)
+    run; those of the slowest success count most. With the advantage of equation 1 the weight puts ``p_k`` in the place
+    of ``p_0``: a baseline that knows the time and that the trajectory still runs, both of them fixed before the action
+    is drawn. (Like the group's mean, it contains the trajectory's own outcome.) All tokens of the batch count alike,
+    not all trajectories: divided by its length, a failure's few open chunks would drown.
 
     Args:
-        success: ``[M]`` binary, constant within an episode.
+        success: ``[M]`` bool, constant within an episode.
         group: ``[M]`` int64, constant within an episode.
         chunk: Number of the chunk in its episode from 0 on, ``[M]`` int64; all chunks of an episode must be there.
-        executed: ``[M]`` bool, False for chunks without an executed step.
+        valid: ``[M, L]`` bool.
 
     Returns:
         ``[M]`` float64, not negative; 0 in groups with one outcome and for chunks never executed.
     """
-    won = success.double()
+    won, steps = success.double(), valid.sum(-1).double()
+    executed = steps > 0
     _, index = torch.unique(group, return_inverse=True)
     slots = int(chunk.max()) + 1 if len(won) else 0
     cell = index * slots + chunk
@@ -62,7 +65,7 @@ def open_share(success: Tensor, group: Tensor, chunk: Tensor, executed: Tensor) 
     rate = wins / running.clamp_min(1)
     surprise = (won - rate[index * slots]).abs()
     share = (won - rate[cell]).abs() / torch.where(surprise > 0, surprise, 1.0)
-    return torch.where(executed & (surprise > 0), share, 0.0)
+    return torch.where(surprise > 0, share, 0.0) * steps * len(steps) / steps.sum().clamp_min(1)
 
 
 def keep_largest(

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from pcm_rl.advantage import as_binary, check_ids
 from pcm_rl.allocation import KeepProbabilities
-from pcm_rl.batchwide import BATCHWIDE, advantage_score, keep_largest, open_share
+from pcm_rl.batchwide import BATCHWIDE, advantage_score, keep_largest, open_weights
 from pcm_rl.divergence import action_divergence
 from pcm_rl.episodes import EpisodeIndex
 from pcm_rl.phases import PhaseWarning
@@ -28,8 +28,7 @@ class Selection:
         index: Rows of the batch that are kept, ``[R]`` int64, ascending.
         weight: Weight of each kept row, ``[R]`` float32 with mean 1. The loss ``mean over rows of weight * (mean over
             the row's executed tokens)`` is then the mean over trajectories of the mean over their kept tokens. Under a
-            batch-wide selection the mean is not 1: the loss is the kept rows' part of full GRPO's, under ``"open"``
-            with the share of the advantage that each keeps.
+            batch-wide selection the mean is not 1: the loss is the kept rows' part of the whole batch's.
         probs: Keep probability of each phase that was sampled with, ``[K]`` float64.
         score: C of this batch (equation 5), ``[K]`` float64, nan without evidence.
         candidates: Chunks a trajectory that could have been kept, by phase, ``[K]`` float64.
@@ -78,10 +77,9 @@ def select_chunks(
             without that phase keeps nothing; before any evidence all phases count); ``"none"`` keeps all, which is
             full GRPO. Two rules spend ``sum_i min(budget, N_i)`` on the batch as a whole, without phases.
             ``"top-advantage"`` keeps the chunks with the largest ``|A_i| / N_i``, with the weight they have in full
-            GRPO; chunks of groups with one outcome come last. ``"open"`` keeps those with the largest
-            ``|A_i| s_k / N_i`` and multiplies their weight by ``s_k``, the share of the outcome that was still open
-            (:func:`~pcm_rl.batchwide.open_share`); chunks at which nothing was open are never kept. Both want all
-            chunks of an episode.
+            GRPO; chunks of groups with one outcome come last. ``"open"`` keeps those that weigh most in GRPO with a
+            baseline in time (:func:`~pcm_rl.batchwide.open_weights`), at most as many; chunks at which nothing was
+            open any more weigh nothing and are never kept. Both want all chunks of an episode.
         padding: ``"drop"`` (exact and free): chunks never executed are no candidates. ``"keep"`` is the paper's
             baseline: they are candidates too, weigh the floor probability, and cost compute for a zero loss.
         generator: Source of randomness.
@@ -112,13 +110,14 @@ def select_chunks(
     candidate = executed if padding == "drop" else torch.ones_like(executed)
     if selection in ("pcm", "top-phase"):
         _warn_if_one_phase(phase[executed], len(success))
-    kept, share = candidate, None
+    kept, whole = candidate, None  # whole: the weights of all rows, of which the kept ones have a part
     if selection in BATCHWIDE:
-        share = torch.ones(len(success), dtype=torch.float64, device=success.device)
+        whole = trajectory_weights(episode, valid).double()
         if selection == "open":
-            share = open_share(success, group, _chunk_numbers(chunk, rows), executed)
-        score_of_row = advantage_score(success, group, rows, trajectory_weights(episode, valid)) * share
-        kept = keep_largest(score_of_row, candidate, rows, budget, generator) & (share > 0)
+            whole = open_weights(success, group, _chunk_numbers(chunk, rows), valid)
+            candidate = candidate & (whole > 0)
+        size = advantage_score(success, group, rows, whole)
+        kept = keep_largest(size, candidate, rows, budget, generator)
     elif selection != "none":
         weight = torch.where(phase >= 0, probs[phase.clamp_min(0)], keep.floor)
         if selection == "random":
@@ -130,7 +129,7 @@ def select_chunks(
     index = kept.nonzero().squeeze(-1)
     return Selection(
         index=index,
-        weight=_row_weights(rows.row, valid, index, share),
+        weight=_row_weights(rows.row, valid, index, whole),
         probs=probs.cpu(),
         score=score.cpu(),
         candidates=_per_trajectory(phase[executed], rows.shape[0], keep.num_phases),
@@ -148,7 +147,7 @@ def check_options(budget: int, selection: str, padding: str) -> None:
         raise ValueError(f"budget must be at least 1 chunk per trajectory, got {budget}")
 
 
-def trajectory_weights(episode: Tensor, valid: Tensor, *, rows: int | None = None) -> Tensor:
+def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
     """Row weights that turn a mean over rows into a mean over trajectories of the mean over their tokens.
 
     ``w = R / I * tokens(row) / tokens(trajectory)`` for R rows of I trajectories. They are fixed before the batch is
@@ -157,10 +156,9 @@ def trajectory_weights(episode: Tensor, valid: Tensor, *, rows: int | None = Non
     Args:
         episode: ``[R]`` int64.
         valid: ``[R, L]`` bool.
-        rows: What the mean is over, where that is another number than the R rows given here.
 
     Returns:
-        ``[R]`` float32 with mean 1 (of R rows); 0 for a row without an executed step.
+        ``[R]`` float32 with mean 1; 0 for a row without an executed step.
     """
     if not episode.numel():
         return torch.zeros(0, device=episode.device)
@@ -169,15 +167,14 @@ def trajectory_weights(episode: Tensor, valid: Tensor, *, rows: int | None = Non
     total = torch.zeros(int(trajectory.max()) + 1, dtype=torch.float64, device=steps.device)
     total.index_add_(0, trajectory, steps)
     number = (total > 0).sum()
-    over = len(steps) if rows is None else rows
-    return (steps / total[trajectory].clamp_min(1) * over / number.clamp_min(1)).float()
+    return (steps / total[trajectory].clamp_min(1) * len(steps) / number.clamp_min(1)).float()
 
 
-def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, share: Tensor | None) -> Tensor:
-    """Weights of the kept rows: of a mean over what is kept, or, with ``share [M]``, that share of full GRPO's own."""
-    if share is None:
+def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, whole: Tensor | None) -> Tensor:
+    """Weights of the kept rows: of a mean over what is kept, or their part of a mean over all rows by ``whole [M]``."""
+    if whole is None:
         return trajectory_weights(episode[index], valid[index])
-    return (trajectory_weights(episode, valid, rows=len(index))[index].double() * share[index]).float()
+    return (whole[index] * len(index) / max(len(whole), 1)).float()
 
 
 def _chunk_numbers(chunk: Tensor | None, rows: EpisodeIndex) -> Tensor:

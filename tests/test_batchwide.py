@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pcm_rl import KeepProbabilities, Selection, group_advantage, select_chunks
-from pcm_rl.batchwide import advantage_score, open_share
+from pcm_rl.batchwide import advantage_score, open_weights
 from pcm_rl.episodes import EpisodeIndex
 from pcm_rl.selection import trajectory_weights
 
@@ -143,38 +143,38 @@ def race_share() -> list[float]:
     ]
 
 
-def test_open_share_table() -> None:
-    chunk = EpisodeIndex(RACE).column
-    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), chunk, torch.ones(len(RACE), dtype=torch.bool))
+def test_open_weights_table() -> None:
+    valid = torch.ones(len(RACE), 1, dtype=torch.bool)
+    got = open_weights(RACE_SUCCESS[RACE], torch.zeros_like(RACE), EpisodeIndex(RACE).column, valid)
     assert got.tolist() == pytest.approx(race_share())
     assert got[-1] == 0 and got[0] == 1  # only a failure runs; everybody does
 
 
-def test_open_share_counts_executed_chunks_only() -> None:
-    executed = torch.ones(len(RACE), dtype=torch.bool)
-    executed[[3, 8]] = False  # the last chunks of the second and the third success
-    got = open_share(RACE_SUCCESS[RACE], torch.zeros_like(RACE), EpisodeIndex(RACE).column, executed)
+def test_open_counts_executed_steps_only() -> None:
+    valid = torch.ones(len(RACE), 2, dtype=torch.bool)
+    valid[[3, 8]] = False  # the last chunks of the second and the third success
+    valid[9, 1] = False  # half of the first failure's first
+    got = open_weights(RACE_SUCCESS[RACE], torch.zeros_like(RACE), EpisodeIndex(RACE).column, valid)
     rate = [3 / 5, 2 / 4, 1 / 3, 1 / 3, 0, 0]
-    assert got[9:13].tolist() == pytest.approx([rate[k] / rate[0] for k in range(4)])
+    mean = (2 * (len(RACE) - 2) - 1) / len(RACE)
+    assert got[9:13].tolist() == pytest.approx([n / mean * rate[k] / rate[0] for k, n in enumerate([1, 2, 2, 2])])
     assert got[[3, 8]].tolist() == [0, 0]
 
 
-def test_open_share_of_groups_with_one_outcome_is_zero() -> None:
-    chunk = EpisodeIndex(EPISODE).column
-    got = open_share(SUCCESS[EPISODE], GROUPS[EPISODE], chunk, torch.ones(12, dtype=torch.bool))
+def test_open_weighs_groups_with_one_outcome_nothing() -> None:
+    valid = torch.ones(12, 1, dtype=torch.bool)
+    got = open_weights(SUCCESS[EPISODE], GROUPS[EPISODE], EpisodeIndex(EPISODE).column, valid)
     assert got[9:].tolist() == [0, 0, 0] and bool((got[:2] > 0).all())
     assert not choose("open", 1).index.ge(9).any()
 
 
-def test_open_keeps_the_largest_with_their_share() -> None:
-    share = torch.tensor(race_share(), dtype=torch.float64)
-    part = (share / RACE_LENGTHS[RACE] / 5).double()  # of a mean over five trajectories of means over chunks
+def test_open_keeps_the_largest_part_of_the_whole() -> None:
+    part = torch.tensor(race_share(), dtype=torch.float64) / len(RACE)  # of a mean over all rows
     score = part * group_advantage(RACE_SUCCESS, torch.zeros(5, dtype=torch.int64))[RACE].abs()
     value = torch.randn(len(RACE), generator=torch.Generator().manual_seed(3)).double()
     for budget in (1, 2, 3):
         got = race("open", budget, generator=torch.Generator().manual_seed(budget))
-        total = int(RACE_LENGTHS.clamp_max(budget).sum())
-        assert len(got.index) == total
+        assert len(got.index) == int(RACE_LENGTHS.clamp_max(budget).sum())
         left = torch.ones(len(RACE), dtype=torch.bool)
         left[got.index] = False
         assert float(score[got.index].min()) >= float(score[left].max()) - 1e-12
@@ -183,15 +183,14 @@ def test_open_keeps_the_largest_with_their_share() -> None:
 
 @pytest.mark.parametrize("padding", ["drop", "keep"])
 def test_open_with_room_for_all_leaves_out_what_is_decided(padding: str) -> None:
-    """Then it is GRPO with p_k in the place of the group's mean; advantage times weight says so row by row."""
+    """Then it is a mean over tokens with p_k in the place of the group's mean; advantage times weight says so."""
     got = race("open", 6, padding=padding)
     assert got.index.tolist() == list(range(len(RACE) - 1))
     advantage = group_advantage(RACE_SUCCESS, torch.zeros(5, dtype=torch.int64)).double()[RACE]
     deviation = float(RACE_SUCCESS.double().std())
-    k = EpisodeIndex(RACE).column
-    timed = (RACE_SUCCESS[RACE] - torch.tensor(RATE)[k]) / deviation
-    weight = got.weight.double() / len(got.index) * RACE_LENGTHS[RACE][got.index] * 5
-    assert (advantage[got.index] * weight).tolist() == pytest.approx(timed[got.index].tolist(), rel=1e-5)
+    timed = (RACE_SUCCESS[RACE] - torch.tensor(RATE)[EpisodeIndex(RACE).column]) / deviation
+    part = got.weight.double() / len(got.index) * len(RACE)
+    assert (advantage[got.index] * part).tolist() == pytest.approx(timed[got.index].tolist(), rel=1e-5)
 
 
 def test_open_of_a_batch_without_signal_keeps_nothing() -> None:

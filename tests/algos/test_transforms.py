@@ -63,12 +63,14 @@ def test_top_advantage_has_the_gradient_of_a_part_of_full_grpo(policy, make_batc
     torch.testing.assert_close(gradient(policy, kept), gradient(policy, full), rtol=1e-5, atol=1e-8)
 
 
-def test_open_has_the_gradient_of_full_grpo_with_a_baseline_in_time(policy, make_batch):
-    """With room for all: GRPO whose advantage of a chunk is taken to the successes among those still running."""
+def test_open_has_the_gradient_of_grpo_with_a_baseline_in_time(policy, make_batch):
+    """With room for all: a mean over tokens, the advantage taken to the successes among those still running."""
     batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
     kept = PCMSampler(max(LENGTHS), selection="open")(batch)
     timed = PCMSampler(1, selection="none")(batch)
     length, won, group = (torch.tensor(x) for x in (LENGTHS, SUCCESS, GROUP))
+    steps = (~timed["action_is_pad"]).sum(1).float()
+    timed["weight"] = steps / steps.mean()
     advantage = timed["advantage"].clone()
     for m, (i, k) in enumerate(zip(*_ids(timed), strict=True)):
         mates = group == group[i]
