@@ -38,6 +38,8 @@ controls)
         --variant open-6-1e-4:method=open,selection.budget=6,update.lr=1e-4 \
         --variant open-6-1e-3:method=open,selection.budget=6,update.lr=1e-3 \
         --variant $open6 --variant open-all:method=open,selection.budget=64 \
+        --variant open-6-epochs-4:method=open,selection.budget=6,update.epochs=4 \
+        --variant full-epochs-4:method=full-valid,update.epochs=4 \
         --variant pcm-equal-chunks:method=pcm,groups=22 \
         --variant random-padded:selection.name=random,selection.padding=keep \
         --seeds 200-202 "$@" ;;

@@ -17,7 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from common import RESULTS, read_comparison, read_csv
+from common import read_comparison, read_csv
 
 from pcm_rl import Phase
 
@@ -27,24 +27,19 @@ COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "
 MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
 PHASE_COLORS = {"active-grip": "#0f766e", "pre-grasp": "#d97706", "release-ramp": "#7c3aed", "approach": "#2563eb",
                 "tail": "#9ca3af"}  # fmt: skip
+COMPARISONS = ("clean", "few", "libero", "metaworld")
 MARKS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # successes whose price is shown
 Row = dict[str, str]
 
 
 def main() -> None:
     plt.rcParams.update({"svg.hashsalt": "pcm_rl", "font.size": 9})
-    for name in comparisons():
+    for name in COMPARISONS:
         curves(read_comparison(name), FIGURES / f"methods-{name}.svg")
         phases(read_comparison(f"{name}-steps"), FIGURES / f"phases-{name}.svg")
     thresholds(FIGURES / "thresholds.svg")
     budgets(FIGURES / "budgets.svg")
     theory(FIGURES / "theory.svg")
-
-
-def comparisons() -> list[str]:
-    """Names of the comparisons with both tables."""
-    return sorted(path.stem.removeprefix("methods-").removesuffix("-steps")
-                  for path in RESULTS.glob("methods-*-steps.csv"))  # fmt: skip
 
 
 def colors(rows: Iterable[Row]) -> dict[str, str]:
