@@ -1,0 +1,183 @@
+"""Stable-Baselines3's PPO on our chunked toy; see ``peers.py``.
+
+Its settings are its own defaults (learning rate 3e-4, minibatches of 64, 10 epochs, gamma 0.99, a critic), but for two
+hidden layers of 256 as our policy has, and rollouts of 32 decisions in each of 80 environments, about as many as one of
+our steps has. It knows no groups, and learns from the same reward, 1 at the step of success.
+
+Actions: ``box``, the chunk as one vector of 56 numbers under a Gaussian, which is what one gets without asking, and
+``tokens``, 56 categorical variables of 16 bins each, as our policy has: then the weights of the supervised start fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from stable_baselines3 import PPO
+from stable_baselines3.common.vec_env import VecEnv
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.modules.vla import VLAWrapperBase
+
+from pcm_rl.episodes import CHUNK, LOG_PROBS, STATE, TOKENS
+
+DECISIONS = 32  # a rollout, in each environment
+
+
+class ChunkVecEnv(VecEnv):
+    """The toy's vectorised core as Stable-Baselines3 wants it: one decision is one step, ended episodes start anew.
+
+    Args:
+        env: Vector of chunked environments, whose actions are ``[L, D]``.
+        deal: Gives the next training states.
+        decode: Actions ``[E, L * D]`` as the policy has them -> ``[E, L, D]`` in [-1, 1].
+        action_space: The policy's.
+
+    Attributes:
+        steps: Environment steps executed so far.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv,
+        deal: Callable[[int], Tensor],
+        decode: Callable[[np.ndarray], np.ndarray],
+        action_space: gym.Space[Any],
+    ) -> None:
+        self.env, self.deal, self.decode, self.steps = env, deal, decode, 0
+        super().__init__(env.num_envs, env.single_observation_space, action_space)
+
+    def reset(self) -> np.ndarray:
+        """Start an episode in every environment."""
+        return self._start(np.ones(self.num_envs, dtype=np.bool_))
+
+    def _start(self, mask: np.ndarray) -> np.ndarray:
+        states = np.zeros(self.num_envs, dtype=np.int64)
+        states[mask] = self.deal(int(mask.sum())).numpy()
+        return self.env.reset(options={"init_state": states, "reset_mask": mask})[0]
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Keep the actions for :meth:`step_wait`."""
+        self.actions = actions
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[dict[str, Any]]]:
+        """Execute one chunk everywhere."""
+        seen, reward, terminated, truncated, info = self.env.step(self.decode(self.actions))
+        self.steps += int((~info["action_is_pad"]).sum())
+        done = terminated | truncated
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        for e in np.flatnonzero(done):
+            cut = bool(truncated[e] and not terminated[e])
+            infos[e] = {"terminal_observation": seen[e].copy(), "TimeLimit.truncated": cut}
+        if done.any():
+            seen = self._start(done)
+        return seen, reward.astype(np.float32), done, infos
+
+    def close(self) -> None:
+        """Nothing to close: whoever built the vector environment closes it."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Attribute of every environment; ``render_mode`` is all that is asked for."""
+        return [getattr(self.env, attr_name)] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """There is no single environment to set anything on."""
+        raise NotImplementedError("the environments of a vectorised core cannot be set one by one")
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        """There is no single environment to call."""
+        raise NotImplementedError("the environments of a vectorised core cannot be called one by one")
+
+    def env_is_wrapped(self, wrapper_class: type, indices: Any = None) -> list[bool]:
+        """None is."""
+        return [False] * self.num_envs
+
+
+class SB3Policy:
+    """The model's sampled actions, for ``evaluate``.
+
+    Args:
+        model: Trained elsewhere.
+        decode: See :class:`ChunkVecEnv`.
+    """
+
+    in_keys: Sequence[Any] = (STATE,)
+
+    def __init__(self, model: PPO, decode: Callable[[np.ndarray], np.ndarray]) -> None:
+        self.model, self.decode = model, decode
+
+    def __call__(self, seen: TensorDictBase) -> TensorDictBase:
+        """Writes a sampled chunk for each row."""
+        action, _ = self.model.predict(seen.get(STATE).numpy(), deterministic=False)
+        chunk = torch.from_numpy(self.decode(action)).float()
+        seen.set(CHUNK, chunk)
+        seen.set(TOKENS, torch.zeros_like(chunk, dtype=torch.int64))  # collecting asks for them, evaluating does not
+        return seen.set(LOG_PROBS, torch.zeros_like(chunk))
+
+
+class SB3Peer:
+    """PPO on the chunked toy.
+
+    Args:
+        policy: Ours, whose tokenizer gives the bins and whose weights the actor starts from if ``start``.
+        env: Vector of chunked environments.
+        deal: Gives the next training states.
+        tokens: 56 categorical variables instead of a box.
+        start: Copy ``policy``'s weights into the actor; needs ``tokens``.
+        seed: Of weights, actions and minibatches.
+    """
+
+    def __init__(
+        self,
+        policy: VLAWrapperBase,
+        env: VectorEnv,
+        deal: Callable[[int], Tensor],
+        *,
+        tokens: bool,
+        start: bool,
+        seed: int,
+    ) -> None:
+        chunk = env.single_action_space.shape
+        assert chunk is not None
+        size = int(np.prod(chunk))
+        space = gym.spaces.MultiDiscrete([policy.vocab_size] * size) if tokens else gym.spaces.Box(-1.0, 1.0, (size,))
+
+        def decode(action: np.ndarray) -> np.ndarray:
+            action = action.reshape(-1, *chunk)
+            return policy.action_tokenizer.decode(torch.from_numpy(action)).numpy() if tokens else action
+
+        self.env = ChunkVecEnv(env, deal, decode, space)
+        net = {"net_arch": [256, 256], "activation_fn": nn.SiLU}
+        self.model = PPO("MlpPolicy", self.env, n_steps=DECISIONS, policy_kwargs=net, seed=seed, device="cpu")
+        if start:
+            copy_actor(policy, self.model)
+        self.policy = SB3Policy(self.model, decode)
+        self.update: Callable[[], None] = self.model.train
+        self.model.train = lambda: self.update()  # type: ignore[method-assign]  # so that a timed one can take its place
+
+    def advance(self) -> int:
+        """One rollout and its update; environment steps done."""
+        before = self.env.steps
+        self.model.learn(DECISIONS * self.env.num_envs, reset_num_timesteps=False)
+        return self.env.steps - before
+
+
+@torch.no_grad()
+def copy_actor(policy: VLAWrapperBase, model: PPO) -> None:
+    """Our network's weights into the actor; both give the same logits afterwards. The critic stays fresh.
+
+    Raises:
+        ValueError: The layers differ in number.
+    """
+    ours = [layer for layer in policy.model if isinstance(layer, nn.Linear)]
+    actor = [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
+    theirs = [layer for layer in actor if isinstance(layer, nn.Linear)]
+    if len(ours) != len(theirs):
+        raise ValueError(f"our policy has {len(ours)} linear layers, the actor {len(theirs)}; give both the same depth")
+    for mine, other in zip(ours, theirs, strict=True):
+        other.weight.copy_(mine.weight)
+        other.bias.copy_(mine.bias)
