@@ -1,7 +1,7 @@
 #!/bin/sh
 # The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME and copies its tables into results/.
 #
-#     sh benchmarks/comparisons.sh NAME [--jobs N]      clean, few, budgets, controls, timed, metaworld or libero
+#     sh benchmarks/comparisons.sh NAME [--jobs N]      clean, few, rates, budgets, controls, timed, metaworld or libero
 #
 # Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
 set -eu
@@ -27,16 +27,19 @@ clean)
     toy --methods full-valid,pcm,random-valid,top-advantage,open --variant $open6 --variant $random6 \
         --seeds 200-215 "$@" ;;
 few)
-    toy --methods full-valid,pcm,random-valid --variant $open6 --variant $random6 --seeds 300-305 "$@" demos.episodes=20 ;;
+    toy --methods full-valid,pcm,random-valid --variant $open6 --variant $random6 --seeds 300-304 "$@" demos.episodes=20 ;;
+rates)
+    toy --methods full-valid \
+        --variant full-1.5e-4:method=full-valid,update.lr=1.5e-4 --variant full-6e-4:method=full-valid,update.lr=6e-4 \
+        --variant $open6 --variant open-6-1.5e-4:method=open,selection.budget=6,update.lr=1.5e-4 \
+        --variant open-6-6e-4:method=open,selection.budget=6,update.lr=6e-4 \
+        --variant $random6 --variant random-6-1.5e-4:method=random-valid,selection.budget=6,update.lr=1.5e-4 \
+        --variant random-6-6e-4:method=random-valid,selection.budget=6,update.lr=6e-4 \
+        --seeds 111-113 "$@" ;;
 budgets)
     toy --methods pcm,random-valid,open --budgets 8,16,24 --seeds 200-202 "$@" ;;
 controls)
     toy --methods full-valid,random-valid,pcm \
-        --variant full-1e-4:method=full-valid,update.lr=1e-4 --variant full-1e-3:method=full-valid,update.lr=1e-3 \
-        --variant random-1e-4:method=random-valid,update.lr=1e-4 \
-        --variant random-1e-3:method=random-valid,update.lr=1e-3 \
-        --variant open-6-1e-4:method=open,selection.budget=6,update.lr=1e-4 \
-        --variant open-6-1e-3:method=open,selection.budget=6,update.lr=1e-3 \
         --variant $open6 --variant open-all:method=open,selection.budget=64 \
         --variant open-6-epochs-4:method=open,selection.budget=6,update.epochs=4 \
         --variant full-epochs-4:method=full-valid,update.epochs=4 \
@@ -54,7 +57,7 @@ libero)
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=2 group_size=8 steps=12 eval_every=6 \
         eval_episodes=20 update.minibatches=2 selection.budget=6 save_every=4 ;;
 *)
-    echo "unknown comparison $name; choose from clean, few, budgets, controls, timed, metaworld, libero" >&2
+    echo "unknown comparison $name; choose from clean, few, rates, budgets, controls, timed, metaworld, libero" >&2
     exit 2 ;;
 esac
 
