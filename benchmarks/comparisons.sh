@@ -27,15 +27,18 @@ clean)
     toy --methods full-valid,pcm,random-valid,top-advantage,open --variant $open6 --variant $random6 \
         --seeds 200-215 "$@" ;;
 few)
-    toy --methods full-valid,pcm,random-valid --variant $open6 --variant $random6 --seeds 300-304 "$@" demos.episodes=20 ;;
+    toy --methods full-valid,pcm,random-valid --variant $open6 --variant $random6 --seeds 300-305 "$@" demos.episodes=20 ;;
 rates)
-    toy --methods full-valid \
-        --variant full-1.5e-4:method=full-valid,update.lr=1.5e-4 --variant full-6e-4:method=full-valid,update.lr=6e-4 \
-        --variant $open6 --variant open-6-1.5e-4:method=open,selection.budget=6,update.lr=1.5e-4 \
-        --variant open-6-6e-4:method=open,selection.budget=6,update.lr=6e-4 \
-        --variant $random6 --variant random-6-1.5e-4:method=random-valid,selection.budget=6,update.lr=1.5e-4 \
-        --variant random-6-6e-4:method=random-valid,selection.budget=6,update.lr=6e-4 \
-        --seeds 111-113 "$@" ;;
+    full=method=full-valid
+    toy --methods full-valid --variant $open6 --variant $random6 \
+        --variant full-half-lr:$full,update.lr=1.5e-4 --variant full-twice-lr:$full,update.lr=6e-4 \
+        --variant full-two:$full,update.minibatches=2 \
+        --variant open-6-half-lr:${open6#*:},update.lr=1.5e-4 --variant open-6-twice-lr:${open6#*:},update.lr=6e-4 \
+        --variant open-6-two:${open6#*:},update.minibatches=2 \
+        --variant random-6-half-lr:${random6#*:},update.lr=1.5e-4 \
+        --variant random-6-twice-lr:${random6#*:},update.lr=6e-4 \
+        --variant random-6-two:${random6#*:},update.minibatches=2 \
+        --seeds 111-114 "$@" ;;
 budgets)
     toy --methods pcm,random-valid,open --budgets 8,16,24 --seeds 200-202 "$@" ;;
 controls)

@@ -155,11 +155,41 @@ def phases() -> list[list[str]]:
     return table
 
 
+PEERS = {
+    "pcm": "`pcm`, B = 12",
+    "top-advantage": "`top-advantage`, B = 12",
+    "open": "`open`, B = 12",
+    "full-valid": "`full-valid`",
+    "full-padded": "`full-padded`",
+    "full-valid-64": "`full-valid`, a step for every 64 decisions",
+    "torchrl": "TorchRL's `vla_grpo`: a step for every 64 decisions",
+    "torchrl-3e-5": "the same, learning rate 3e-5",
+    "torchrl-4": "the same, four steps and 3e-4",
+    "sb3-tokens-start": "Stable-Baselines3 PPO, our weights",
+}
+
+
+def peers() -> list[list[str]]:
+    """Other trainers: an update on one batch, and training to the same number of environment steps."""
+    updates = {row["update"]: row for row in read_csv("peers-update")}
+    trained = {row["peer"]: row for row in read_csv("peers-summary")}
+    table = [["", "rows of an update", "optimiser steps", "times `pcm`", "success before", "after", "seconds",
+              "environment steps to 70 %", "seconds to 70 %"]]  # fmt: skip
+    for name, label in PEERS.items():
+        update, run = updates.get(name, {}), trained.get(name, {})
+        cells = [update.get(key, "") for key in ("rows", "optimizer_steps", "time_over_pcm")]
+        cells += [_short(float(run[key])) if run else "" for key in ("success_before", "success_after")]
+        cells += [run.get("seconds", ""), f"{int(run['env_steps_to_0.7']):,}" if run.get("env_steps_to_0.7") else "",
+                  run.get("seconds_to_0.7", "")]  # fmt: skip
+        table.append([label, *cells])
+    return table
+
+
 def _digits(value: float) -> str:
     return f"{value:.2f}"
 
 
-OTHERS: dict[str, Callable[[], list[list[str]]]] = {"gradient-error": gradient, "theory-phases": phases}
+OTHERS: dict[str, Callable[[], list[list[str]]]] = {"gradient-error": gradient, "theory-phases": phases, "peers": peers}
 
 if __name__ == "__main__":
     sys.exit(main())
