@@ -27,7 +27,8 @@ clean)
     toy --methods full-valid,pcm,random-valid,top-advantage,open --variant $open6 --variant $random6 \
         --seeds 200-215 "$@" ;;
 few)
-    toy --methods full-valid,pcm,random-valid --variant $open6 --variant $random6 --seeds 300-305 "$@" demos.episodes=20 ;;
+    toy --methods full-valid,pcm,random-valid,top-advantage --variant $open6 --variant $random6 --seeds 300-305 "$@" \
+        demos.episodes=20 ;;
 rates)
     full=method=full-valid
     toy --methods full-valid --variant $open6 --variant $random6 \
