@@ -18,6 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from common import read_comparison, read_csv
+from matplotlib.ticker import MaxNLocator
 
 from pcm_rl import Phase
 
@@ -83,7 +84,8 @@ def curves(rows: list[Row], path: Path) -> None:
             means = mean_curve(rows, method, key, "success")
             panel.plot([m[0] for m in means], [m[1] for m in means], color=color, lw=2, label=method)
         panel.set_xlabel(label)
-        panel.set_ylim(0, 1.02)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+    panels[0].set_ylim(min(0.3, *(float(row["success"]) for row in rows)), 1.0)
     panels[0].set_ylabel("success on held-out states")
     panels[0].legend(frameon=False, fontsize=7)
     _save(figure, path)
