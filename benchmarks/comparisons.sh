@@ -1,7 +1,7 @@
 #!/bin/sh
 # The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME and copies its tables into results/.
 #
-#     sh benchmarks/comparisons.sh NAME [--jobs N]      clean, few, rates, budgets, controls, timed or metaworld
+#     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, rates, budgets, controls, timed or metaworld
 #
 # Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
 set -eu
@@ -11,12 +11,8 @@ shift
 PATH=$PWD/${VENV:-.venv}/bin:$PATH
 export OMP_NUM_THREADS=1
 
-compare() {
-    pcm-rl compare "$@" name="evidence-$name" logger=none
-}
-
 toy() {
-    compare --config configs/pick_place.yaml "$@" steps=60 eval_every=10
+    pcm-rl compare --config configs/pick_place.yaml name="evidence-$name" logger=none steps=60 eval_every=10 "$@"
 }
 
 open6=open-6:method=open,selection.budget=6
@@ -27,8 +23,8 @@ clean)
     toy --methods full-valid,pcm,random-valid,top-advantage,open --variant $open6 --variant $random6 \
         --seeds 200-215 "$@" ;;
 few)
-    toy --methods full-valid,pcm,random-valid,top-advantage --variant $open6 --variant $random6 --seeds 300-305 "$@" \
-        demos.episodes=20 ;;
+    toy --methods full-valid,pcm,random-valid,top-advantage --variant $open6 --variant $random6 --seeds 300-305 \
+        demos.episodes=20 "$@" ;;
 rates)
     full=method=full-valid
     toy --methods full-valid --variant $open6 --variant $random6 \
@@ -53,8 +49,9 @@ controls)
 timed)
     toy --methods full-padded,full-valid,pcm,random-valid,top-advantage --variant $open6 --seeds 200 "$@" ;;
 metaworld)
-    compare --config configs/metaworld_drawer_open.yaml --methods full-valid,pcm,random-valid,top-phase --seeds 1,2,3 "$@" \
-        steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 ;;
+    pcm-rl compare --config configs/metaworld_drawer_open.yaml name="evidence-$name" logger=none \
+        --methods full-valid,pcm,random-valid,top-phase --seeds 1,2,3 \
+        steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, rates, budgets, controls, timed, metaworld" >&2
     exit 2 ;;
