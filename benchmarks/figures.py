@@ -196,7 +196,8 @@ def budgets(path: Path) -> None:
     """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
     rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
     seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
-    rows = [row for row in rows if row["seed"] in seeds]
+    names = {"open-6": "open", "random-6": "random-valid"}  # columns of `clean` that set their own budget
+    rows = [{**row, "method": names.get(row["method"], row["method"])} for row in rows if row["seed"] in seeds]
     figure, panels = plt.subplots(1, 2, figsize=(8, 3))
     for panel, measure, label in ((panels[0], "after", "success after training"), (panels[1], "auc", "mean over it")):
         for method, color in colors(rows).items():
@@ -211,7 +212,7 @@ def budgets(path: Path) -> None:
             panel.errorbar([b for b, _ in points], [statistics.fmean(v) for _, v in points],
                            [_standard_error(v) for _, v in points], fmt="o-", ms=3, capsize=2, color=color,
                            label=method)  # fmt: skip
-        panel.set_xlabel("B, chunks a trajectory")
+        panel.set(xlabel="B, chunks a trajectory", xticks=sorted({int(row["budget"]) for row in rows if row["budget"]}))
         panel.set_ylabel(label)
     panels[0].legend(frameon=False, fontsize=7)
     _save(figure, path)
