@@ -110,11 +110,11 @@ def select_chunks(
     candidate = executed if padding == "drop" else torch.ones_like(executed)
     if selection in ("pcm", "top-phase"):
         _warn_if_one_phase(phase[executed], len(success))
-    kept, whole = candidate, None  # whole: the weights of all rows, of which the kept ones have a part
+    kept, whole = candidate, None  # whole: shares of all rows in the mean, of which the kept ones have a part
     if selection in BATCHWIDE:
-        whole = trajectory_weights(episode, valid).double()
+        whole = _trajectory_shares(episode, valid)
         if selection == "open":
-            whole = open_weights(success, group, _chunk_numbers(chunk, rows), valid)
+            whole = open_weights(success, group, _chunk_numbers(chunk, rows), valid) / max(len(success), 1)
             candidate = candidate & (whole > 0)
         size = advantage_score(success, group, rows, whole)
         kept = keep_largest(size, candidate, rows, budget, generator)
@@ -160,21 +160,26 @@ def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
     Returns:
         ``[R]`` float32 with mean 1; 0 for a row without an executed step.
     """
+    return (_trajectory_shares(episode, valid) * len(episode)).float()
+
+
+def _trajectory_shares(episode: Tensor, valid: Tensor) -> Tensor:
+    """Share of every row in a mean over trajectories of the mean over their tokens, ``[R]`` float64, summing to 1."""
     if not episode.numel():
-        return torch.zeros(0, device=episode.device)
+        return torch.zeros(0, dtype=torch.float64, device=episode.device)
     _, trajectory = torch.unique(episode, return_inverse=True)
     steps = valid.sum(-1).double()
     total = torch.zeros(int(trajectory.max()) + 1, dtype=torch.float64, device=steps.device)
     total.index_add_(0, trajectory, steps)
     number = (total > 0).sum()
-    return (steps / total[trajectory].clamp_min(1) * len(steps) / number.clamp_min(1)).float()
+    return steps / total[trajectory].clamp_min(1) / number.clamp_min(1)
 
 
 def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, whole: Tensor | None) -> Tensor:
-    """Weights of the kept rows: of a mean over what is kept, or their part of a mean over all rows by ``whole [M]``."""
+    """Weights of the kept rows: of a mean over what is kept, or their part of a mean with shares ``whole [M]``."""
     if whole is None:
         return trajectory_weights(episode[index], valid[index])
-    return (whole[index] * len(index) / max(len(whole), 1)).float()
+    return (whole[index] * len(index)).float()
 
 
 def _chunk_numbers(chunk: Tensor | None, rows: EpisodeIndex) -> Tensor:

@@ -126,11 +126,10 @@ RACE = torch.arange(5).repeat_interleave(RACE_LENGTHS)
 RATE = [3 / 5, 2 / 4, 2 / 4, 1 / 3, 1 / 2, 0 / 1]
 
 
-def race(selection: str, budget: int, executed: Tensor | None = None, **options: Any) -> Selection:
-    valid = torch.ones(len(RACE), 1, dtype=torch.bool) if executed is None else executed.unsqueeze(1)
+def race(selection: str, budget: int, **options: Any) -> Selection:
     return select_chunks(
         torch.zeros(len(RACE), 1, 1), torch.zeros_like(RACE), RACE_SUCCESS[RACE], torch.zeros_like(RACE), RACE,
-        KeepProbabilities(), valid=valid, budget=budget, selection=selection, **options,
+        KeepProbabilities(), budget=budget, selection=selection, **options,
     )  # fmt: skip
 
 
