@@ -19,7 +19,6 @@ Inner products are exact (``gradient_rows.py``), the rules are in ``gradient_rul
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
 import statistics
 from collections import defaultdict
@@ -28,13 +27,10 @@ from pathlib import Path
 
 import torch
 from common import write_csv
-from gradient_rows import Rows, load_rows, measure_snapshot, save_rows, untrained
+from gradient_rows import Rows, load_rows, measure_snapshot, save_rows, snapshots
 from gradient_rules import UNBIASED, candidates
 from torch import Tensor
 
-from pcm_rl.config_file import load_config
-
-RECIPE = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
 FRACTIONS = (0.2, 0.38)
 GRAM_BATCHES = 2  # batches of a snapshot with all inner products
 SIGNAL_DRAWS = 2  # on each of the others
@@ -80,17 +76,11 @@ def _snapshots(seed: int, options: argparse.Namespace) -> Iterator[tuple[int, Ro
             for k in range(options.batches):
                 yield step, load_rows(folder / f"{step}-{k}.safetensors")
         return
-    overrides = [f"seed={seed}", "selection.name=none", "record=false", "logger=none"]
-    trainer = untrained(load_config(RECIPE, overrides))
-    with contextlib.closing(trainer.env):
-        for before, step in zip([0, *options.steps], options.steps, strict=False):
-            for _ in range(before, step):
-                trainer.train_step()
-            torch.manual_seed(1000 * seed + step)
-            for k, rows in enumerate(measure_snapshot(trainer, options.batches, grams=GRAM_BATCHES)):
-                if folder is not None:
-                    save_rows(rows, folder / f"{step}-{k}.safetensors")
-                yield step, rows
+    for step, trainer in snapshots(seed, options.steps):
+        for k, rows in enumerate(measure_snapshot(trainer, options.batches, grams=GRAM_BATCHES)):
+            if folder is not None:
+                save_rows(rows, folder / f"{step}-{k}.safetensors")
+            yield step, rows
 
 
 def _error(factor: Tensor, rows: Rows) -> dict[str, float]:

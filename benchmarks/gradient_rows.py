@@ -7,7 +7,8 @@ and the ``[M, P]`` matrix of gradients is never made. Nothing is projected or ap
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,11 @@ from torch import Tensor, nn
 from pcm_rl.algos.learner import make_loss
 from pcm_rl.algos.trainer import Trainer
 from pcm_rl.config import Config
+from pcm_rl.config_file import load_config
 from pcm_rl.episodes import ADVANTAGE, CHUNK_ID, EPISODE, GROUP, IS_PAD, PHASE, SUCCESS, TOKENS
 from pcm_rl.selection import trajectory_weights
+
+RECIPE = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
 
 
 @dataclass
@@ -64,6 +68,17 @@ def untrained(config: Config) -> Trainer:
     trainer.probed = True
     trainer.supervised_start()
     return trainer
+
+
+def snapshots(seed: int, steps: Sequence[int]) -> Iterator[tuple[int, Trainer]]:
+    """A full-valid run of pick and place, handed over after each of ``steps`` with torch's generator set anew."""
+    trainer = untrained(load_config(RECIPE, [f"seed={seed}", "selection.name=none", "record=false", "logger=none"]))
+    with contextlib.closing(trainer.env):
+        for before, step in zip([0, *steps], steps, strict=False):
+            for _ in range(before, step):
+                trainer.train_step()
+            torch.manual_seed(1000 * seed + step)
+            yield step, trainer
 
 
 def next_batch(trainer: Trainer) -> TensorDictBase:

@@ -22,15 +22,12 @@ Some 10 minutes on one core:
 from __future__ import annotations
 
 import argparse
-import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from common import CHUNKS, write_csv
-from gradient_rows import next_batch, untrained
+from gradient_rows import next_batch, snapshots
 from tensordict import TensorDictBase
 from torch import Tensor
 
@@ -44,10 +41,8 @@ from pcm_rl import (
     sample_chunks,
 )
 from pcm_rl.algos.trainer import Trainer
-from pcm_rl.config_file import load_config
 from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, GROUP, IS_PAD, PHASE, SUCCESS, TOKENS, EpisodeIndex
 
-RECIPE = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
 BUDGET = 12
 PHASES = len(Phase)
 SCORES = ("C", "C per action", "C debiased", "C per action debiased", "C without gripper", "C standardised",
@@ -87,28 +82,18 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40, help="at each snapshot")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    phases, snapshots, budgets = [], [], []
+    phases, summaries, budgets = [], [], []
     for seed in options.seeds:
-        for step, trainer in _snapshots(seed, options.steps):
+        for step, trainer in snapshots(seed, options.steps):
             snapshot = measure(trainer, options.batches)
             where = {"seed": seed, "step": step, "batches": snapshot.batches}
             phases += [{**where, **row} for row in phase_rows(snapshot)]
-            snapshots.append({**where, **snapshot_row(snapshot)})
+            summaries.append({**where, **snapshot_row(snapshot)})
             curve = snapshot.captured / snapshot.batches
             budgets += [{**where, "budget": b, "captured": round(float(c), 4)} for b, c in enumerate(curve, start=1)]
     write_csv("theory-phases", phases, quiet=True)
     write_csv("theory-budget", budgets, quiet=True)
-    write_csv("theory", snapshots)
-
-
-def _snapshots(seed: int, steps: list[int]) -> Iterator[tuple[int, Trainer]]:
-    trainer = untrained(load_config(RECIPE, [f"seed={seed}", "selection.name=none", "record=false", "logger=none"]))
-    with contextlib.closing(trainer.env):
-        for before, step in zip([0, *steps], steps, strict=False):
-            for _ in range(before, step):
-                trainer.train_step()
-            torch.manual_seed(1000 * seed + step)
-            yield step, trainer
+    write_csv("theory", summaries)
 
 
 def measure(trainer: Trainer, batches: int) -> Snapshot:
