@@ -57,13 +57,14 @@ def grpo_update(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     tokens = None if micro_tokens is None else row_tokens(loss.actor_network, batch)
+    steps = (~batch.get(loss.tensor_keys.is_pad)).sum(-1).double().cpu()
     history: list[dict[str, float]] = []
     for _ in range(epochs):
         order = torch.randperm(len(batch), generator=generator)
         for rows in order.tensor_split(min(minibatches, len(batch))):
             optimizer.zero_grad(set_to_none=True)
             mine = micro_batches(ranks.share(rows), micro_rows=micro_rows, tokens=tokens, budget=micro_tokens)
-            metrics = _accumulate(loss, batch, mine, len(rows), device)
+            metrics = _accumulate(loss, batch, mine, len(rows), steps / steps[rows].sum().clamp_min(1), device)
             ranks.sum_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
             if not bool(torch.isfinite(norm)):
@@ -77,9 +78,13 @@ def grpo_update(
 
 
 def _accumulate(
-    loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], of: int, device: torch.device
+    loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], of: int, steps: Tensor, device: torch.device
 ) -> dict[str, Tensor]:
-    """What the rows of ``pieces`` add to the gradient of a mean over ``of`` rows, and to what the loss wrote."""
+    """What the rows of ``pieces`` add to the gradient of a mean over ``of`` rows, and to what the loss wrote.
+
+    The objective is a mean over rows; its diagnostics are means over executed tokens, of which each row has the share
+    ``steps [R]``.
+    """
     total: dict[str, Tensor] = {}
     for micro in pieces:
         share = len(micro) / of
@@ -92,7 +97,7 @@ def _accumulate(
             if key == "max_ratio":
                 total[key] = torch.maximum(total.get(key, value), value)
             elif not key.startswith("loss_"):
-                total[key] = total.get(key, 0.0) + share * value
+                total[key] = total.get(key, 0.0) + (share if key == "loss" else float(steps[micro].sum())) * value
     return total
 
 
