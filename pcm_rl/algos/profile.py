@@ -52,6 +52,7 @@ def profile_update(
     *,
     methods: tuple[str, ...] = ("pcm", "full-valid", "full-padded"),
     repeats: int = 3,
+    seconds: float = 60.0,
     probs: Tensor | None = None,
 ) -> list[UpdateCost]:
     """Measure the update of several methods; what an update has learned is taken back after each.
@@ -62,6 +63,8 @@ def profile_update(
         config: Its ``selection``, ``update`` and ``env.max_chunks`` are used.
         methods: Names in ``METHODS``.
         repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift hits all alike.
+        seconds: No repetition begins after so many. Where updates take minutes, as those of a 7B do, the warm-up is all
+            there is, and it is what is given: its overhead is small beside them.
         probs: Keep probabilities to sample with, ``[K]``; None starts fresh.
 
     Raises:
@@ -69,7 +72,10 @@ def profile_update(
     """
     padded = pad_episodes(batch, config.env.max_chunks)
     trials: dict[str, list[tuple[int, float, float, int]]] = {name: [] for name in methods}
+    started = time.perf_counter()
     for repeat in range(repeats + 1):
+        if repeat and time.perf_counter() - started > seconds:
+            break
         for name in methods:
             source = padded if METHODS[name][1] == "keep" else batch
             trial = _trial(policy, source, config, name, probs, count_bytes=repeat == 0)

@@ -52,3 +52,14 @@ def test_memory_follows_micro_rows(policy, make_batch):
         (cost,) = profile_update(policy, batch, config, methods=("full-padded",), repeats=1)
         peak.append(cost.activation_bytes)
     assert peak[1] == pytest.approx(2 * peak[0], rel=0.05)
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 1), (1e9, 3)])
+def test_where_updates_are_slow_the_warm_up_is_all(policy, make_batch, monkeypatch, seconds, rounds):
+    updates = []
+    monkeypatch.setattr("pcm_rl.algos.profile.update_policy", lambda *given: updates.append(len(given[2])))
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16))
+    costs = profile_update(policy, batch, config, repeats=2, seconds=seconds)
+    assert updates == [39, 48, 64] * rounds
+    assert [cost.rows for cost in costs] == [39, 48, 64]
