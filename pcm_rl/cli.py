@@ -148,7 +148,7 @@ def _methods(text: str) -> list[str]:
 
 def _column(text: str) -> tuple[str, list[str]]:
     name, _, overrides = text.partition(":")
-    if not re.fullmatch(r"[\w-]+", name) or "=" not in overrides:
+    if not re.fullmatch(r"\w[\w.-]*", name) or "=" not in overrides:
         raise argparse.ArgumentTypeError(f"expected NAME:key=value[,key=value], got {text!r}")
     return name, re.split(r",(?=[\w.]+=)", overrides)  # values may hold commas, such as [0,1]
 

@@ -53,7 +53,7 @@ def test_eval_options(run, capsys):
     assert main(["eval", str(folder / "run"), "--also", "b:seed=0", "--also", "b:seed=0"]) == 2
     assert main(["eval", str(folder / "run"), "--states", "all"]) == 2
     assert capsys.readouterr().err.count("pcm-rl: ") == 2
-    for refused in ("short", "sh ort:seed=1", "short:seed"):
+    for refused in ("short", "sh ort:seed=1", "..:seed=1", "short:seed"):
         with pytest.raises(SystemExit):
             main(["eval", str(folder / "run"), "--also", refused])
         assert "expected NAME:key=value" in capsys.readouterr().err
@@ -62,12 +62,12 @@ def test_eval_options(run, capsys):
 @pytest.mark.slow
 def test_compare_writes_one_row_a_run_and_goes_on_where_it_was(run, capsys, monkeypatch):
     folder, start = run
-    command = ["compare", "--methods=", "--variant", "mine:method=pcm,update.lr=1e-3", "--budgets=3"]
+    command = ["compare", "--methods=", "--variant", "lr-1e-3.pcm:method=pcm,update.lr=1e-3", "--budgets=3"]
     command += ["--seeds=0-0", "--jobs=2", *TINY, f"run_dir={folder}", start]
     assert main(command) == 0
     with (folder / "compare" / "compare.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["method"], row["budget"], row["seed"]) for row in rows] == [("mine", "3", "0")]
+    assert [(row["method"], row["budget"], row["seed"]) for row in rows] == [("lr-1e-3.pcm", "3", "0")]
     out = capsys.readouterr().out
     assert f"-> {float(rows[0]['after']):.1%}" in out and "1 to do, 2 at a time" in out
     monkeypatch.setattr("pcm_rl.algos.compare_jobs.subprocess.Popen", None)  # nothing is started again

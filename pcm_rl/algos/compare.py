@@ -62,8 +62,10 @@ def compare(
         raise
     finally:
         results = write_tables([run for run in runs if run_state(run) == "finished"], folder)
+        aggregates = statistics_rows(results, base)
+        write_csv(folder / "compare-stats.csv", aggregates)
     if results:
-        _print_statistics(results, base, folder)
+        _print_statistics(results, aggregates, base)
         say(f"written: compare.csv, -evals, -steps and -stats in {folder}")
     if progress.failed:
         raise ChildProcessError(
@@ -73,11 +75,10 @@ def compare(
     return folder
 
 
-def _print_statistics(results: Sequence[Row], baseline: str, folder: Path) -> None:
-    rows = statistics_rows(results, baseline)
-    write_csv(folder / "compare-stats.csv", rows)
+def _print_statistics(results: Sequence[Row], aggregates: Sequence[Row], baseline: str) -> None:
     console = Console()
-    for table in (*(measure_table(rows, measure, baseline) for measure in MEASURES), cost_table(results, baseline)):
+    tables = [measure_table(aggregates, measure, baseline) for measure in MEASURES]
+    for table in (*tables, cost_table(results, baseline)):
         console.print(table)
 
 

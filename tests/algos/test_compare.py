@@ -55,7 +55,7 @@ def parallel(asked):
 
     with pytest.raises(KeyboardInterrupt):
         compare(asked, say=interrupt)
-    partial = numbers(asked.folder, "compare")
+    partial = {table: numbers(asked.folder, table) for table in ("compare", "compare-stats")}
     return compare(asked, jobs=2, say=lines.append), lines, partial
 
 
@@ -80,7 +80,8 @@ def test_parallel_and_interrupted_gives_what_one_after_the_other_gives(asked, pa
 @pytest.mark.slow
 def test_each_run_is_told_and_an_interruption_says_how_far_it_came(asked, parallel):
     folder, lines, partial = parallel
-    assert len(partial) == 1  # the tables of an interrupted comparison hold what has finished
+    assert len(partial["compare"]) == 1  # the tables of an interrupted comparison hold what has finished
+    assert {(row["method"], row["seeds"]) for row in partial["compare-stats"]} == {("full-valid", "1")}
     stopped = next(line for line in lines if line.startswith("interrupted"))
     assert stopped == "interrupted: 1 of 4 runs are finished, the others stopped"
     told = [line for line in lines if line.startswith("[")]
