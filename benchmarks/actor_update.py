@@ -1,6 +1,7 @@
 """One GRPO update of OpenVLA-OFT with LoRA, as others do it and as it is done here, on one and the same batch.
 
     python benchmarks/actor_update.py --device cpu                          writes results/actor_update-tiny-cpu.csv
+    python benchmarks/actor_update.py --device cpu --checkpointing           the same, -checkpointing.csv
     python benchmarks/actor_update.py --model 7b --device cuda              writes results/actor_update-7b-cuda.csv
     python benchmarks/actor_update.py --model 7b --count                    writes results/actor_update-7b-count.csv
 
@@ -345,7 +346,8 @@ def main() -> None:
                 "activations_over_pcm": round(activation / costs["pcm"][2], 2) if "pcm" in costs else "",
             }
         )
-    write_csv(f"actor_update-{options.model}-{options.device.split(':')[0]}", table)
+    suffix = "-checkpointing" if options.checkpointing else ""
+    write_csv(f"actor_update-{options.model}-{options.device.split(':')[0]}{suffix}", table)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -92,6 +92,14 @@ def read_comparison(name: str) -> list[dict[str, str]]:
         budgets.setdefault(row["method"], set()).add(row.get("budget", ""))
     return [{**row, "method": column_name(row["method"], row["budget"])} if len(budgets[row["method"]]) > 1 else row
             for row in rows]  # fmt: skip
+
+
+def by_run(rows: Iterable[dict[str, str]]) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """Method -> seed -> its rows in order of steps, from a table of evaluations or of steps."""
+    runs: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for row in sorted(rows, key=lambda row: int(row["step"])):
+        runs.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
+    return runs
 
 
 def write_csv(name: str, rows: list[dict[str, object]], *, quiet: bool = False) -> None:

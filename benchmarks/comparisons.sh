@@ -1,7 +1,8 @@
 #!/bin/sh
 # The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME and copies its tables into results/.
 #
-#     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, rates, budgets, controls, timed or metaworld
+#     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, rates, budgets, controls, timed,
+#                                                                            metaworld or libero
 #
 # Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
 set -eu
@@ -52,8 +53,14 @@ metaworld)
     pcm-rl compare --config configs/metaworld_drawer_open.yaml name="evidence-$name" logger=none \
         --methods full-valid,pcm,random-valid,top-phase --seeds 1,2,3 \
         steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 "$@" ;;
+libero)  # one task, five demonstrations; each seed records its own, since held-out states differ
+    pcm-rl compare --config configs/libero_object_state.yaml name="evidence-$name" logger=none \
+        --methods full-valid,pcm,random-valid,top-phase,top-advantage --seeds 1,2,3 \
+        'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
+        demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
+        eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;
 *)
-    echo "unknown comparison $name; choose from clean, few, rates, budgets, controls, timed, metaworld" >&2
+    echo "unknown comparison $name; choose from clean, few, rates, budgets, controls, timed, metaworld, libero" >&2
     exit 2 ;;
 esac
 

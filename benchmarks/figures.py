@@ -17,7 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from common import read_comparison, read_csv
+from common import by_run, read_comparison, read_csv
 from matplotlib.ticker import MaxNLocator
 
 from pcm_rl import Phase
@@ -54,15 +54,11 @@ def colors(rows: Iterable[Row]) -> dict[str, str]:
 
 def mean_curve(rows: Iterable[Row], method: str, *keys: str) -> list[list[float]]:
     """Means over seeds of ``keys`` at every step of the evaluations that all seeds have."""
-    runs: dict[str, dict[int, list[float]]] = defaultdict(dict)
-    for row in rows:
-        if row["method"] == method:
-            runs[row["seed"]][int(row["step"])] = [float(row[key]) for key in keys]
-    steps = sorted(set.intersection(*(set(points) for points in runs.values()))) if runs else []
-    return [
-        [statistics.fmean(values) for values in zip(*(points[step] for points in runs.values()), strict=True)]
-        for step in steps
+    runs = [
+        {int(row["step"]): [float(row[key]) for key in keys] for row in mine} for mine in by_run(rows)[method].values()
     ]
+    steps = sorted(set.intersection(*map(set, runs)))
+    return [[statistics.fmean(values) for values in zip(*(run[step] for run in runs), strict=True)] for step in steps]
 
 
 def curves(rows: list[Row], path: Path) -> None:
@@ -74,13 +70,9 @@ def curves(rows: list[Row], path: Path) -> None:
     axes = (("step", "step"), ("gradient_chunks", "gradient chunks"), ("env_steps", "environment steps"))
     for panel, (key, label) in zip(panels, axes, strict=True):
         for method, color in colors(rows).items():
-            runs = defaultdict(list)
-            for row in rows:
-                if row["method"] == method:
-                    runs[row["seed"]].append((int(row["step"]), float(row[key]), float(row["success"])))
-            for points in runs.values():
-                points.sort()
-                panel.plot([p[1] for p in points], [p[2] for p in points], color=color, alpha=0.15, lw=0.6)
+            for mine in by_run(rows)[method].values():
+                spent, success = ([float(row[name]) for row in mine] for name in (key, "success"))
+                panel.plot(spent, success, color=color, alpha=0.15, lw=0.6)
             means = mean_curve(rows, method, key, "success")
             panel.plot([m[0] for m in means], [m[1] for m in means], color=color, lw=2, label=method)
         panel.set_xlabel(label)

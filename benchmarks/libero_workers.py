@@ -1,7 +1,8 @@
-"""Steps a second of LIBERO in worker processes, against one process and against Gymnasium's AsyncVectorEnv.
+r"""Steps a second of LIBERO in worker processes, against one process and against Gymnasium's AsyncVectorEnv.
 
 python benchmarks/libero_workers.py                          writes benchmarks/results/libero_workers.csv
-python benchmarks/libero_workers.py --views egl osmesa       with two cameras of 224 x 224, rendered in software
+python benchmarks/libero_workers.py --views egl osmesa --variants "one process" "workers 2" --repeats 2 \
+    --name libero_workers_cameras                            with two cameras of 224 x 224, rendered in software
 
 Every trial is a process of its own, because MuJoCo's renderer is chosen at import. It builds its simulators, plays a
 few chunks to warm up, and is timed over 12 episodes of 128 steps of a policy with random weights, resets included. The

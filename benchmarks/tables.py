@@ -17,7 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from common import read_comparison, read_csv
+from common import by_run, read_comparison, read_csv
 
 from pcm_rl.algos.compare_stats import paired_difference
 from pcm_rl.algos.compare_tables import area_under_curve
@@ -74,15 +74,13 @@ def comparison(name: str, other: str | None = None) -> list[list[str]]:
 
 def columns(evaluations: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]]:
     """Column -> measure -> seed -> score, from the evaluations of all runs."""
-    runs: dict[tuple[str, str], list[tuple[int, float]]] = defaultdict(list)
-    for row in evaluations:
-        runs[row["method"], row["seed"]].append((int(row["step"]), float(row["success"])))
     out: dict[str, dict[str, dict[str, float]]] = {}
-    for (method, seed), points in runs.items():
-        steps, success = zip(*sorted(points), strict=True)
-        measures = {"before": success[0], "after": success[-1], "auc": area_under_curve(steps, success)}
-        for measure, score in measures.items():
-            out.setdefault(method, defaultdict(dict))[measure][seed] = score
+    for method, seeds in by_run(evaluations).items():
+        scores = out[method] = {"after": {}, "auc": {}}
+        for seed, rows in seeds.items():
+            steps, success = [int(row["step"]) for row in rows], [float(row["success"]) for row in rows]
+            scores["after"][seed] = success[-1]
+            scores["auc"][seed] = area_under_curve(steps, success)
     return out
 
 
