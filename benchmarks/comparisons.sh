@@ -1,7 +1,7 @@
 #!/bin/sh
 # The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME and copies its tables into results/.
 #
-#     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, rates, budgets, controls, timed,
+#     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, short, rates, budgets, controls, timed,
 #                                                                            metaworld or libero
 #
 # Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
@@ -24,8 +24,11 @@ clean)
     toy --methods full-valid,pcm,random-valid,top-advantage,open --variant $open6 --variant $random6 \
         --seeds 200-215 "$@" ;;
 few)
-    toy --methods full-valid,pcm,random-valid,top-advantage --variant $open6 --variant $random6 --seeds 300-305 \
+    toy --methods full-valid,pcm,random-valid,top-advantage --variant $open6 --variant $random6 --seeds 300-315 \
         demos.episodes=20 "$@" ;;
+short)  # the horizon is soon behind the successes, as on LIBERO: failures are not much longer than they are
+    toy --methods full-valid,pcm,random-valid,top-advantage --seeds 400-407 \
+        env.kwargs.horizon=240 env.max_chunks=30 selection.budget=8 "$@" ;;
 rates)
     full=method=full-valid
     toy --methods full-valid --variant $open6 --variant $random6 \
@@ -38,7 +41,8 @@ rates)
         --variant random-6-two:${random6#*:},update.minibatches=2 \
         --seeds 111-113 "$@" ;;
 budgets)
-    toy --methods pcm,random-valid,open --budgets 8,16,24 --seeds 200-203 "$@" ;;
+    toy --methods pcm,random-valid,open,top-phase --budgets 8,16,24 \
+        --variant top-phase-12:method=top-phase,selection.budget=12 --seeds 200-203 "$@" ;;
 controls)
     toy --methods full-valid,random-valid,pcm \
         --variant $open6 --variant open-all:method=open,selection.budget=64 \
@@ -60,7 +64,7 @@ libero)  # one task, five demonstrations; each seed records its own, since held-
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
         eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;
 *)
-    echo "unknown comparison $name; choose from clean, few, rates, budgets, controls, timed, metaworld, libero" >&2
+    echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero" >&2
     exit 2 ;;
 esac
 

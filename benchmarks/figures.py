@@ -28,7 +28,7 @@ COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "
 MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
 PHASE_COLORS = {"active-grip": "#0f766e", "pre-grasp": "#d97706", "release-ramp": "#7c3aed", "approach": "#2563eb",
                 "tail": "#9ca3af"}  # fmt: skip
-COMPARISONS = ("clean", "few", "metaworld")
+COMPARISONS = ("clean", "few", "metaworld", "libero")
 MARKS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # successes whose price is shown
 Row = dict[str, str]
 
@@ -102,7 +102,7 @@ def phases(rows: list[Row], path: Path) -> None:
         panel.set_xlabel("step")
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=7)
+    panels[0].legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
     _time_split(panels[2], rows)
     _save(figure, path)
 
@@ -188,7 +188,7 @@ def budgets(path: Path) -> None:
     """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
     rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
     seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
-    names = {"open-6": "open", "random-6": "random-valid"}  # columns of `clean` that set their own budget
+    names = {"open-6": "open", "random-6": "random-valid", "top-phase-12": "top-phase"}  # set their own
     rows = [{**row, "method": names.get(row["method"], row["method"])} for row in rows if row["seed"] in seeds]
     figure, panels = plt.subplots(1, 2, figsize=(8, 3))
     for panel, measure, label in ((panels[0], "after", "success after training"), (panels[1], "auc", "mean over it")):
