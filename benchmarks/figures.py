@@ -188,7 +188,7 @@ def budgets(path: Path) -> None:
     """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
     rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
     seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
-    names = {"open-6": "open", "random-6": "random-valid", "top-phase-12": "top-phase"}  # set their own
+    names = {"open-6": "open", "random-6": "random-valid"}  # set their own
     rows = [{**row, "method": names.get(row["method"], row["method"])} for row in rows if row["seed"] in seeds]
     figure, panels = plt.subplots(1, 2, figsize=(8, 3))
     for panel, measure, label in ((panels[0], "after", "success after training"), (panels[1], "auc", "mean over it")):
