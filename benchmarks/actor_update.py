@@ -1,7 +1,7 @@
 """One GRPO update of OpenVLA-OFT with LoRA, as others do it and as it is done here, on one and the same batch.
 
     python benchmarks/actor_update.py --device cpu                          writes results/actor_update-tiny-cpu.csv
-    python benchmarks/actor_update.py --device cpu --checkpointing           the same, -checkpointing.csv
+    python benchmarks/actor_update.py --device cpu --checkpointing          the same, -checkpointing.csv
     python benchmarks/actor_update.py --model 7b --device cuda              writes results/actor_update-7b-cuda.csv
     python benchmarks/actor_update.py --model 7b --count                    writes results/actor_update-7b-count.csv
 

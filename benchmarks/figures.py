@@ -52,13 +52,11 @@ def colors(rows: Iterable[Row]) -> dict[str, str]:
     )
 
 
-def mean_curve(rows: Iterable[Row], method: str, *keys: str) -> list[list[float]]:
-    """Means over seeds of ``keys`` at every step of the evaluations that all seeds have."""
-    runs = [
-        {int(row["step"]): [float(row[key]) for key in keys] for row in mine} for mine in by_run(rows)[method].values()
-    ]
-    steps = sorted(set.intersection(*map(set, runs)))
-    return [[statistics.fmean(values) for values in zip(*(run[step] for run in runs), strict=True)] for step in steps]
+def mean_curve(runs: Iterable[Iterable[Row]], *keys: str) -> list[list[float]]:
+    """Means over runs (seeds of one method) of ``keys`` at every step of the evaluations that all of them have."""
+    points = [{int(row["step"]): [float(row[key]) for key in keys] for row in run} for run in runs]
+    steps = sorted(set.intersection(*map(set, points)))
+    return [[statistics.fmean(values) for values in zip(*(run[step] for run in points), strict=True)] for step in steps]
 
 
 def curves(rows: list[Row], path: Path) -> None:
@@ -68,12 +66,13 @@ def curves(rows: list[Row], path: Path) -> None:
     """
     figure, panels = plt.subplots(1, 3, figsize=(10, 3), sharey=True)
     axes = (("step", "step"), ("gradient_chunks", "gradient chunks"), ("env_steps", "environment steps"))
+    runs = by_run(rows)
     for panel, (key, label) in zip(panels, axes, strict=True):
         for method, color in colors(rows).items():
-            for mine in by_run(rows)[method].values():
+            for mine in runs[method].values():
                 spent, success = ([float(row[name]) for row in mine] for name in (key, "success"))
                 panel.plot(spent, success, color=color, alpha=0.15, lw=0.6)
-            means = mean_curve(rows, method, key, "success")
+            means = mean_curve(runs[method].values(), key, "success")
             panel.plot([m[0] for m in means], [m[1] for m in means], color=color, lw=2, label=method)
         panel.set_xlabel(label)
         panel.xaxis.set_major_locator(MaxNLocator(5))
@@ -131,15 +130,16 @@ def thresholds(path: Path) -> None:
     rows, timed = read_comparison("clean"), read_comparison("timed")
     figure, panels = plt.subplots(1, 5, figsize=(15, 3))
     rows = [{**row, "seconds": str(undisturbed_seconds(row, timed))} for row in rows]
+    runs, timed_runs = by_run(rows), by_run(timed)
     axes = (("step", "steps"), ("gradient_chunks", "gradient chunks"), ("seconds", "seconds, undisturbed,"))
     for panel, (key, label) in zip(panels, axes, strict=False):
         for method, color in colors(rows).items():
-            points = mean_curve(rows, method, key, "success")
+            points = mean_curve(runs[method].values(), key, "success")
             reached = [(mark, x) for mark in MARKS if (x := crossing(points, mark)) is not None]
             panel.plot([m for m, _ in reached], [x for _, x in reached], "o-", ms=3, color=color, label=method)
         panel.set(xlabel="mean success", ylabel=f"{label} until then")
     for method, color in colors(timed).items():
-        points = mean_curve(timed, method, "step", "update_s")
+        points = mean_curve(timed_runs[method].values(), "step", "update_s")
         panels[3].plot([p[0] for p in points], [p[1] for p in points], color=color, label=method)
     panels[3].set(xlabel="step", ylabel="seconds of updates so far")
     _activations(panels[4])
@@ -188,7 +188,7 @@ def budgets(path: Path) -> None:
     """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
     rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
     seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
-    names = {"open-6": "open", "random-6": "random-valid"}  # set their own
+    names = {"open-6": "open", "random-6": "random-valid"}  # columns that set their own B
     rows = [{**row, "method": names.get(row["method"], row["method"])} for row in rows if row["seed"] in seeds]
     figure, panels = plt.subplots(1, 2, figsize=(8, 3))
     for panel, measure, label in ((panels[0], "after", "success after training"), (panels[1], "auc", "mean over it")):
