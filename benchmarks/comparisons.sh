@@ -41,7 +41,8 @@ rates)
         --variant random-6-two:${random6#*:},update.minibatches=2 \
         --seeds 111-113 "$@" ;;
 budgets)
-    toy --methods pcm,random-valid,open --budgets 8,16,24 --seeds 200-203 "$@" ;;
+    toy --methods pcm,random-valid,open,top-phase --budgets 8,16,24 \
+        --variant top-phase-12:method=top-phase,selection.budget=12 --seeds 200-203 "$@" ;;
 controls)
     toy --methods full-valid,random-valid,pcm \
         --variant $open6 --variant open-all:method=open,selection.budget=64 \

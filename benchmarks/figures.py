@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -188,26 +188,36 @@ def budgets(path: Path) -> None:
     """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
     rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
     seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
-    names = {"open-6": "open", "random-6": "random-valid"}  # columns that set their own B
+    names = {"open-6": "open", "random-6": "random-valid", "top-phase-12": "top-phase"}  # columns that set their own B
     rows = [{**row, "method": names.get(row["method"], row["method"])} for row in rows if row["seed"] in seeds]
-    figure, panels = plt.subplots(1, 2, figsize=(8, 3))
-    for panel, measure, label in ((panels[0], "after", "success after training"), (panels[1], "auc", "mean over it")):
-        for method, color in colors(rows).items():
-            mine = defaultdict(list)
-            for row in rows:
-                if row["method"] == method:
-                    mine[row["budget"]].append(float(row[measure]))
-            if "" in mine:
-                panel.axhline(statistics.fmean(mine[""]), color=color, lw=1, ls="--", label=method)
-                continue
-            points = sorted((int(budget), values) for budget, values in mine.items())
-            panel.errorbar([b for b, _ in points], [statistics.fmean(v) for _, v in points],
-                           [_standard_error(v) for _, v in points], fmt="o-", ms=3, capsize=2, color=color,
-                           label=method)  # fmt: skip
+    figure, panels = plt.subplots(1, 3, figsize=(11, 3))
+    color = colors(rows)
+    collapsed = {"top-phase"}  # so far below the others that they would lie on one line beside it
+    _against_budget(panels[0], rows, "after", {method: color[method] for method in color if method not in collapsed})
+    _against_budget(panels[1], rows, "auc", {method: color[method] for method in color if method not in collapsed})
+    _against_budget(panels[2], rows, "after", color)
+    for panel, label in zip(panels, ("success after training", "mean over it", "success after training"), strict=True):
         panel.set(xlabel="B, chunks a trajectory", xticks=sorted({int(row["budget"]) for row in rows if row["budget"]}))
         panel.set_ylabel(label)
-    panels[0].legend(frameon=False, fontsize=7)
+    panels[2].set_ylim(0, 1)
+    panels[2].legend(frameon=False, fontsize=7)
     _save(figure, path)
+
+
+def _against_budget(panel: plt.Axes, rows: list[Row], measure: str, color: Mapping[str, str]) -> None:
+    """Mean and standard error over the seeds at each budget; a line across for a method without one."""
+    for method in color:
+        mine = defaultdict(list)
+        for row in rows:
+            if row["method"] == method:
+                mine[row["budget"]].append(float(row[measure]))
+        if "" in mine:
+            panel.axhline(statistics.fmean(mine[""]), color=color[method], lw=1, ls="--", label=method)
+            continue
+        points = sorted((int(budget), values) for budget, values in mine.items())
+        panel.errorbar([b for b, _ in points], [statistics.fmean(v) for _, v in points],
+                       [_standard_error(v) for _, v in points], fmt="o-", ms=3, capsize=2, color=color[method],
+                       label=method)  # fmt: skip
 
 
 def _standard_error(values: Sequence[float]) -> float:
