@@ -14,7 +14,6 @@ from gradient_rows import Rows
 from torch import Generator, Tensor
 
 from pcm_rl import KeepProbabilities, sample_chunks
-from pcm_rl.batchwide import open_weights
 from pcm_rl.episodes import EpisodeIndex
 
 Rule = Callable[[Rows, int, int, Generator], Tensor]
@@ -46,9 +45,22 @@ def openness(rows: Rows) -> Tensor:
 
 
 def by_token(rows: Rows) -> Tensor:
-    """Weights of the selection ``open`` before it selects, ``[M]`` float64 with tokens counting alike."""
-    executed = torch.arange(int(rows.steps.max())) < rows.steps.unsqueeze(1)
-    return open_weights(rows.success.bool(), rows.group, rows.chunk, executed)
+    """Weights of the rule ``open`` before it selects, ``[M]`` float64.
+
+    They are ``(tokens / mean tokens) * |r - p_k| / |r - p_0|``; ``p_k`` is the share of successes among the
+    group's trajectories that still run at chunk k: a baseline in time.
+    """
+    won, steps = rows.success.double(), rows.steps.double()
+    executed = steps > 0
+    _, index = torch.unique(rows.group, return_inverse=True)
+    slots = int(rows.chunk.max()) + 1
+    cell = index * slots + rows.chunk
+    running = torch.zeros((int(index.max()) + 1) * slots, dtype=torch.float64).index_add_(0, cell, executed.double())
+    wins = torch.zeros_like(running).index_add_(0, cell, won * executed)
+    rate = wins / running.clamp_min(1)
+    surprise = (won - rate[index * slots]).abs()
+    share = (won - rate[cell]).abs() / torch.where(surprise > 0, surprise, 1.0)
+    return torch.where(surprise > 0, share, 0.0) * steps * len(steps) / steps.sum()
 
 
 def proportional_probabilities(score: Tensor, budget: float) -> Tensor:

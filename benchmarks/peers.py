@@ -11,7 +11,7 @@ supervised policy of ``configs/pick_place.yaml``), by our methods and by TorchRL
 ``training``: success on 256 held-out initial states against environment steps and against seconds of rollouts and
 updates (evaluations left out), until ``--steps`` environment steps are done. Peers:
 
-- ``full-valid``, ``pcm``, ``top-advantage``, ``open``: our trainer, B = 12;
+- ``full-valid``, ``pcm``, ``top-advantage``, ``top-critic``: our trainer, B = 12;
 - ``torchrl``: TorchRL's recipe, an optimiser step for every 64 decisions, with our learning rate of 3e-4;
   ``torchrl-3e-5``: with the best of 3e-4, 1e-4 and 3e-5 on seed 0; ``torchrl-4``: with four optimiser steps a pass, as
   ours has (``peers_torchrl.py``); ``full-valid-64``: ours with a step for every 64 decisions;
@@ -46,19 +46,20 @@ from pcm_rl.algos.evaluate import evaluate
 from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
 from pcm_rl.algos.states import InitialStates
 from pcm_rl.algos.trainer import EVALUATION_SEED, Trainer
-from pcm_rl.config import METHODS, Config
+from pcm_rl.config import Config
 from pcm_rl.config_file import load_config
 from pcm_rl.episodes import ADVANTAGE, pad_episodes
+from pcm_rl.methods import METHODS
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
-OURS = ("full-padded", "full-valid", "pcm", "top-advantage", "open")
+OURS = ("full-padded", "full-valid", "pcm", "top-advantage")
 TORCHRL: dict[str, dict[str, Any]] = {"torchrl": {}, "torchrl-3e-5": {"lr": 3e-5}, "torchrl-4": {"steps": 4}}
 SB3 = {
     "sb3-tokens-start": {"tokens": True, "start": True},
     "sb3-tokens": {"tokens": True, "start": False},
     "sb3-box": {"tokens": False, "start": False},
 }
-PEERS = ("full-valid", "full-valid-64", "pcm", "top-advantage", "open", *TORCHRL, *SB3)
+PEERS = ("full-valid", "full-valid-64", "pcm", "top-advantage", "top-critic", *TORCHRL, *SB3)
 DEFAULT = tuple(name for name in PEERS if name != "sb3-tokens")  # from scratch no success either, at thrice the price
 GOOD = 0.7  # success whose price in steps and seconds the summary gives
 Weights = dict[str, Any]
@@ -66,9 +67,9 @@ Weights = dict[str, Any]
 
 def configure(method: str, seed: int) -> Config:
     """The recipe of pick and place by one of our methods."""
-    selection, padding = METHODS[method]
-    overrides = [f"seed={seed}", f"selection.name={selection}", f"selection.padding={padding}", "logger=none"]
-    return load_config(CONFIG, [*overrides, "record=false", "threads=1"])
+    return load_config(
+        CONFIG, [*METHODS[method].overrides(), f"seed={seed}", "logger=none", "record=false", "threads=1"]
+    )
 
 
 def quiet(line: str) -> None:

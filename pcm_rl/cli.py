@@ -11,8 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcm_rl.config import METHODS, ConfigError
+from pcm_rl.config import ConfigError
 from pcm_rl.config_file import load_config, load_run_config, save_config
+from pcm_rl.methods import METHODS
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config.py or a run's config.yaml)"
 
@@ -109,7 +110,9 @@ def _profile(options: argparse.Namespace) -> None:
             )
         memory = memory_lines(trainer.policy, batch)
         trainer.probe(rows)  # decides on recomputation, as it would before the first update
-    costs = profile_update(trainer.policy, batch, config, methods=tuple(METHODS))
+    # an update costs the same whatever the advantages are
+    methods = tuple(name for name, method in METHODS.items() if method.advantage == "group")
+    costs = profile_update(trainer.policy, batch, config, methods=methods)
     Console().print(cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 

@@ -8,18 +8,8 @@ from typing import Any, Optional
 
 from pcm_rl.config_checks import ConfigError as ConfigError
 from pcm_rl.config_checks import at_least, one_of
+from pcm_rl.methods import METHODS, Method
 from pcm_rl.selection import PADDINGS, SELECTIONS
-
-# name of a method in comparisons -> (selection, padding)
-METHODS: dict[str, tuple[str, str]] = {
-    "pcm": ("pcm", "drop"),
-    "full-valid": ("none", "drop"),
-    "full-padded": ("none", "keep"),
-    "random-valid": ("random", "drop"),
-    "top-phase": ("top-phase", "drop"),
-    "top-advantage": ("top-advantage", "drop"),
-    "open": ("open", "drop"),
-}
 
 
 @dataclass(frozen=True)
@@ -217,11 +207,35 @@ class SFTConfig:
 
 
 @dataclass(frozen=True)
+class AdvantageConfig:
+    """What credit a chunk gets for the outcome.
+
+    Attributes:
+        name: ``group``, the outcome relative to the group's (equation 1), or ``critic``, the change of a learned chance
+            of success (``pcm_rl.algos.critic``), for environments with a state observation.
+        lam: Lambda of the critic's generalised advantage estimate.
+        steps: The critic's gradient steps a batch.
+        lr: Their learning rate.
+    """
+
+    name: str = "group"
+    lam: float = 0.8
+    steps: int = 200
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        one_of(self, "name", ("group", "critic"))
+        at_least(1, self, "steps")
+        if not 0.0 <= self.lam <= 1.0:
+            raise ConfigError(f"lam must be in [0, 1], got {self.lam}")
+
+
+@dataclass(frozen=True)
 class SelectionConfig:
     """Which chunks go through the backward pass.
 
     Attributes:
-        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage``, ``open`` or ``none`` (full GRPO).
+        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage`` or ``none`` (full GRPO).
         padding: ``drop``, or ``keep`` for the paper's baseline.
         budget: B, chunks a trajectory.
         floor: ``p_min``.
@@ -305,6 +319,7 @@ class Config:
         policy: The policy.
         demos: Demonstrations.
         sft: Supervised start.
+        advantage: Credit of each chunk.
         selection: Chunk selection.
         update: GRPO update.
     """
@@ -326,6 +341,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     demos: DemoConfig = field(default_factory=DemoConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
@@ -343,6 +359,6 @@ class Config:
 
     @property
     def method(self) -> str:
-        """Name of the selection and padding in :data:`METHODS`, or both where they have no name."""
-        pair = (self.selection.name, self.selection.padding)
-        return next((name for name, value in METHODS.items() if value == pair), "-".join(pair))
+        """Name of selection, padding and advantage in :data:`METHODS`, or all three where they have no name."""
+        mine = Method(self.selection.name, self.selection.padding, self.advantage.name)
+        return next((name for name, value in METHODS.items() if value == mine), "-".join(mine))

@@ -10,13 +10,13 @@ from torch import Generator, Tensor
 
 from pcm_rl.advantage import as_binary, check_ids
 from pcm_rl.allocation import KeepProbabilities
-from pcm_rl.batchwide import BATCHWIDE, advantage_score, keep_largest, open_weights
+from pcm_rl.batchwide import has_signal, keep_largest, outcome_advantage
 from pcm_rl.divergence import action_divergence
 from pcm_rl.episodes import EpisodeIndex
 from pcm_rl.phases import PhaseWarning
 from pcm_rl.sampling import sample_chunks
 
-SELECTIONS = ("pcm", "random", "top-phase", *BATCHWIDE, "none")
+SELECTIONS = ("pcm", "random", "top-phase", "top-advantage", "none")
 PADDINGS = ("drop", "keep")
 
 
@@ -27,8 +27,8 @@ class Selection:
     Attributes:
         index: Rows of the batch that are kept, ``[R]`` int64, ascending.
         weight: Weight of each kept row, ``[R]`` float32 with mean 1. The loss ``mean over rows of weight * (mean over
-            the row's executed tokens)`` is then the mean over trajectories of the mean over their kept tokens. Under a
-            batch-wide selection the mean is not 1: the loss is the kept rows' part of the whole batch's.
+            the row's executed tokens)`` is then the mean over trajectories of the mean over their kept tokens. Under
+            ``"top-advantage"`` the mean is not 1: the loss is the kept rows' part of the whole batch's.
         probs: Keep probability of each phase that was sampled with, ``[K]`` float64.
         score: C of this batch (equation 5), ``[K]`` float64, nan without evidence.
         candidates: Chunks a trajectory that could have been kept, by phase, ``[K]`` float64.
@@ -52,7 +52,7 @@ def select_chunks(
     keep: KeepProbabilities,
     *,
     valid: Tensor | None = None,
-    chunk: Tensor | None = None,
+    advantage: Tensor | None = None,
     budget: int = 12,
     selection: str = "pcm",
     padding: str = "drop",
@@ -69,17 +69,16 @@ def select_chunks(
         episode: ``[M]`` int64, the trajectory of each row.
         keep: The keep probabilities; its buffers take this batch's score.
         valid: ``[M, L]`` bool, True where a step was executed; None means all were.
-        chunk: ``[M]`` int64, the number of the chunk in its episode from 0 on, which only ``"open"`` looks at; None
-            means the rows of an episode are in order of time.
+        advantage: ``[M]``, the advantage that each chunk will have in the loss, which only ``"top-advantage"`` looks
+            at; None works out equation 1 from the outcomes.
         budget: B, chunks a trajectory, at least 1; ``"none"`` does not use it.
         selection: ``"pcm"`` draws with the phases' keep probabilities as weights; ``"random"`` uniformly;
             ``"top-phase"`` uniformly among the chunks of the phase with the largest probability only (a trajectory
             without that phase keeps nothing; before any evidence all phases count); ``"none"`` keeps all, which is
-            full GRPO. Two rules spend ``sum_i min(budget, N_i)`` on the batch as a whole, without phases.
-            ``"top-advantage"`` keeps the chunks with the largest ``|A_i| / N_i``, with the weight they have in full
-            GRPO; chunks of groups with one outcome come last. ``"open"`` keeps those that weigh most in GRPO with a
-            baseline in time (:func:`~pcm_rl.batchwide.open_weights`), at most as many; chunks at which nothing was
-            open any more weigh nothing and are never kept. Both want all chunks of an episode.
+            full GRPO. ``"top-advantage"`` spends ``sum_i min(budget, N_i)`` on the batch as a whole, without phases: on
+            the chunks with the largest ``|A| / N_i``, with the weight they have in full GRPO. Chunks without an
+            advantage are never kept, but trajectories of groups with one outcome have their part in the budget, so give
+            it the whole batch.
         padding: ``"drop"`` (exact and free): chunks never executed are no candidates. ``"keep"`` is the paper's
             baseline: they are candidates too, weigh the floor probability, and cost compute for a zero loss.
         generator: Source of randomness.
@@ -88,8 +87,8 @@ def select_chunks(
         A :class:`Selection`. ``index`` is empty for an empty batch.
 
     Raises:
-        ValueError: For an unknown option, a budget below 1, shapes that do not fit, a non-binary success, or a success
-            or group that changes within an episode.
+        ValueError: For an unknown option, a budget below 1, shapes that do not fit, a non-binary success, an advantage
+            that is not finite, or a success or group that changes within an episode.
 
     Warns:
         PhaseWarning: If a phase-weighted selection gets a batch in which all chunks have one phase.
@@ -111,13 +110,10 @@ def select_chunks(
     if selection in ("pcm", "top-phase"):
         _warn_if_one_phase(phase[executed], len(success))
     kept, whole = candidate, None  # whole: shares of all rows in the mean, of which the kept ones have a part
-    if selection in BATCHWIDE:
-        whole = _trajectory_shares(episode, valid)
-        if selection == "open":
-            whole = open_weights(success, group, _chunk_numbers(chunk, rows), valid) / max(len(success), 1)
-            candidate = candidate & (whole > 0)
-        size = advantage_score(success, group, rows, whole)
-        kept = keep_largest(size, candidate, rows, budget, generator)
+    if selection == "top-advantage":
+        advantage = outcome_advantage(success, group, rows) if advantage is None else _checked(advantage, success)
+        whole = _trajectory_shares(episode, valid & has_signal(advantage, valid, rows).unsqueeze(-1))
+        kept = keep_largest(advantage.double().abs() * whole, executed, rows, budget, generator)
     elif selection != "none":
         weight = torch.where(phase >= 0, probs[phase.clamp_min(0)], keep.floor)
         if selection == "random":
@@ -182,13 +178,12 @@ def _row_weights(episode: Tensor, valid: Tensor, index: Tensor, whole: Tensor | 
     return (whole[index] * len(index)).float()
 
 
-def _chunk_numbers(chunk: Tensor | None, rows: EpisodeIndex) -> Tensor:
-    if chunk is None:
-        return rows.column
-    check_ids("chunk", chunk, rows.row)
-    if chunk.numel() and int(chunk.min()) < 0:
-        raise ValueError(f"chunk numbers start at 0, got {int(chunk.min())}")
-    return chunk
+def _checked(advantage: Tensor, success: Tensor) -> Tensor:
+    if advantage.shape != success.shape:
+        raise ValueError(f"advantage must have shape {tuple(success.shape)}, got {tuple(advantage.shape)}")
+    if not bool(torch.isfinite(advantage).all()):
+        raise ValueError(f"advantage must be finite, got {advantage[~torch.isfinite(advantage)][0].item()}")
+    return advantage
 
 
 def _per_trajectory(phase: Tensor, trajectories: int, num_phases: int) -> Tensor:

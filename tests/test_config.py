@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from pcm_rl.config import METHODS, Config, ConfigError, SelectionConfig
+from pcm_rl.config import Config, ConfigError
 from pcm_rl.config_file import config_keys, load_config, load_run_config, save_config
+from pcm_rl.methods import METHODS
 
 RECIPES = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -32,10 +33,15 @@ def test_defaults_file_and_overrides(tmp_path):
     assert {Config(selection=config.selection).method for _ in [0]} <= set(METHODS)
 
 
-@pytest.mark.parametrize("name", ["top-advantage", "open"])
-def test_batchwide_selections_are_methods(name: str) -> None:
-    assert METHODS[name] == (name, "drop")
-    assert Config(selection=SelectionConfig(name=name)).method == name
+@pytest.mark.parametrize("name", METHODS)
+def test_a_configuration_knows_its_method(name: str) -> None:
+    config = load_config(None, METHODS[name].overrides())
+    assert config.method == name
+    assert (config.selection.name, config.selection.padding, config.advantage.name) == METHODS[name]
+
+
+def test_a_method_without_a_name_says_what_it_is() -> None:
+    assert load_config(None, ["selection.name=random", "advantage.name=critic"]).method == "random-drop-critic"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +52,9 @@ def test_batchwide_selections_are_methods(name: str) -> None:
         ("selection.name=pmc", "did you mean 'pcm'"),
         ("seed=abc", "seed"),
         ("selection.budget=0", "budget must be at least 1"),
+        ("advantage.name=gae", "name must be one of group, critic, got 'gae'"),
+        ("advantage.lam=1.5", r"lam must be in \[0, 1\], got 1.5"),
+        ("advantage.steps=0", "steps must be at least 1"),
         ("group_size=1", "group_size must be at least 2"),
         ("steps", "key=value"),
         ("sft.target=1.5", r"target must be in \(0, 1\]"),

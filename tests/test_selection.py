@@ -20,13 +20,12 @@ from pcm_rl import (
     inclusion_probabilities,
     select_chunks,
 )
-from pcm_rl.batchwide import BATCHWIDE
 from pcm_rl.selection import trajectory_weights
 
 exact = settings(derandomize=True, deadline=None, max_examples=40)
 seeds = st.integers(0, 10**6)
 LENGTH = 4
-PER_TRAJECTORY = [selection for selection in SELECTIONS if selection not in BATCHWIDE]
+PER_TRAJECTORY = [selection for selection in SELECTIONS if selection != "top-advantage"]
 
 
 class Batch(NamedTuple):
@@ -327,7 +326,7 @@ def test_unknown_options() -> None:
     batch = random_batch(0)
     with pytest.raises(
         ValueError,
-        match="unknown selection 'best'; choose one of pcm, random, top-phase, top-advantage, open, none",
+        match="unknown selection 'best'; choose one of pcm, random, top-phase, top-advantage, none",
     ):
         batch.select(selection="best")
     with pytest.raises(ValueError, match="unknown padding 'mask'; choose one of drop, keep"):

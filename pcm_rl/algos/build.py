@@ -7,7 +7,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium as gym
 import torch
@@ -15,15 +15,27 @@ from gymnasium.vector import VectorEnv
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.checkpoint import load_policy
+from pcm_rl.algos.critic import SuccessCritic
 from pcm_rl.config import Config, ConfigError, EnvConfig
 from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
+from pcm_rl.envs.chunked import observation_readers
 from pcm_rl.envs.experts import make_expert
+from pcm_rl.episodes import STATE
 from pcm_rl.policies import StateTokenPolicy
 
 if TYPE_CHECKING:  # it needs packages that a state policy does without
     from pcm_rl.policies.openvla import OpenVLAPolicy
 
-__all__ = ["make_env", "make_expert", "make_policy", "make_task", "make_vector_env", "openvla_policy", "phase_rule"]
+__all__ = [
+    "make_critic",
+    "make_env",
+    "make_expert",
+    "make_policy",
+    "make_task",
+    "make_vector_env",
+    "openvla_policy",
+    "phase_rule",
+]
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
@@ -132,6 +144,28 @@ def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
         with torch.no_grad():
             load_policy(policy, config.policy.init)
     return policy.to(config.device)
+
+
+def make_critic(config: Config, env: VectorEnv) -> SuccessCritic | None:
+    """The critic that gives chunks their advantage, None where the group does.
+
+    Raises:
+        ConfigError: If the environment gives no state.
+    """
+    chosen = config.advantage
+    if chosen.name == "group":
+        return None
+    space, readers = env.single_observation_space, observation_readers(env.single_observation_space)
+    if STATE not in readers:
+        raise ConfigError(
+            f"advantage.name=critic reads {STATE}, which {config.env.id} does not give; use advantage.name=group"
+        )
+    name, _ = readers[STATE]
+    state = space if name is None else cast(gym.spaces.Dict, space)[name]
+    assert state.shape is not None
+    return SuccessCritic(
+        state.shape[0], config.env.max_chunks, lam=chosen.lam, steps=chosen.steps, lr=chosen.lr, seed=config.seed
+    )
 
 
 def openvla_policy(config: Config) -> OpenVLAPolicy:

@@ -24,6 +24,7 @@ def save_checkpoint(
     optimizer: Optimizer,
     generators: dict[str, Generator],
     state: dict[str, Any],
+    critic: nn.Module | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
     """Write everything that a run depends on; an older checkpoint of that name stays until the new one is complete.
@@ -34,6 +35,7 @@ def save_checkpoint(
         optimizer: Its state goes to ``optimizer.safetensors``.
         generators: Their states, with torch's own, go to ``random.safetensors``.
         state: Anything that JSON keeps exactly: step, keep probabilities, cursors.
+        critic: Its weights go to ``critic.safetensors``.
         metadata: Strings written into ``policy.safetensors``.
     """
     partial = folder.with_name(folder.name + ".partial")
@@ -41,6 +43,8 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     save_policy(policy, partial / "policy.safetensors", metadata)
     save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
+    if critic is not None:
+        save_policy(critic, partial / "critic.safetensors")
     random = {name: generator.get_state() for name, generator in generators.items()}
     random["torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -56,7 +60,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, *, policy: nn.Module, optimizer: Optimizer, generators: dict[str, Generator]
+    folder: Path,
+    *,
+    policy: nn.Module,
+    optimizer: Optimizer,
+    generators: dict[str, Generator],
+    critic: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Restore what :func:`save_checkpoint` wrote, in place; on a CPU the run then continues bit for bit.
 
@@ -78,6 +87,8 @@ def load_checkpoint(
     if state.get("format") != FORMAT:
         raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
     load_policy(policy, folder / "policy.safetensors")
+    if critic is not None:
+        load_policy(critic, folder / "critic.safetensors")
     _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
     random = load_file(folder / "random.safetensors")
     for name, generator in generators.items():

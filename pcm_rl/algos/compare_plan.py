@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from pcm_rl.config import METHODS, Config, ConfigError
+from pcm_rl.config import Config, ConfigError
 from pcm_rl.config_file import config_keys, load_config, save_config
+from pcm_rl.methods import METHODS, SET_BY_METHODS
 
 _SET_BY_COMPARE = {"seed": "--seeds", "name": "name=... for all columns", "run_dir": "run_dir=... for all columns"}
-_SET_BY_METHODS = ("selection.name", "selection.padding")
 _TRAIN = (sys.executable, "-m", "pcm_rl.cli", "train")
 _NOT_COMPARED = ("run_dir", "name")  # where a run lies
 
@@ -26,8 +26,8 @@ class Comparison:
     Attributes:
         recipe: YAML file; None for the defaults.
         overrides: ``key=value`` changes for all columns.
-        methods: Names in :data:`~pcm_rl.config.METHODS`, a column each.
-        variants: Further columns: name -> overrides; ``method=NAME`` among them sets selection and padding.
+        methods: Names in :data:`~pcm_rl.methods.METHODS`, a column each.
+        variants: Further columns: name -> overrides; ``method=NAME`` among them sets what a method sets.
         budgets: A run for each, of every column whose selection has a budget and that does not set it itself; empty
             takes the recipe's.
         seeds: A run of every column for each.
@@ -106,13 +106,13 @@ def _check_overrides(overrides: Sequence[str], methods: Sequence[str]) -> None:
     keys = {override.partition("=")[0] for override in overrides}
     if "seed" in keys:
         raise ConfigError("a comparison takes its seeds from --seeds, got seed=")
-    if methods and (wrong := sorted(keys & set(_SET_BY_METHODS))):
+    if methods and (wrong := sorted(keys & set(SET_BY_METHODS))):
         raise ConfigError(f"{wrong[0]} is set by --methods; name a method, or give a --variant")
 
 
 def _columns(asked: Comparison) -> list[tuple[str, tuple[str, ...]]]:
     """Name and overrides of every column."""
-    columns = [(method, _selection(method)) for method in asked.methods]
+    columns = [(method, _overrides(method)) for method in asked.methods]
     for name, overrides in asked.variants.items():
         if name in METHODS:
             raise ConfigError(f"{name!r} is a method; name the variant otherwise, such as {name}-2:method={name},...")
@@ -121,16 +121,15 @@ def _columns(asked: Comparison) -> list[tuple[str, tuple[str, ...]]]:
             key, _, value = override.partition("=")
             if key in _SET_BY_COMPARE:
                 raise ConfigError(f"variant {name!r} sets {key}, which a comparison sets; use {_SET_BY_COMPARE[key]}")
-            changes += _selection(value) if key == "method" else [override]
+            changes += _overrides(value) if key == "method" else [override]
         columns.append((name, tuple(changes)))
     return columns
 
 
-def _selection(method: str) -> tuple[str, ...]:
+def _overrides(method: str) -> tuple[str, ...]:
     if method not in METHODS:
         raise ConfigError(f"unknown method {method!r}; choose from {', '.join(METHODS)}")
-    name, padding = METHODS[method]
-    return f"selection.name={name}", f"selection.padding={padding}"
+    return METHODS[method].overrides()
 
 
 def _with_budgets(asked: Comparison, method: str, changes: tuple[str, ...]) -> list[PlannedRun]:

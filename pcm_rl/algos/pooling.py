@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 
 import torch
-from tensordict import TensorDict, TensorDictBase
+from tensordict import NestedKey, TensorDict, TensorDictBase
 
 from pcm_rl.algos.distributed import Ranks
 from pcm_rl.algos.wire import take_rows
@@ -18,13 +18,14 @@ SOURCE = "source_row"  # [M] int64, number of a row among those of all processes
 Complete = Callable[[TensorDictBase], TensorDictBase]
 
 
-def pool(ranks: Ranks, rows: TensorDict) -> tuple[TensorDict, Complete]:
+def pool(ranks: Ranks, rows: TensorDict, also: tuple[NestedKey, ...] = ()) -> tuple[TensorDict, Complete]:
     """Show every process the light part of all rows; the images of rows that are not kept are never touched.
 
     Args:
         ranks: The processes.
         rows: ``[m]`` rows of the whole groups that this process has collected, phases labelled, episodes numbered from
             0 without gaps.
+        also: Further entries that all processes get of all rows, such as what a critic reads.
 
     Returns:
         The rows ``[M]`` of all processes without what they saw, in the order of ranks, episodes numbered over all of
@@ -32,10 +33,11 @@ def pool(ranks: Ranks, rows: TensorDict) -> tuple[TensorDict, Complete]:
         times) and that gives these rows with everything.
     """
     number_episodes(ranks, rows)
-    light = ranks.gather_rows(rows.select(*LIGHT, strict=False))
+    shared = (*LIGHT, *also)
+    light = ranks.gather_rows(rows.select(*shared, strict=False))
     light.set(SOURCE, torch.arange(len(light)))
     first = sum(ranks.gather_json(len(rows))[: ranks.rank])
-    return light, functools.partial(_complete, ranks, rows.exclude(*LIGHT), first)
+    return light, functools.partial(_complete, ranks, rows.exclude(*shared), first)
 
 
 def number_episodes(ranks: Ranks, rows: TensorDict) -> TensorDict:

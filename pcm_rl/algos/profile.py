@@ -17,8 +17,9 @@ from torchrl.modules.vla import VLAWrapperBase
 from pcm_rl.algos.activation import ActivationMeter
 from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
 from pcm_rl.algos.transforms import PCMSampler
-from pcm_rl.config import METHODS, Config
+from pcm_rl.config import Config
 from pcm_rl.episodes import pad_episodes
+from pcm_rl.methods import METHODS
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def profile_update(
         if repeat and time.perf_counter() - started > seconds:
             break
         for name in methods:
-            source = padded if METHODS[name][1] == "keep" else batch
+            source = padded if METHODS[name].padding == "keep" else batch
             trial = _trial(policy, source, config, name, probs, count_bytes=repeat == 0)
             trials[name].append(trial)
     costs = []
@@ -91,8 +92,10 @@ def profile_update(
 def _trial(
     policy: VLAWrapperBase, batch: TensorDictBase, config: Config, name: str, probs: Tensor | None, *, count_bytes: bool
 ) -> tuple[int, float, float, int]:
-    selection, padding = METHODS[name]
-    sampler = PCMSampler(config.selection.budget, selection=selection, padding=padding, floor=config.selection.floor)
+    chosen = METHODS[name]
+    sampler = PCMSampler(
+        config.selection.budget, selection=chosen.selection, padding=chosen.padding, floor=config.selection.floor
+    )
     if probs is not None:
         sampler.keep.load_state_dict({"probs": probs.tolist(), "buffer": [], "scored": [True] * len(probs)})
     start = time.perf_counter()

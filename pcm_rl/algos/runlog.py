@@ -17,7 +17,7 @@ METRICS = [
     "step", "success", "trajectories", "groups", "groups_mixed", "groups_dropped",
     "chunks_valid", "chunks_kept", "kept_fraction",
     "loss", "entropy", "clip_fraction", "kl_approx", "mean_ratio", "max_ratio", "grad_norm",
-    "rollout_s", "select_s", "update_s", "step_s", "env_steps", "worker_restarts", *PHASE_COLUMNS,
+    "explained_variance", "rollout_s", "select_s", "update_s", "step_s", "env_steps", "worker_restarts", *PHASE_COLUMNS,
 ]  # fmt: skip
 EVALUATION = ["step", "success", "low", "high", "successes", "episodes"]
 

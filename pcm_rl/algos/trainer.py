@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pcm_rl.advantage import group_advantage
 from pcm_rl.algos.activation import wants_checkpointing
-from pcm_rl.algos.build import make_policy, make_vector_env, phase_rule
+from pcm_rl.algos.build import make_critic, make_policy, make_vector_env, phase_rule
 from pcm_rl.algos.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
 from pcm_rl.algos.closing import closing_lines, film_run, hardware, write_budget
 from pcm_rl.algos.collect import collect_episodes, episode_outcomes
@@ -38,7 +38,18 @@ from pcm_rl.algos.states import InitialStates
 from pcm_rl.algos.transforms import PCMSampler
 from pcm_rl.config import Config
 from pcm_rl.config_file import save_config
-from pcm_rl.episodes import ADVANTAGE, EPISODE, GROUP, INSTRUCTION, IS_PAD, PHASE, label_episodes, pad_episodes
+from pcm_rl.episodes import (
+    ADVANTAGE,
+    CHUNK_ID,
+    EPISODE,
+    GROUP,
+    INSTRUCTION,
+    IS_PAD,
+    PHASE,
+    STATE,
+    label_episodes,
+    pad_episodes,
+)
 from pcm_rl.report import write_report
 
 EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
@@ -63,6 +74,7 @@ class Trainer:
         self.folder = config.folder
         self.env = make_vector_env(config.env)
         self.policy = make_policy(config, self.env)
+        self.critic = make_critic(config, self.env)
         self.loss = make_loss(self.policy, config)
         self.optimizer = make_optimizer(self.policy, config)
         chosen = config.selection
@@ -150,7 +162,11 @@ class Trainer:
     def resume(self) -> None:
         """Continue from the last checkpoint."""
         state = load_checkpoint(
-            self.folder / "checkpoint", policy=self.policy, optimizer=self.optimizer, generators=self._generators()
+            self.folder / "checkpoint",
+            policy=self.policy,
+            optimizer=self.optimizer,
+            generators=self._generators(),
+            critic=self.critic,
         )
         self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
         self.step, self.seconds = state["step"], state["seconds"]
@@ -168,8 +184,9 @@ class Trainer:
         own = self.collect()
         if not self.probed:
             self.probe(own)
-        rows, complete = pool(self.ranks, own)
+        rows, complete = self.pool(own)
         rollout_s = time.perf_counter() - started
+        select_started = time.perf_counter()
         mixed = self.mixed(rows)
         outcome, group = episode_outcomes(rows)
         self.step += 1
@@ -184,13 +201,12 @@ class Trainer:
             "env_steps": int((~rows.get(IS_PAD)).sum()),
             "worker_restarts": sum(self.ranks.gather_json(getattr(self.env, "restarts", 0))),
         }
+        learned = {} if self.critic is None else self.critic.fit(rows)
         if len(mixed):
             self.batch, self.complete = mixed, complete
-            select_started = time.perf_counter()
-            padded = pad_episodes(mixed, config.env.max_chunks) if config.selection.padding == "keep" else mixed
-            kept = complete(self.sampler(padded))
+            kept = complete(self.select(rows, mixed))
             update_started = time.perf_counter()
-            metrics |= self.sampler.stats | self.update(kept)
+            metrics |= self.sampler.stats | learned | self.update(kept)
             metrics["select_s"] = update_started - select_started
             metrics["update_s"] = time.perf_counter() - update_started
         metrics["step_s"] = time.perf_counter() - started
@@ -225,12 +241,33 @@ class Trainer:
             rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than the update
         return rows.set(PHASE, label_episodes(rows, **self.phase_rule))
 
-    @staticmethod
-    def mixed(rows: TensorDict) -> TensorDict:
-        """Rows of the groups with both outcomes, with their advantage: no other group has a learning signal."""
+    def pool(self, own: TensorDict) -> tuple[TensorDict, Complete]:
+        """What all processes have to see of each other's rows; see :func:`~pcm_rl.algos.pooling.pool`."""
+        return pool(self.ranks, own, () if self.critic is None else (STATE, CHUNK_ID))
+
+    def mixed(self, rows: TensorDict) -> TensorDict:
+        """Write the advantage of every row; those of the groups with both outcomes: no other group has a signal."""
         outcome, group = episode_outcomes(rows)
-        rows.set(ADVANTAGE, group_advantage(outcome, group)[rows.get(EPISODE)])
-        return rows[rows.get(ADVANTAGE) != 0]
+        advantage = group_advantage(outcome, group)[rows.get(EPISODE)]
+        signal = advantage != 0
+        if self.critic is not None and bool(self.critic.fitted) and bool(signal.any()):
+            advantage = torch.zeros_like(advantage)
+            advantage[signal] = self.critic.advantage(rows[signal])
+        rows.set(ADVANTAGE, advantage)
+        return rows[signal]
+
+    def select(self, rows: TensorDict, mixed: TensorDict) -> TensorDictBase:
+        """The rows that go through the update, with their weights.
+
+        A budget for the whole batch is that of all its ``rows``; drawn a trajectory, chunks come from the ``mixed``.
+        """
+        chosen = self.config.selection
+        if chosen.name != "top-advantage":
+            return self.sampler(pad_episodes(mixed, self.config.env.max_chunks) if chosen.padding == "keep" else mixed)
+        kept = self.sampler(rows)
+        valid = int((~mixed.get(IS_PAD)).any(-1).sum())  # what full GRPO would take, as for the other selections
+        self.sampler.stats |= {"chunks_valid": float(valid), "kept_fraction": len(kept) / valid}
+        return kept
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:
         """One GRPO update on the kept rows."""
@@ -271,6 +308,7 @@ class Trainer:
                 "states": self.states.state_dict(),
                 "summary": self.summary,
             },
+            critic=self.critic,
             metadata=self.origin(),
         )
 
@@ -279,7 +317,8 @@ class Trainer:
         return {"env": self.config.env.id, "held_out": self.states.describe()["evaluation"]}
 
     def _generators(self) -> dict[str, torch.Generator]:
-        return {"sampler": self.sampler.generator, "minibatches": self.generator}
+        critic = {} if self.critic is None else {"critic": self.critic.generator}
+        return {"sampler": self.sampler.generator, "minibatches": self.generator, **critic}
 
     # -- after training -----------------------------------------------------------------------------------------------
 
@@ -290,7 +329,7 @@ class Trainer:
         self.summary["seconds"] = self.seconds
         self.save()
         if self.batch is None:  # a resumed run that had no step left to do
-            rows, self.complete = pool(self.ranks, self.collect())
+            rows, self.complete = self.pool(self.collect())
             self.batch = self.mixed(rows)
         assert self.complete is not None
         self._report(evaluation, self.complete(self.batch))

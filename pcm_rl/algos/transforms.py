@@ -13,6 +13,7 @@ from torchrl.envs.transforms import Transform
 
 from pcm_rl.allocation import KeepProbabilities
 from pcm_rl.episodes import (
+    ADVANTAGE,
     CHUNK,
     CHUNK_ID,
     DONE,
@@ -139,12 +140,12 @@ class PCMSampler(Transform):
     the buffer with all the trajectories of a step at once.
 
     Reads ``("vla_action", "chunk")``, ``"action_is_pad"``, ``"phase"``, ``"success"``, ``"group_id"``,
-    ``"episode_id"`` and, where it is there, ``"chunk_id"``; the observations are indexed, never read. Without mixed
+    ``"episode_id"`` and, where it is there, ``"advantage"``; the observations are indexed, never read. Without mixed
     outcomes in a batch the keep probabilities stay as they are.
 
     Args:
-        budget: B, chunks kept a trajectory; the batch-wide selections keep as many in all (``"open"``: at most).
-        selection: ``"pcm"``, ``"random"``, ``"top-phase"``, ``"top-advantage"``, ``"open"`` or ``"none"``; see
+        budget: B, chunks kept a trajectory; ``"top-advantage"`` keeps as many in all, wherever they weigh most.
+        selection: ``"pcm"``, ``"random"``, ``"top-phase"``, ``"top-advantage"`` or ``"none"``; see
             :func:`pcm_rl.select_chunks`.
         padding: ``"drop"`` or ``"keep"``.
         num_phases: K.
@@ -187,7 +188,7 @@ class PCMSampler(Transform):
             batch.get(EPISODE).reshape(-1),
             self.keep,
             valid=valid,
-            chunk=_numbers(batch),
+            advantage=_advantage(batch),
             budget=self.budget,
             selection=self.selection,
             padding=self.padding,
@@ -243,7 +244,7 @@ class PCMSampleUnit(SampleUnit):
                     f"expected a one-dimensional storage (one row = one chunk), got {len(index)} dimensions"
                 )
             (index,) = index
-        keys = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE, CHUNK_ID)
+        keys = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE, ADVANTAGE)
         small = storage.get(slice(0, len(storage))).select(*keys, strict=False)[index]
         selection = self.sampler.select(small)
         kept = index[selection.index]
@@ -255,9 +256,9 @@ class PCMSampleUnit(SampleUnit):
         return kept, {**info, **aligned, WEIGHT: selection.weight}
 
 
-def _numbers(batch: TensorDictBase) -> Tensor | None:
-    number = batch.get(CHUNK_ID, None)
-    return None if number is None else number.reshape(-1)
+def _advantage(batch: TensorDictBase) -> Tensor | None:
+    advantage = batch.get(ADVANTAGE, None)
+    return None if advantage is None else advantage.reshape(-1)
 
 
 def _in_buffer(transform: Transform) -> bool:

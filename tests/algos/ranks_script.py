@@ -21,6 +21,7 @@ from pcm_rl.algos.trainer import Trainer, train
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config_file import load_config, load_run_config
 from pcm_rl.episodes import EPISODE, INSTRUCTION, LOG_PROBS, PHASE, label_episodes, pad_episodes
+from pcm_rl.methods import METHODS
 from pcm_rl.policies import StateTokenPolicy
 
 torch.set_num_threads(1)
@@ -114,7 +115,13 @@ def selections(ranks: Ranks) -> dict:
     mine = whole[(whole["group_id"] <= first[-1]) == ranks.first]
     mine[EPISODE] = mine[EPISODE] - mine[EPISODE].min()  # as a collector numbers them
     found = {}
-    for name, padding in (("pcm", "drop"), ("random", "drop"), ("pcm", "keep"), ("none", "drop")):
+    for name, padding in (
+        ("pcm", "drop"),
+        ("random", "drop"),
+        ("pcm", "keep"),
+        ("top-advantage", "drop"),
+        ("none", "drop"),
+    ):
         kept = []
         for who, rows in ((ALONE, whole), (ranks, mine.clone())):
             light, complete = pool(who, rows)
@@ -235,8 +242,12 @@ def runs(ranks: Ranks, folder: Path) -> dict:
     ranks.gather_json(None)
     torch.manual_seed(999)
     resumed = train(load_run_config(cut.folder), resume=True, say=lambda line: None)
+    start = [f"policy.init={whole.folder / 'checkpoint' / 'policy.safetensors'}", f"run_dir={folder}", "name=critic"]
+    credit = [*METHODS["top-critic"].overrides(), "advantage.steps=20", "eval_every=0", "steps=3"]
+    credited = train(load_config(None, [*RUN, *start, *credit]), say=lambda line: None)
     return {
         "whole": digest(*straight.policy.parameters()),
+        "critic": digest(*credited.critic.state_dict().values(), *credited.policy.parameters()),
         "resumed": digest(*resumed.policy.parameters()),
         "steps": steps,
         "lines": lines,

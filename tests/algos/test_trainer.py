@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from pcm_rl.algos.trainer import Trainer, train
 from pcm_rl.config_file import load_config, load_run_config
+from pcm_rl.methods import METHODS
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +38,12 @@ def weights(config, file="policy.safetensors"):
     return load_file(config.folder / "checkpoint" / file)
 
 
-@pytest.mark.parametrize("selection", ["pcm", "none"])
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, selection):
-    whole = tiny(f"whole-{selection}", "steps=6", f"selection.name={selection}")
+@pytest.mark.parametrize("method", ["pcm", "full-valid", "top-critic"])
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, method):
+    whole = tiny(f"whole-{method}", "steps=6", *METHODS[method].overrides())
     train(whole, say=silent)
 
-    cut = tiny(f"cut-{selection}", "steps=6", f"selection.name={selection}")
+    cut = tiny(f"cut-{method}", "steps=6", *METHODS[method].overrides())
     trainer = Trainer(cut, silent)
     trainer.start()
     for _ in range(3):  # the checkpoint is of step 2: the third step is lost and done again
@@ -57,7 +58,8 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, selection):
     assert table(whole) == table(cut)
     assert table(whole, "evaluation.csv") == table(cut, "evaluation.csv")
     assert [row["step"] for row in table(cut)] == ["1", "2", "3", "4", "5", "6"]
-    for file in ("policy.safetensors", "optimizer.safetensors", "random.safetensors"):
+    critic = ["critic.safetensors"] if METHODS[method].advantage == "critic" else []
+    for file in ("policy.safetensors", "optimizer.safetensors", "random.safetensors", *critic):
         a, b = weights(whole, file), weights(cut, file)
         assert set(a) == set(b) and len(a) > 1
         assert all(torch.equal(a[key], b[key]) for key in a), file
@@ -145,3 +147,32 @@ def test_resume_right_after_the_start(tiny):
     resumed = train(load_run_config(config.folder), resume=True, say=silent)
     for a, b in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("method", ["top-advantage", "top-critic"])
+def test_the_budget_of_groups_without_a_signal_goes_to_the_others(tiny, method):
+    config = tiny(f"budget-{method}", "steps=3", "eval_every=0", *METHODS[method].overrides(), "selection.budget=2")
+    trainer = Trainer(config, silent)
+    trainer.start()
+    for step in range(3):
+        rows = trainer.train_step()
+        assert rows["chunks_kept"] <= min(2 * rows["trajectories"], rows["chunks_valid"])
+        if rows["chunks_valid"] >= 2 * rows["trajectories"]:
+            assert rows["chunks_kept"] == 2 * rows["trajectories"]
+        foreseen = rows.get("explained_variance", float("nan"))
+        assert (method == "top-critic" and step > 0) or foreseen != foreseen
+    trainer.env.close()
+
+
+def test_a_critic_gives_chunks_their_own_credit_and_groups_of_one_outcome_none(tiny):
+    trainer = Trainer(tiny("credit", "advantage.name=critic", "advantage.steps=5"), silent)
+    rows = trainer.collect()
+    first = trainer.mixed(rows)  # before it has learned anything: equation 1
+    assert first["advantage"].unique().numel() <= 2 * first["group_id"].unique().numel()
+    trainer.critic.fit(rows)
+    mixed = trainer.mixed(rows)
+    assert mixed["advantage"].unique().numel() > len(mixed) // 2
+    signal = torch.isin(rows["group_id"], mixed["group_id"])
+    assert not rows["advantage"][~signal].any()
+    assert torch.equal(rows["advantage"][signal], mixed["advantage"])
+    trainer.env.close()

@@ -63,24 +63,15 @@ def test_top_advantage_has_the_gradient_of_a_part_of_full_grpo(policy, make_batc
     torch.testing.assert_close(gradient(policy, kept), gradient(policy, full), rtol=1e-5, atol=1e-8)
 
 
-def test_open_has_the_gradient_of_grpo_with_a_baseline_in_time(policy, make_batch):
-    """With room for all: a mean over tokens, the advantage taken to the successes among those still running."""
+def test_top_advantage_goes_by_the_advantage_of_the_batch(policy, make_batch):
     batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
-    kept = PCMSampler(max(LENGTHS), selection="open")(batch)
-    timed = PCMSampler(1, selection="none")(batch)
-    length, won, group = (torch.tensor(x) for x in (LENGTHS, SUCCESS, GROUP))
-    steps = (~timed["action_is_pad"]).sum(1).float()
-    timed["weight"] = steps / steps.mean()
-    advantage = timed["advantage"].clone()
-    for m, (i, k) in enumerate(zip(*_ids(timed), strict=True)):
-        mates = group == group[i]
-        running = mates & (length > k)
-        rate, first = won[running].double().mean(), won[mates].double().mean()
-        advantage[m] *= (won[i] - rate) / (won[i] - first)
-    assert len(kept) < len(timed)
-    torch.testing.assert_close(
-        gradient(policy, kept), gradient(policy, timed.set("advantage", advantage)), rtol=1e-5, atol=1e-8
-    )
+    largest = torch.tensor([3, 11, 30])
+    batch["advantage"] = torch.full_like(batch["advantage"], 1e-3)
+    batch["advantage"][largest] = torch.tensor([5.0, -6.0, 7.0], dtype=torch.float64)
+    for column in (batch["advantage"], batch["advantage"].unsqueeze(-1)):  # TorchRL's has a last dimension of 1
+        kept = PCMSampler(1, selection="top-advantage")(batch.clone().set("advantage", column))
+        assert {row for row in zip(*_ids(batch[largest]), strict=True)} <= rows_of(kept)
+        assert len(kept) == len(LENGTHS)
 
 
 def _ids(batch: TensorDict) -> tuple[list[int], list[int]]:

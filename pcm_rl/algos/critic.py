@@ -1,0 +1,119 @@
+"""A learned chance of success in front of every chunk, and the advantage of a chunk that follows from it."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDictBase
+from torch import Generator, Tensor, nn
+from torchrl.modules import MLP
+from torchrl.objectives.value.functional import generalized_advantage_estimate
+
+from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex
+
+
+class SuccessCritic(nn.Module):
+    """Chance that an episode will succeed, from the state in front of a chunk and the number of the chunk.
+
+    Group-relative advantages (equation 1) give every chunk of a trajectory the same credit. With the chance ``V_k`` in
+    front of chunk k, the change ``V_{k+1} - V_k`` is what the chunk did to the outcome: near 0 for most chunks, large
+    where the task was decided. It learns from the outcomes of each batch after the batch has been credited, so that it
+    never judges rows that it has seen.
+
+    It costs nothing beside a large policy (0.02 M parameters), but it must see what decides the task: it reads
+    ``("observation", "state")``, not images.
+
+    Args:
+        state_dim: S.
+        max_chunks: Chunks of the longest episode; scales the number of the chunk.
+        lam: Lambda of the generalised advantage estimate, in [0, 1]: 0 is the change over one chunk, 1 the outcome
+            minus the chance.
+        steps: Gradient steps a batch.
+        lr: Their learning rate.
+        seed: Seed of its weights and of the rows it learns from; the global generator stays as it is.
+    """
+
+    mean: Tensor
+    std: Tensor
+    fitted: Tensor
+
+    def __init__(
+        self, state_dim: int, max_chunks: int, *, lam: float = 0.8, steps: int = 200, lr: float = 1e-3, seed: int = 0
+    ) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = MLP(state_dim + 1, 1, num_cells=[128, 128], activation_class=nn.Tanh)
+        self.max_chunks, self.lam, self.steps, self.lr = max_chunks, lam, steps, lr
+        self.generator = Generator().manual_seed(seed)
+        self.register_buffer("mean", torch.zeros(state_dim))
+        self.register_buffer("std", torch.ones(state_dim))
+        self.register_buffer("fitted", torch.tensor(False))
+
+    def forward(self, rows: TensorDictBase) -> Tensor:
+        """Logit of the chance in front of each of ``rows [M]``, ``[M]`` float32."""
+        state = ((rows.get(STATE).float() - self.mean) / self.std).clamp(-5.0, 5.0)
+        time = 2.0 * rows.get(CHUNK_ID).float() / self.max_chunks - 1.0
+        logit: Tensor = self.net(torch.cat([state, time.unsqueeze(-1)], -1)).squeeze(-1)
+        return logit
+
+    @torch.no_grad()
+    def advantage(self, rows: TensorDictBase) -> Tensor:
+        """Advantage of every chunk of whole episodes.
+
+        Args:
+            rows: ``[M]`` rows, the chunks of an episode in their order.
+
+        Returns:
+            ``[M]`` float32, scaled to a standard deviation of 1.
+        """
+        change = chunk_advantage(self(rows).double().sigmoid(), rows.get(SUCCESS), rows.get(EPISODE), self.lam)
+        return (change / change.std().clamp_min(1e-8)).float()
+
+    def fit(self, rows: TensorDictBase) -> dict[str, float]:
+        """Learn from the outcomes of ``rows [M]``.
+
+        Returns:
+            ``explained_variance``, the share of the outcomes' variance that it foresaw before it learned from them
+            (nan before its first batch, and where all outcomes are alike).
+        """
+        success = rows.get(SUCCESS).float()
+        explained = float("nan")
+        if bool(self.fitted):
+            with torch.no_grad():
+                left, whole = (success - self(rows).sigmoid()).square().mean(), success.var(correction=0)
+            explained = float(1.0 - left / whole) if float(whole) > 0 else explained
+        else:
+            state = rows.get(STATE).float()
+            self.mean.copy_(state.mean(0))
+            self.std.copy_(state.std(0) + 1e-3)
+            self.fitted.fill_(True)
+        optimizer = torch.optim.AdamW(self.net.parameters(), self.lr, weight_decay=1e-3)
+        seen = rows.select(STATE, CHUNK_ID)
+        for _ in range(self.steps):
+            index = torch.randint(len(success), (256,), generator=self.generator)
+            loss = nn.functional.binary_cross_entropy_with_logits(self(seen[index]), success[index])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return {"explained_variance": explained}
+
+
+def chunk_advantage(value: Tensor, success: Tensor, episode: Tensor, lam: float) -> Tensor:
+    """Generalised advantage estimate of chances: ``sum_j lam^j (V_{k+j+1} - V_{k+j})``, the outcome behind the end.
+
+    Args:
+        value: Chance of success in front of each chunk, ``[M]``, the chunks of an episode in their order.
+        success: Outcome of the chunk's episode, ``[M]``.
+        episode: ``[M]`` int64. Whole episodes: one that ran into its time limit has failed.
+        lam: Lambda.
+
+    Returns:
+        ``[M]``, of the type of ``value``. With ``lam=1`` it is the outcome minus the chance.
+    """
+    rows = EpisodeIndex(episode)
+    last = rows.column == rows.length[rows.row] - 1
+    dense = rows.dense(value, 0.0)
+    following = torch.cat([dense[:, 1:], dense[:, :1]], 1)  # that of a last chunk is not looked at
+    columns = (dense, following, rows.dense(success.to(value.dtype) * last, 0.0), rows.dense(last, True))
+    advantage, _ = generalized_advantage_estimate(1.0, lam, *(column.unsqueeze(-1) for column in columns))
+    return rows.flat(advantage.squeeze(-1))

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tensordict import TensorDict
+from torch import Tensor
+
+from pcm_rl.algos.build import make_critic, make_vector_env
+from pcm_rl.algos.critic import SuccessCritic, chunk_advantage
+from pcm_rl.config import ConfigError
+from pcm_rl.config_file import load_config
+
+
+def by_hand(value: list[float], success: list[int], episode: list[int], lam: float) -> list[float]:
+    """``sum_j lam^j (V_{k+j+1} - V_{k+j})``, written out."""
+    out = []
+    for m, of in enumerate(episode):
+        mine = [i for i in range(m, len(episode)) if episode[i] == of]
+        ahead = [value[i] for i in mine] + [float(success[m])]
+        out.append(sum(lam**j * (ahead[j + 1] - ahead[j]) for j in range(len(mine))))
+    return out
+
+
+def test_advantage_table() -> None:
+    # a success foreseen at 1/2, then at 3/4; a failure foreseen at 1/2, then at 0
+    value, episode = torch.tensor([0.5, 0.75, 0.5, 0.0]).double(), torch.tensor([3, 3, 5, 5])
+    success = torch.tensor([1, 1, 0, 0])
+    assert chunk_advantage(value, success, episode, 0.0).tolist() == [0.25, 0.25, -0.5, 0.0]
+    assert chunk_advantage(value, success, episode, 1.0).tolist() == [0.5, 0.25, -0.5, 0.0]
+    assert chunk_advantage(value, success, episode, 0.5).tolist() == [0.375, 0.25, -0.5, 0.0]
+
+
+@given(st.lists(st.tuples(st.integers(1, 6), st.booleans()), max_size=5), st.floats(0, 1), st.integers(0, 99))
+def test_advantage_is_the_discounted_sum_of_changes(episodes: list[tuple[int, bool]], lam: float, seed: int) -> None:
+    length, won = torch.tensor([n for n, _ in episodes], dtype=torch.int64), torch.tensor([w for _, w in episodes])
+    episode = torch.arange(len(episodes)).repeat_interleave(length)
+    value = torch.rand(len(episode), generator=torch.Generator().manual_seed(seed)).double()
+    success = won[episode].bool() if len(episodes) else torch.zeros(0, dtype=torch.bool)
+    got = chunk_advantage(value, success, episode, lam)
+    expected = by_hand(value.tolist(), success.long().tolist(), episode.tolist(), lam)
+    assert got.tolist() == pytest.approx(expected, abs=1e-6)  # TorchRL keeps lambda in float32
+
+
+def rows_of(x: Tensor, success: Tensor, chunk: Tensor, episode: Tensor) -> TensorDict:
+    entries = {("observation", "state"): x, "success": success, "chunk_id": chunk, "episode_id": episode}
+    return TensorDict(entries, batch_size=[len(x)])
+
+
+def walk(number: int, seed: int) -> TensorDict:
+    """Episodes of 6 chunks that are decided by what the state says from the fourth on; before it is noise."""
+    generator = torch.Generator().manual_seed(seed)
+    success = torch.rand(number, generator=generator) < 0.5
+    chunk = torch.arange(6).repeat(number)
+    episode = torch.arange(number).repeat_interleave(6)
+    state = torch.randn(number * 6, 2, generator=generator)
+    state[:, 0] = torch.where(chunk >= 3, success[episode].float() * 4.0 - 2.0, state[:, 0])
+    return rows_of(state, success[episode], chunk, episode)
+
+
+def test_it_finds_the_chunk_that_decided() -> None:
+    critic = SuccessCritic(2, 6, lam=0.0)
+    assert not critic.fitted
+    critic.fit(walk(200, seed=0))
+    rows = walk(200, seed=1)
+    assert critic.fit(rows)["explained_variance"] == pytest.approx(0.5, abs=0.1)  # half of the chunks are foreseen
+    rows = walk(200, seed=2)
+    advantage, success = critic.advantage(rows), rows["success"]
+    assert float(advantage.std()) == pytest.approx(1.0)
+    size = advantage.abs().reshape(-1, 6).mean(0)
+    assert int(size.argmax()) == 2 and float(size[2]) > 3 * float(size[[0, 1, 3, 4, 5]].max())
+    decided = rows["chunk_id"] == 2
+    assert float(((advantage > 0) == success)[decided].double().mean()) > 0.97
+
+
+def test_outcomes_that_are_all_alike_have_no_variance_to_explain() -> None:
+    rows = walk(20, seed=0)
+    rows["success"] = torch.ones_like(rows["success"])
+    critic = SuccessCritic(2, 6, steps=1)
+    for _ in range(2):
+        assert torch.tensor(critic.fit(rows)["explained_variance"]).isnan()
+    assert torch.isfinite(critic.advantage(rows)).all()
+
+
+def test_it_leaves_the_global_generator_as_it_is_and_depends_on_its_seed() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    rows = walk(20, seed=0)
+    critics = [SuccessCritic(2, 6, steps=5, seed=seed) for seed in (0, 0, 1)]
+    for critic in critics:
+        critic.fit(rows)
+    assert torch.equal(torch.rand(1), expected)
+    first, same, other = (critic.advantage(rows) for critic in critics)
+    assert torch.equal(first, same) and not torch.equal(first, other)
+
+
+def test_it_is_of_the_size_of_the_state() -> None:
+    config = load_config(None, ["env.num_envs=1", "advantage.name=critic", "advantage.lam=0.5", "advantage.steps=7"])
+    env = make_vector_env(config.env)
+    critic = make_critic(config, env)
+    assert critic is not None
+    assert (critic.lam, critic.steps, critic.max_chunks) == (0.5, 7, 64)
+    assert critic.mean.shape == env.single_observation_space.shape
+    assert make_critic(load_config(None, ["env.num_envs=1"]), env) is None
+
+
+def test_an_environment_without_a_state_is_refused() -> None:
+    from gymnasium import spaces
+
+    class Blind:
+        single_observation_space = spaces.Dict({"image": spaces.Box(0, 255, (8, 8, 3), dtype="uint8")})
+
+    with pytest.raises(ConfigError, match=r"advantage.name=critic reads .* does not give"):
+        make_critic(load_config(None, ["advantage.name=critic"]), Blind())
