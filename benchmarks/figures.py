@@ -24,7 +24,8 @@ from pcm_rl import Phase
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "random-valid": "#d97706",
-          "top-phase": "#9ca3af", "top-advantage": "#2563eb", "open": "#c026d3"}  # fmt: skip
+          "top-phase": "#9ca3af", "top-advantage": "#2563eb", "top-critic": "#dc2626", "full-critic": "#7f1d1d",
+          "open": "#c026d3"}  # fmt: skip
 MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
 PHASE_COLORS = {"active-grip": "#0f766e", "pre-grasp": "#d97706", "release-ramp": "#7c3aed", "approach": "#2563eb",
                 "tail": "#9ca3af"}  # fmt: skip
@@ -127,9 +128,9 @@ def _time_split(panel: plt.Axes, rows: list[Row]) -> None:
 
 def thresholds(path: Path) -> None:
     """Steps, gradient chunks and seconds to each success, seconds of updates, and activation memory (figure 4)."""
-    rows, timed = read_comparison("clean"), read_comparison("timed")
+    rows, timed, timed_steps = (read_comparison(name) for name in ("clean", "timed", "timed-steps"))
     figure, panels = plt.subplots(1, 5, figsize=(15, 3))
-    rows = [{**row, "seconds": str(undisturbed_seconds(row, timed))} for row in rows]
+    rows = [{**row, "seconds": str(undisturbed_seconds(row, timed_steps))} for row in rows]
     runs, timed_runs = by_run(rows), by_run(timed)
     axes = (("step", "steps"), ("gradient_chunks", "gradient chunks"), ("seconds", "seconds, undisturbed,"))
     for panel, (key, label) in zip(panels, axes, strict=False):
@@ -151,14 +152,19 @@ def thresholds(path: Path) -> None:
 def undisturbed_seconds(row: Row, timed: list[Row]) -> float:
     """What a run that had the machine to itself would have taken until an evaluation, evaluations left out.
 
-    Its environment steps at the pace of all undisturbed runs, and its gradient chunks at that of its method's (a
-    method that was not timed: of all).
+    Its environment steps at the pace of all undisturbed runs, its steps' selections (a critic's fit among them) and its
+    gradient chunks at that of its method's (a method that was not timed: of all).
     """
-    last = [one for one in timed if one["step"] == max((r["step"] for r in timed), key=int)]
-    mine = [one for one in last if one["method"] == row["method"]] or last
-    rollout = sum(float(r["wall_s"]) - float(r["update_s"]) for r in last) / sum(float(r["env_steps"]) for r in last)
-    update = sum(float(r["update_s"]) for r in mine) / sum(float(r["gradient_chunks"]) for r in mine)
-    return float(row["env_steps"]) * rollout + float(row["gradient_chunks"]) * update
+
+    def spent(rows: list[Row], seconds: str, per: str) -> float:
+        return sum(float(r[seconds] or 0) for r in rows) / sum(float(r[per] or 0) if per else 1 for r in rows)
+
+    mine = [one for one in timed if one["method"] == row["method"]] or timed
+    return (
+        float(row["env_steps"]) * spent(timed, "rollout_s", "env_steps")
+        + float(row["step"]) * spent(mine, "select_s", "")
+        + float(row["gradient_chunks"]) * spent(mine, "update_s", "chunks_kept")
+    )
 
 
 def crossing(points: Sequence[Sequence[float]], height: float) -> float | None:

@@ -32,8 +32,9 @@ METRICS: tuple[tuple[str, str, str, str], ...] = (
     ("mean_ratio", "", "mean probability ratio of a token, new to old policy", "near 1"),
     ("max_ratio", "", "largest probability ratio of a token, new to old policy", "below 10"),
     ("grad_norm", "", "norm of the gradient before clipping", "steady, without spikes"),
+    ("explained_variance", "", "share of the outcomes' variance that the critic foresaw", "above 0"),
     ("rollout_s", "s", "time to collect the trajectories", ""),
-    ("select_s", "s", "time to score the phases and to draw the chunks", "far below update_s"),
+    ("select_s", "s", "time to score the phases, draw the chunks and fit the critic", "far below update_s"),
     ("update_s", "s", "time of the forward and backward passes and the optimiser", ""),
     ("step_s", "s", "time of the whole step", ""),
     ("env_steps", "steps", "environment steps executed in the step", ""),
@@ -51,7 +52,11 @@ phase. It buys lower cost and lower variance; it is the gradient of full GRPO on
 <li><b>A speed-up means nothing without its baseline.</b> <code>full-padded</code>: full GRPO over all chunk slots, also
 those never executed (the paper's baseline). <code>full-valid</code>: full GRPO over the executed chunks; exact, and the
 baseline to beat. <code>random-valid</code>: as many chunks as PCM, drawn uniformly. <code>top-phase</code>: only chunks
-of the phase that diverges most. <code>pcm</code>: this method.</li>
+of the phase that diverges most. <code>top-advantage</code>: the chunks of the batch that weigh most.
+<code>pcm</code>: this method.</li>
+<li><b>A critic's credit is as good as the critic.</b> With <code>advantage.name=critic</code> a chunk's advantage is
+the change of a learned chance of success (<code>top-critic</code>, <code>full-critic</code>): an actor-critic, no
+longer GRPO.</li>
 <li><b>One run is one seed.</b> The intervals (Wilson, 95 %) cover the evaluation's episodes, not the spread between
 seeds.</li>
 <li>{split}</li>

@@ -50,10 +50,16 @@ class SuccessCritic(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, rows: TensorDictBase) -> Tensor:
-        """Logit of the chance in front of each of ``rows [M]``, ``[M]`` float32."""
+        """Chance of success in front of each of ``rows [M]``, ``[M]`` float64."""
+        return self._logit(self._seen(rows)).double().sigmoid()
+
+    def _seen(self, rows: TensorDictBase) -> Tensor:
         state = ((rows.get(STATE).float() - self.mean) / self.std).clamp(-5.0, 5.0)
         time = 2.0 * rows.get(CHUNK_ID).float() / self.max_chunks - 1.0
-        logit: Tensor = self.net(torch.cat([state, time.unsqueeze(-1)], -1)).squeeze(-1)
+        return torch.cat([state, time.unsqueeze(-1)], -1)
+
+    def _logit(self, seen: Tensor) -> Tensor:
+        logit: Tensor = self.net(seen).squeeze(-1)
         return logit
 
     @torch.no_grad()
@@ -66,7 +72,7 @@ class SuccessCritic(nn.Module):
         Returns:
             ``[M]`` float32, scaled to a standard deviation of 1.
         """
-        change = chunk_advantage(self(rows).double().sigmoid(), rows.get(SUCCESS), rows.get(EPISODE), self.lam)
+        change = chunk_advantage(self(rows), rows.get(SUCCESS), rows.get(EPISODE), self.lam)
         return (change / change.std().clamp_min(1e-8)).float()
 
     def fit(self, rows: TensorDictBase) -> dict[str, float]:
@@ -80,7 +86,7 @@ class SuccessCritic(nn.Module):
         explained = float("nan")
         if bool(self.fitted):
             with torch.no_grad():
-                left, whole = (success - self(rows).sigmoid()).square().mean(), success.var(correction=0)
+                left, whole = (success - self(rows)).square().mean(), success.var(correction=0)
             explained = float(1.0 - left / whole) if float(whole) > 0 else explained
         else:
             state = rows.get(STATE).float()
@@ -88,10 +94,10 @@ class SuccessCritic(nn.Module):
             self.std.copy_(state.std(0) + 1e-3)
             self.fitted.fill_(True)
         optimizer = torch.optim.AdamW(self.net.parameters(), self.lr, weight_decay=1e-3)
-        seen = rows.select(STATE, CHUNK_ID)
+        seen = self._seen(rows)
         for _ in range(self.steps):
             index = torch.randint(len(success), (256,), generator=self.generator)
-            loss = nn.functional.binary_cross_entropy_with_logits(self(seen[index]), success[index])
+            loss = nn.functional.binary_cross_entropy_with_logits(self._logit(seen[index]), success[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -6,9 +6,11 @@ from tensordict import TensorDict
 from torchrl.data import LazyMemmapStorage, LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.replay_buffers import SamplerWithoutReplacement
 from torchrl.objectives.llm import MCAdvantage
+from torchrl.objectives.value import GAE
 
 from pcm_rl import Phase, group_advantage
 from pcm_rl.algos import ChunkGRPOLoss, LabelPhases, PCMSampler, PCMSampleUnit
+from pcm_rl.algos.critic import chunk_advantage
 from pcm_rl.episodes import pad_episodes
 
 LENGTHS = [5, 2, 7, 3, 4, 6, 8, 3]
@@ -188,3 +190,22 @@ def test_given_to_a_buffer_at_construction(policy, make_batch):
     rb.extend(make_batch(policy, LENGTHS, SUCCESS, GROUP))
     assert len(rb) == sum(min(3, n) for n in LENGTHS)
     assert len(rb.sample()) == 8
+
+
+def test_top_advantage_goes_by_torchrls_gae(policy, make_batch):
+    """Chances in front of the chunks as ``state_value``: TorchRL's advantage is the one that our critic would give."""
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    value = torch.rand(len(batch), 1, generator=torch.Generator().manual_seed(0)).double()
+    batch["state_value"] = value
+    batch["next", "state_value"] = torch.cat([value[1:], value[:1]])
+    batch["next", "terminated"] = batch["next", "done"]
+    GAE(gamma=1.0, lmbda=0.8, value_network=None)(batch)
+    expected = chunk_advantage(value.squeeze(-1), batch["success"], batch["episode_id"], 0.8)
+    torch.testing.assert_close(batch["advantage"].squeeze(-1), expected, rtol=0, atol=1e-6)
+
+    kept = PCMSampler(1, selection="top-advantage")(batch)
+    steps = (~batch["action_is_pad"]).sum(-1)
+    of_episode = torch.zeros(len(LENGTHS), dtype=torch.int64).index_add_(0, batch["episode_id"], steps)
+    size = expected.abs() * steps / of_episode[batch["episode_id"]]
+    best = size.argsort(descending=True)[: len(LENGTHS)]
+    assert rows_of(kept) == rows_of(batch[best])
