@@ -85,9 +85,8 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from rich.console import Console
-
     from pcm_rl.algos.closing import cost_table
+    from pcm_rl.algos.console import table_console
     from pcm_rl.algos.forecast import memory_lines, time_lines
     from pcm_rl.algos.profile import profile_update
     from pcm_rl.algos.trainer import Trainer
@@ -113,7 +112,7 @@ def _profile(options: argparse.Namespace) -> None:
     # an update costs the same whatever the advantages are
     methods = tuple(name for name, method in METHODS.items() if method.advantage == "group")
     costs = profile_update(trainer.policy, batch, config, methods=methods)
-    Console().print(cost_table([cost.as_dict() for cost in costs]))
+    table_console().print(cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 
 

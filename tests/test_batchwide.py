@@ -124,6 +124,13 @@ def test_a_given_advantage_decides_chunk_by_chunk() -> None:
     assert got.weight.tolist() == pytest.approx([6 / 4 / share[row] for row in sorted(expected)])
 
 
+def test_with_room_for_all_a_given_advantage_makes_no_difference_to_full_grpo() -> None:
+    advantage = torch.randn(12, generator=torch.Generator().manual_seed(2))
+    got, full = choose("top-advantage", 4, advantage=advantage), choose("none", 4)
+    assert got.index.tolist() == full.index.tolist()
+    assert got.weight.tolist() == pytest.approx(full.weight.tolist())
+
+
 def test_a_batch_without_signal_keeps_nothing() -> None:
     got = select_chunks(
         torch.zeros(3, 1, 1), torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.zeros(3, dtype=torch.int64),

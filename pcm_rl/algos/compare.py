@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from pcm_rl.algos.compare_jobs import Job, Outcome, run_jobs
 from pcm_rl.algos.compare_plan import Comparison, PlannedRun, begin_or_continue, plan_runs, run_state
 from pcm_rl.algos.compare_report import MEASURES, cost_table, measure_table, statistics_rows
 from pcm_rl.algos.compare_tables import Row, write_csv, write_tables
+from pcm_rl.algos.console import table_console
 from pcm_rl.algos.demos import demonstrations
 from pcm_rl.algos.trainer import say_now
 from pcm_rl.config import Config, ConfigError
@@ -76,7 +75,7 @@ def compare(
 
 
 def _print_statistics(results: Sequence[Row], aggregates: Sequence[Row], baseline: str) -> None:
-    console = Console()
+    console = table_console()
     tables = [measure_table(aggregates, measure, baseline) for measure in MEASURES]
     for table in (*tables, cost_table(results, baseline)):
         console.print(table)

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from pcm_rl.algos.build import make_policy, make_vector_env
 from pcm_rl.algos.checkpoint import load_policy, policy_metadata
+from pcm_rl.algos.console import table_console
 from pcm_rl.algos.evaluate import Evaluation, evaluate
 from pcm_rl.algos.films import film_tasks, require_video
 from pcm_rl.algos.scorecard import column_record, result_table, versions
@@ -132,7 +132,7 @@ def evaluate_run(
         evaluations.append(_roll_out(column, folder / POLICY, protocol, say))
         record["columns"].append(column_record(column.name, column.overrides, env, held_out, evaluations[-1]))
         _write_json(folder / "eval.json", record)  # a column that fails does not take the others with it
-    Console().print(result_table({column.name: column.config.env for column in columns}, evaluations))
+    table_console().print(result_table({column.name: column.config.env for column in columns}, evaluations))
     say(f"written: {folder / 'eval.json'}")
     if protocol.films:
         number = film_tasks(columns[0].config.env, evaluations[0], folder / "films", OWN)
