@@ -16,50 +16,55 @@ toy() {
     pcm-rl compare --config configs/pick_place.yaml name="evidence-$name" logger=none steps=60 eval_every=10 "$@"
 }
 
-open6=open-6:method=open,selection.budget=6
+critic4=top-critic-4:method=top-critic,selection.budget=4
+advantage8=top-advantage-8:method=top-advantage,selection.budget=8
 random6=random-6:method=random-valid,selection.budget=6
 
 case $name in
 clean)
-    toy --methods full-valid,pcm,random-valid,top-advantage,open --variant $open6 --variant $random6 \
-        --seeds 200-215 "$@" ;;
+    toy --methods full-valid,pcm,random-valid,full-critic --variant $critic4 --variant $advantage8 \
+        --variant $random6 --seeds 200-215 "$@" ;;
 few)
-    toy --methods full-valid,pcm,random-valid,top-advantage --variant $open6 --variant $random6 --seeds 300-315 \
+    toy --methods full-valid,pcm,random-valid --variant $critic4 --variant $advantage8 --seeds 300-315 \
         demos.episodes=20 "$@" ;;
 short)  # the horizon is soon behind the successes, as on LIBERO: failures are not much longer than they are
     toy --methods full-valid,pcm,random-valid,top-advantage --seeds 400-407 \
         env.kwargs.horizon=240 env.max_chunks=30 selection.budget=8 "$@" ;;
 rates)
     full=method=full-valid
-    toy --methods full-valid --variant $open6 --variant $random6 \
+    pcm=method=pcm
+    toy --methods full-valid,pcm --variant $random6 \
         --variant full-half-lr:$full,update.lr=1.5e-4 --variant full-twice-lr:$full,update.lr=6e-4 \
         --variant full-two:$full,update.minibatches=2 \
-        --variant open-6-half-lr:${open6#*:},update.lr=1.5e-4 --variant open-6-twice-lr:${open6#*:},update.lr=6e-4 \
-        --variant open-6-two:${open6#*:},update.minibatches=2 \
+        --variant pcm-half-lr:$pcm,update.lr=1.5e-4 --variant pcm-twice-lr:$pcm,update.lr=6e-4 \
+        --variant pcm-two:$pcm,update.minibatches=2 \
         --variant random-6-half-lr:${random6#*:},update.lr=1.5e-4 \
         --variant random-6-twice-lr:${random6#*:},update.lr=6e-4 \
         --variant random-6-two:${random6#*:},update.minibatches=2 \
         --seeds 111-113 "$@" ;;
 budgets)
-    toy --methods pcm,random-valid,open,top-phase --budgets 8,16,24 \
-        --variant top-phase-12:method=top-phase,selection.budget=12 --seeds 200-203 "$@" ;;
+    toy --methods pcm,random-valid,top-phase --budgets 8,16,24 \
+        --variant top-phase-12:method=top-phase,selection.budget=12 \
+        --variant top-critic-2:method=top-critic,selection.budget=2 \
+        --variant top-critic-8:method=top-critic,selection.budget=8 \
+        --variant top-critic-16:method=top-critic,selection.budget=16 --seeds 200-203 "$@" ;;
 controls)
     toy --methods full-valid,random-valid,pcm \
-        --variant $open6 --variant open-all:method=open,selection.budget=64 \
-        --variant open-6-epochs-4:method=open,selection.budget=6,update.epochs=4 \
         --variant full-epochs-4:method=full-valid,update.epochs=4 \
         --variant pcm-equal-chunks:method=pcm,groups=22 \
         --variant random-padded:selection.name=random,selection.padding=keep \
         --seeds 200-202 "$@" ;;
 timed)
-    toy --methods full-padded,full-valid,pcm,random-valid,top-advantage --variant $open6 --seeds 200 "$@" ;;
+    toy --methods full-padded,full-valid,pcm,random-valid,full-critic --variant $critic4 --variant $advantage8 \
+        --seeds 200 "$@" ;;
 metaworld)
     pcm-rl compare --config configs/metaworld_drawer_open.yaml name="evidence-$name" logger=none \
         --methods full-valid,pcm,random-valid,top-phase --seeds 1,2,3 \
         steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 "$@" ;;
 libero)  # one task, five demonstrations; each seed records its own, since held-out states differ
     pcm-rl compare --config configs/libero_object_state.yaml name="evidence-$name" logger=none \
-        --methods full-valid,pcm,random-valid,top-phase,top-advantage --seeds 1,2,3 \
+        --methods full-valid,pcm,random-valid,top-phase,top-advantage \
+        --variant top-critic-3:method=top-critic,selection.budget=3 --seeds 1,2,3 \
         'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
         eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;

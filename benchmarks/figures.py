@@ -24,8 +24,8 @@ from pcm_rl import Phase
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "random-valid": "#d97706",
-          "top-phase": "#9ca3af", "top-advantage": "#2563eb", "top-critic": "#dc2626", "full-critic": "#7f1d1d",
-          "open": "#c026d3"}  # fmt: skip
+          "top-phase": "#9ca3af", "top-advantage": "#2563eb", "top-critic": "#dc2626",
+          "full-critic": "#c026d3"}  # fmt: skip
 MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
 PHASE_COLORS = {"active-grip": "#0f766e", "pre-grasp": "#d97706", "release-ramp": "#7c3aed", "approach": "#2563eb",
                 "tail": "#9ca3af"}  # fmt: skip
@@ -47,10 +47,16 @@ def main() -> None:
 def colors(rows: Iterable[Row]) -> dict[str, str]:
     """Color of each column: the known methods first, in their order, then the others as they come."""
     found = dict.fromkeys(row["method"] for row in rows)
-    others = [method for method in found if method not in COLORS]
-    return {method: COLORS[method] for method in COLORS if method in found} | dict(
+    known = {method: name for name in COLORS for method in found if method in (name, _without_budget(method, name))}
+    others = [method for method in found if method not in known]
+    return {method: COLORS[name] for method, name in known.items()} | dict(
         zip(others, itertools.cycle(MORE_COLORS), strict=False)
     )
+
+
+def _without_budget(column: str, method: str) -> str:
+    """``column`` if it is ``method-B``, such as ``top-critic-4``; else an empty string."""
+    return column if column.startswith(f"{method}-") and column.removeprefix(f"{method}-").isdigit() else ""
 
 
 def mean_curve(runs: Iterable[Iterable[Row]], *keys: str) -> list[list[float]]:
@@ -194,8 +200,7 @@ def budgets(path: Path) -> None:
     """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
     rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
     seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
-    names = {"open-6": "open", "random-6": "random-valid", "top-phase-12": "top-phase"}  # columns that set their own B
-    rows = [{**row, "method": names.get(row["method"], row["method"])} for row in rows if row["seed"] in seeds]
+    rows = [{**row, "method": _method_of(row)} for row in rows if row["seed"] in seeds]
     figure, panels = plt.subplots(1, 3, figsize=(11, 3))
     color = colors(rows)
     collapsed = {"top-phase"}  # so far below the others that they would lie on one line beside it
@@ -208,6 +213,12 @@ def budgets(path: Path) -> None:
     panels[2].set_ylim(0, 1)
     panels[2].legend(frameon=False, fontsize=7)
     _save(figure, path)
+
+
+def _method_of(row: Row) -> str:
+    """The method of a column that sets its own B: ``top-critic`` of ``top-critic-4``."""
+    name = row["method"].removesuffix(f"-{row['budget']}") if row["budget"] else row["method"]
+    return {"random": "random-valid"}.get(name, name)
 
 
 def _against_budget(panel: plt.Axes, rows: list[Row], measure: str, color: Mapping[str, str]) -> None:

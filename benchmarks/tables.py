@@ -59,16 +59,16 @@ def table(name: str, other: str | None = None) -> str:
 def comparison(name: str, other: str | None = None) -> list[list[str]]:
     """Success of every column of a comparison, and its differences, paired by seed, with 95 % intervals."""
     runs = columns(read_comparison(name))
-    kept = kept_share(name)
+    kept, spent = kept_share(name), spent_share(name)
     bases = [base for base in (BASE, other) if base in runs]
     head = ["method", "seeds", "after", "mean over training"]
     head += [f"{what}, minus `{base}`" for base in bases for what in ("after", "mean")]
-    rows = [[*head, "chunks kept"]]
+    rows = [[*head, "chunks kept", f"of `{BASE}`'s"]]
     for method, mine in runs.items():
         cells = [f"`{method}`", str(len(mine["after"])), *(mean_and_error(mine[m]) for m in ("after", "auc"))]
         for base in bases:
             cells += [difference(mine[m], runs[base][m]) if method != base else "" for m in ("after", "auc")]
-        rows.append([*cells, f"{kept[method]:.0%}"])
+        rows.append([*cells, f"{kept[method]:.0%}", f"{spent[method]:.0%}"])
     return rows
 
 
@@ -94,6 +94,20 @@ def kept_share(name: str) -> dict[str, float]:
     return {column: kept[column] / valid[column] for column in kept}
 
 
+def spent_share(name: str) -> dict[str, float]:
+    """Chunks kept over those of full GRPO on the same seeds, which has fewer groups left to learn from in the end."""
+    kept: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    for row in read_comparison(f"{name}-steps"):
+        kept[row["method"]][row["seed"]] += float(row["chunks_kept"] or 0)
+    full = kept[BASE]
+    common = {column: [seed for seed in seeds if seed in full] for column, seeds in kept.items()}
+    return {
+        column: sum(seeds[seed] for seed in common[column]) / sum(full[seed] for seed in common[column])
+        for column, seeds in kept.items()
+        if common[column]
+    }
+
+
 def mean_and_error(scores: Scores) -> str:
     values = list(scores.values())
     error = f" ± {_short(statistics.stdev(values) / len(values) ** 0.5)}" if len(values) > 1 else ""
@@ -117,7 +131,7 @@ def _signed(value: float) -> str:
 
 def short() -> list[list[str]]:
     """The clean comparison for the README: of the differences only those over all of training."""
-    return [[row[i] for i in (0, 2, 3, 5, 7, 8)] for row in comparison("clean", "random-valid")]
+    return [[row[i] for i in (0, 2, 3, 4, 5, 7, 9)] for row in comparison("clean", "random-valid")]
 
 
 def gradient() -> list[list[str]]:

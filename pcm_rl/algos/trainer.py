@@ -291,7 +291,9 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint that :meth:`resume` continues from."""
-        self.ranks.check_parameters(self.policy)
+        for module in (self.policy, self.critic):
+            if module is not None:
+                self.ranks.check_parameters(module)
         self._write_checkpoint()
 
     @on_first_rank
