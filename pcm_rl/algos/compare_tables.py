@@ -53,12 +53,16 @@ def write_tables(runs: Sequence[PlannedRun], folder: Path) -> list[Row]:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of one set of keys, in one move; an older file stays where there are none."""
+    """Write rows in one move; an older file stays where there are none.
+
+    Runs of an older version may lack columns that newer ones have: their cells stay empty.
+    """
     if not rows:
         return
+    columns = dict.fromkeys(key for row in (max(rows, key=len), *rows) for key in row)
     partial = path.with_name(path.name + ".partial")
     with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
+        writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
     os.replace(partial, path)

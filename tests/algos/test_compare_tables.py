@@ -84,6 +84,11 @@ def test_a_run_that_was_continued_by_hand_is_refused(run, tmp_path):
         write_tables([run], tmp_path)
 
 
+def test_columns_that_older_runs_lack_stay_empty(tmp_path):
+    write_csv(tmp_path / "table.csv", [{"a": 1, "c": 3}, {"a": 4, "b": 5, "c": 6}, {"a": 7, "d": 8}])
+    assert (tmp_path / "table.csv").read_text().splitlines() == ["a,b,c,d", "1,,3,", "4,5,6,", "7,,,8"]
+
+
 def test_no_runs_leave_the_files_alone(tmp_path):
     (tmp_path / "compare.csv").write_text("old")
     assert write_tables([], tmp_path) == []
