@@ -11,7 +11,7 @@ supervised policy of ``configs/pick_place.yaml``), by our methods and by TorchRL
 ``training``: success on 256 held-out initial states against environment steps and against seconds of rollouts and
 updates (evaluations left out), until ``--steps`` environment steps are done. Peers:
 
-- ``full-valid``, ``pcm``, ``top-advantage``, ``top-critic``: our trainer, B = 12;
+- ``full-valid``, ``pcm`` (B = 12), ``top-advantage`` (B = 8), ``top-critic`` (B = 4): our trainer;
 - ``torchrl``: TorchRL's recipe, an optimiser step for every 64 decisions, with our learning rate of 3e-4;
   ``torchrl-3e-5``: with the best of 3e-4, 1e-4 and 3e-5 on seed 0; ``torchrl-4``: with four optimiser steps a pass, as
   ours has (``peers_torchrl.py``); ``full-valid-64``: ours with a step for every 64 decisions;
@@ -59,6 +59,7 @@ SB3 = {
     "sb3-tokens": {"tokens": True, "start": False},
     "sb3-box": {"tokens": False, "start": False},
 }
+BUDGETS = {"top-advantage": 8, "top-critic": 4}  # for the whole batch; the others have the recipe's 12
 PEERS = ("full-valid", "full-valid-64", "pcm", "top-advantage", "top-critic", *TORCHRL, *SB3)
 DEFAULT = tuple(name for name in PEERS if name != "sb3-tokens")  # from scratch no success either, at thrice the price
 GOOD = 0.7  # success whose price in steps and seconds the summary gives
@@ -67,9 +68,9 @@ Weights = dict[str, Any]
 
 def configure(method: str, seed: int) -> Config:
     """The recipe of pick and place by one of our methods."""
-    return load_config(
-        CONFIG, [*METHODS[method].overrides(), f"seed={seed}", "logger=none", "record=false", "threads=1"]
-    )
+    budget = [f"selection.budget={BUDGETS[method]}"] if method in BUDGETS else []
+    always = [f"seed={seed}", "logger=none", "record=false", "threads=1"]
+    return load_config(CONFIG, [*METHODS[method].overrides(), *budget, *always])
 
 
 def quiet(line: str) -> None:

@@ -174,8 +174,8 @@ def phases() -> list[list[str]]:
 
 PEERS = {
     "pcm": "`pcm`, B = 12",
-    "top-advantage": "`top-advantage`, B = 12",
-    "open": "`open`, B = 12",
+    "top-advantage": "`top-advantage`, B = 8",
+    "top-critic": "`top-critic`, B = 4",
     "full-valid": "`full-valid`",
     "full-padded": "`full-padded`",
     "full-valid-64": "`full-valid`, a step for every 64 decisions",
