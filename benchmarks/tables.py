@@ -63,7 +63,7 @@ def comparison(name: str, other: str | None = None) -> list[list[str]]:
     bases = [base for base in (BASE, other) if base in runs]
     head = ["method", "seeds", "after", "mean over training"]
     head += [f"{what}, minus `{base}`" for base in bases for what in ("after", "mean")]
-    rows = [[*head, "chunks kept", f"of `{BASE}`'s"]]
+    rows = [[*head, "chunks kept", f"chunks, of `{BASE}`'s"]]
     for method, mine in runs.items():
         cells = [f"`{method}`", str(len(mine["after"])), *(mean_and_error(mine[m]) for m in ("after", "auc"))]
         for base in bases:

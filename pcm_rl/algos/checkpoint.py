@@ -88,6 +88,8 @@ def load_checkpoint(
         raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
     load_policy(policy, folder / "policy.safetensors")
     if critic is not None:
+        if not (folder / "critic.safetensors").is_file():
+            raise ValueError(f"{folder} holds no critic: its run had advantage.name=group, and goes on with that only")
         load_policy(critic, folder / "critic.safetensors")
     _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
     random = load_file(folder / "random.safetensors")

@@ -65,6 +65,14 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, method):
         assert all(torch.equal(a[key], b[key]) for key in a), file
 
 
+def test_a_run_without_a_critic_is_not_resumed_with_one(tiny):
+    config = tiny("no-critic", "steps=1", "eval_every=0")
+    train(config, say=silent)
+    changed = dataclasses.replace(config, steps=2, advantage=dataclasses.replace(config.advantage, name="critic"))
+    with pytest.raises(ValueError, match="holds no critic"):
+        train(changed, resume=True, say=silent)
+
+
 @pytest.fixture(scope="module")
 def finished(tiny):
     config = tiny("run", "steps=3", "record=true", "logger=tensorboard")
