@@ -61,7 +61,8 @@ metaworld)
     pcm-rl compare --config configs/metaworld_drawer_open.yaml name="evidence-$name" logger=none \
         --methods full-valid,pcm,random-valid,top-phase --seeds 1,2,3 \
         steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 "$@" ;;
-libero)  # one task, five demonstrations; each seed records its own, since held-out states differ
+libero)  # one task, five demonstrations; each seed records its own, since held-out states differ. Seeds 4 and 5 of
+    # full-valid and top-critic-3 were run by a second call with these two columns, and joined
     pcm-rl compare --config configs/libero_object_state.yaml name="evidence-$name" logger=none \
         --methods full-valid,pcm,random-valid,top-phase,top-advantage \
         --variant top-critic-3:method=top-critic,selection.budget=3 --seeds 1,2,3 \
