@@ -47,16 +47,17 @@ def main() -> None:
 def colors(rows: Iterable[Row]) -> dict[str, str]:
     """Color of each column: the known methods first, in their order, then the others as they come."""
     found = dict.fromkeys(row["method"] for row in rows)
-    known = {method: name for name in COLORS for method in found if method in (name, _without_budget(method, name))}
+    known = {method: name for name in COLORS for method in found if name in (method, _without_budget(method))}
     others = [method for method in found if method not in known]
     return {method: COLORS[name] for method, name in known.items()} | dict(
         zip(others, itertools.cycle(MORE_COLORS), strict=False)
     )
 
 
-def _without_budget(column: str, method: str) -> str:
-    """``column`` if it is ``method-B``, such as ``top-critic-4``; else an empty string."""
-    return column if column.startswith(f"{method}-") and column.removeprefix(f"{method}-").isdigit() else ""
+def _without_budget(column: str) -> str:
+    """The method of a column that sets its own B: ``top-critic`` of ``top-critic-4``."""
+    method, _, budget = column.rpartition("-")
+    return method if budget.isdigit() else column
 
 
 def mean_curve(runs: Iterable[Iterable[Row]], *keys: str) -> list[list[float]]:
@@ -200,7 +201,12 @@ def budgets(path: Path) -> None:
     """Success after training and mean over training against the budget, seeds of every column (figure 5)."""
     rows = [*read_csv("methods-budgets-runs"), *read_csv("methods-clean-runs")]
     seeds = {row["seed"] for row in read_csv("methods-budgets-runs")}
-    rows = [{**row, "method": _method_of(row)} for row in rows if row["seed"] in seeds]
+    methods = {"random-6": "random-valid"}  # the only column not named after its method
+    rows = [
+        {**row, "method": methods.get(row["method"], _without_budget(row["method"]))}
+        for row in rows
+        if row["seed"] in seeds
+    ]
     figure, panels = plt.subplots(1, 3, figsize=(11, 3))
     color = colors(rows)
     collapsed = {"top-phase"}  # so far below the others that they would lie on one line beside it
@@ -213,12 +219,6 @@ def budgets(path: Path) -> None:
     panels[2].set_ylim(0, 1)
     panels[2].legend(frameon=False, fontsize=7)
     _save(figure, path)
-
-
-def _method_of(row: Row) -> str:
-    """The method of a column that sets its own B: ``top-critic`` of ``top-critic-4``."""
-    name = row["method"].removesuffix(f"-{row['budget']}") if row["budget"] else row["method"]
-    return {"random": "random-valid"}.get(name, name)
 
 
 def _against_budget(panel: plt.Axes, rows: list[Row], measure: str, color: Mapping[str, str]) -> None:

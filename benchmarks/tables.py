@@ -59,7 +59,7 @@ def table(name: str, other: str | None = None) -> str:
 def comparison(name: str, other: str | None = None) -> list[list[str]]:
     """Success of every column of a comparison, and its differences, paired by seed, with 95 % intervals."""
     runs = columns(read_comparison(name))
-    kept, spent = kept_share(name), spent_share(name)
+    shares = chunk_shares(name)
     bases = [base for base in (BASE, other) if base in runs]
     head = ["method", "seeds", "after", "mean over training"]
     head += [f"{what}, minus `{base}`" for base in bases for what in ("after", "mean")]
@@ -68,7 +68,7 @@ def comparison(name: str, other: str | None = None) -> list[list[str]]:
         cells = [f"`{method}`", str(len(mine["after"])), *(mean_and_error(mine[m]) for m in ("after", "auc"))]
         for base in bases:
             cells += [difference(mine[m], runs[base][m]) if method != base else "" for m in ("after", "auc")]
-        rows.append([*cells, f"{kept[method]:.0%}", f"{spent[method]:.0%}"])
+        rows.append([*cells, *(f"{share:.0%}" for share in shares[method])])
     return rows
 
 
@@ -84,28 +84,23 @@ def columns(evaluations: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]
     return out
 
 
-def kept_share(name: str) -> dict[str, float]:
-    """Kept over executed chunks of the groups with both outcomes, over all steps and seeds."""
-    kept, valid = defaultdict(float), defaultdict(float)
+def chunk_shares(name: str) -> dict[str, tuple[float, float]]:
+    """What each column kept, over all steps: of its executed chunks, and of full GRPO's chunks on the same seeds.
+
+    Executed chunks are those of the groups with both outcomes, of which full GRPO soon has fewer.
+    """
+    kept: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
+    valid: dict[str, float] = defaultdict(float)
     for row in read_comparison(f"{name}-steps"):
         if row["chunks_kept"]:
-            kept[row["method"]] += float(row["chunks_kept"])
+            kept[row["method"]][row["seed"]] += float(row["chunks_kept"])
             valid[row["method"]] += float(row["chunks_valid"])
-    return {column: kept[column] / valid[column] for column in kept}
-
-
-def spent_share(name: str) -> dict[str, float]:
-    """Chunks kept over those of full GRPO on the same seeds, which has fewer groups left to learn from in the end."""
-    kept: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    for row in read_comparison(f"{name}-steps"):
-        kept[row["method"]][row["seed"]] += float(row["chunks_kept"] or 0)
-    full = kept[BASE]
-    common = {column: [seed for seed in seeds if seed in full] for column, seeds in kept.items()}
-    return {
-        column: sum(seeds[seed] for seed in common[column]) / sum(full[seed] for seed in common[column])
-        for column, seeds in kept.items()
-        if common[column]
-    }
+    shares = {}
+    for column, seeds in kept.items():
+        common = [seed for seed in seeds if seed in kept[BASE]]
+        of_full = sum(seeds[seed] for seed in common) / sum(kept[BASE][seed] for seed in common)
+        shares[column] = sum(seeds.values()) / valid[column], of_full
+    return shares
 
 
 def mean_and_error(scores: Scores) -> str:

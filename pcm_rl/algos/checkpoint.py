@@ -74,7 +74,7 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no complete checkpoint.
-        ValueError: If it is of another format or does not fit the policy.
+        ValueError: If it is of another format, does not fit the policy, or holds no critic where one is wanted.
     """
     if not (folder / "state.json").is_file():
         previous = folder.with_name(folder.name + ".previous")  # a save was cut between its two renames

@@ -18,7 +18,6 @@ import torch
 from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 
-from pcm_rl.advantage import group_advantage
 from pcm_rl.algos.activation import wants_checkpointing
 from pcm_rl.algos.build import make_critic, make_policy, make_vector_env, phase_rule
 from pcm_rl.algos.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
@@ -36,6 +35,7 @@ from pcm_rl.algos.runlog import RunLog, step_line
 from pcm_rl.algos.sft import supervise
 from pcm_rl.algos.states import InitialStates
 from pcm_rl.algos.transforms import PCMSampler
+from pcm_rl.batchwide import outcome_advantage
 from pcm_rl.config import Config
 from pcm_rl.config_file import save_config
 from pcm_rl.episodes import (
@@ -47,6 +47,8 @@ from pcm_rl.episodes import (
     IS_PAD,
     PHASE,
     STATE,
+    SUCCESS,
+    EpisodeIndex,
     label_episodes,
     pad_episodes,
 )
@@ -247,8 +249,7 @@ class Trainer:
 
     def mixed(self, rows: TensorDict) -> TensorDict:
         """Write the advantage of every row; those of the groups with both outcomes: no other group has a signal."""
-        outcome, group = episode_outcomes(rows)
-        advantage = group_advantage(outcome, group)[rows.get(EPISODE)]
+        advantage = outcome_advantage(rows.get(SUCCESS), rows.get(GROUP), EpisodeIndex(rows.get(EPISODE)))
         signal = advantage != 0
         if self.critic is not None and bool(self.critic.fitted) and bool(signal.any()):
             advantage = torch.zeros_like(advantage)
