@@ -40,17 +40,17 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchrl.objectives import ClipPPOLoss
 
 from pcm_rl.algos import PCMSampler
-from pcm_rl.algos.activation import ActivationMeter
-from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
 from pcm_rl.algos.packing import micro_batches
 from pcm_rl.config import Config, UpdateConfig
 from pcm_rl.episodes import ADVANTAGE, INSTRUCTION, LOG_PROBS, TOKENS, pad_episodes
 from pcm_rl.policies.openvla import Checkpoint, OpenVLAPolicy, add_lora, open_checkpoint
 from pcm_rl.policies.openvla.lora import trainable
-from pcm_rl.policies.openvla.model import OpenVLA
+from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.sizes import PUBLISHED_TOWERS, ModelSizes
 from pcm_rl.policies.openvla.tiny import TINY as LARGE_IMAGES
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
+from pcm_rl.training.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.training.memory import ActivationMeter
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, FLOP/s
 INSTRUCTIONS = (

@@ -12,9 +12,9 @@ import torch
 from tensordict import TensorDict
 
 from pcm_rl import group_advantage
-from pcm_rl.algos.closing import hardware
-from pcm_rl.algos.compare_plan import column_name
+from pcm_rl.compare.plan import column_name
 from pcm_rl.episodes import label_episodes
+from pcm_rl.reports.run_end import hardware
 
 RESULTS = Path(__file__).parent / "results"
 TRAJECTORIES, CHUNKS, LENGTH, DIMENSIONS, BINS, STATE = 80, 64, 8, 7, 16, 26

@@ -17,12 +17,11 @@ from safetensors.torch import load_file, save_file
 from tensordict import TensorDictBase
 from torch import Tensor, nn
 
-from pcm_rl.algos.learner import make_loss
-from pcm_rl.algos.trainer import Trainer
-from pcm_rl.config import Config
-from pcm_rl.config_file import load_config
+from pcm_rl.config import Config, load_config
 from pcm_rl.episodes import ADVANTAGE, CHUNK_ID, EPISODE, GROUP, IS_PAD, PHASE, SUCCESS, TOKENS
 from pcm_rl.selection import trajectory_weights
+from pcm_rl.training.learner import make_loss
+from pcm_rl.training.trainer import Trainer
 
 RECIPE = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from common import RESULTS
 
-from pcm_rl.algos.closing import hardware
-from pcm_rl.envs.libero import LiberoEnv
-from pcm_rl.envs.libero_expert import EXPERT_TASKS, LiberoExpert
+from pcm_rl.envs.libero.env import LiberoEnv
+from pcm_rl.envs.libero.expert import EXPERT_TASKS, LiberoExpert
+from pcm_rl.reports.run_end import hardware
 
 KEY = ("suite", "task_id", "states", "noise")
 MEASURED = ("instruction", "successes", "failed_states", "mean_steps", "max_steps", "seconds", "hardware")

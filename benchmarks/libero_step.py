@@ -1,4 +1,4 @@
-"""A control step of LIBERO by `pcm_rl.envs.libero_physics` against robosuite's own, without cameras, in one process.
+"""A control step of LIBERO by `pcm_rl.envs.libero.physics` against robosuite's own, without cameras, in one process.
 
 python benchmarks/libero_step.py          writes benchmarks/results/libero_step.csv
 
@@ -14,9 +14,10 @@ import time
 import numpy as np
 from common import write_csv
 
-from pcm_rl.envs import libero, libero_physics
-from pcm_rl.envs.libero import LiberoEnv
-from pcm_rl.envs.libero_expert import LiberoExpert
+from pcm_rl.envs.libero import env as libero
+from pcm_rl.envs.libero import physics as libero_physics
+from pcm_rl.envs.libero.env import LiberoEnv
+from pcm_rl.envs.libero.expert import LiberoExpert
 
 STEPS, REPEATS = 70, 6
 WAYS = {

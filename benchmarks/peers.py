@@ -41,15 +41,14 @@ from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos import PCMSampler
-from pcm_rl.algos.build import make_policy, make_vector_env
-from pcm_rl.algos.evaluate import evaluate
-from pcm_rl.algos.learner import make_loss, make_optimizer, update_policy
-from pcm_rl.algos.states import InitialStates
-from pcm_rl.algos.trainer import EVALUATION_SEED, Trainer
-from pcm_rl.config import Config
-from pcm_rl.config_file import load_config
+from pcm_rl.config import METHODS, Config, load_config
 from pcm_rl.episodes import ADVANTAGE, pad_episodes
-from pcm_rl.methods import METHODS
+from pcm_rl.rollouts.environments import make_vector_env
+from pcm_rl.rollouts.evaluate import evaluate
+from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.training.build import make_policy
+from pcm_rl.training.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.training.trainer import EVALUATION_SEED, Trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
 OURS = ("full-padded", "full-valid", "pcm", "top-advantage")

@@ -9,10 +9,10 @@ import torch
 from common import CHUNKS, TRAJECTORIES, medians, synthetic_batch, write_csv
 
 from pcm_rl.algos import LabelPhases, PCMSampler
-from pcm_rl.algos.learner import make_loss
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config
 from pcm_rl.policies import StateTokenPolicy
+from pcm_rl.training.learner import make_loss
 
 
 def main() -> None:

@@ -19,8 +19,8 @@ from pathlib import Path
 
 from common import by_run, read_comparison, read_csv
 
-from pcm_rl.algos.compare_stats import paired_difference
-from pcm_rl.algos.compare_tables import area_under_curve
+from pcm_rl.compare.statistics import paired_difference
+from pcm_rl.compare.tables import area_under_curve
 
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", "docs/evidence.md", "docs/selection.md")

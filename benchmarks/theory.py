@@ -40,8 +40,8 @@ from pcm_rl import (
     neyman_allocation,
     sample_chunks,
 )
-from pcm_rl.algos.trainer import Trainer
 from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, GROUP, IS_PAD, PHASE, SUCCESS, TOKENS, EpisodeIndex
+from pcm_rl.training.trainer import Trainer
 
 BUDGET = 12
 PHASES = len(Phase)

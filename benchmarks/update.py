@@ -15,9 +15,9 @@ import dataclasses
 import torch
 from common import CHUNKS, TRAJECTORIES, synthetic_batch, write_csv
 
-from pcm_rl.algos.profile import UpdateCost, profile_update
 from pcm_rl.config import Config, UpdateConfig
 from pcm_rl.policies import StateTokenPolicy
+from pcm_rl.training.update_cost import UpdateCost, profile_update
 
 METHODS = ("pcm", "random-valid", "full-valid", "full-padded")
 

@@ -13,12 +13,12 @@ import torch
 
 from pcm_rl import group_advantage
 from pcm_rl.algos import ChunkGRPOLoss, LabelPhases, PCMSampler, collect_episodes, grpo_update
-from pcm_rl.algos.collect import episode_outcomes
-from pcm_rl.algos.demos import record_demonstrations
 from pcm_rl.algos.sft import supervise
 from pcm_rl.envs import chunked_vector_env
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.policies import StateTokenPolicy
+from pcm_rl.rollouts.collect import episode_outcomes
+from pcm_rl.rollouts.demonstrations import record_demonstrations
 
 TASK, GROUPS, GROUP_SIZE = "pcm_rl/Reach-v0", 8, 8
 

@@ -11,11 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pcm_rl.config import ConfigError
-from pcm_rl.config_file import load_config, load_run_config, save_config
-from pcm_rl.methods import METHODS
+from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config, save_config
 
-_KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config.py or a run's config.yaml)"
+_KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
 # errors of use, of numbers that became nan, and of runs that failed: their messages say all
 _ERRORS = (ConfigError, ChildProcessError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError)
@@ -42,7 +40,7 @@ def _refuse_several_processes(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.trainer import train
+    from pcm_rl.training.trainer import train
 
     if options.resume:
         train(load_run_config(options.resume, options.overrides), resume=True)
@@ -51,7 +49,7 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _demos(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.demos import demonstrations
+    from pcm_rl.rollouts.demonstrations import demonstrations
 
     config = load_config(options.config, options.overrides)
     if config.demos.path is None:
@@ -62,8 +60,8 @@ def _demos(options: argparse.Namespace) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.checkpoint import save_policy
-    from pcm_rl.algos.trainer import Trainer
+    from pcm_rl.training.checkpoint import save_policy
+    from pcm_rl.training.trainer import Trainer
 
     config = load_config(options.config, options.overrides)
     trainer = Trainer(config)
@@ -77,7 +75,7 @@ def _sft(options: argparse.Namespace) -> None:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.protocol import Protocol, evaluate_run
+    from pcm_rl.evals.protocol import Protocol, evaluate_run
 
     also = _named(options.also, "--also")
     protocol = Protocol(options.states, options.episodes, options.greedy, options.films, also)
@@ -85,11 +83,11 @@ def _eval(options: argparse.Namespace) -> None:
 
 
 def _profile(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.closing import cost_table
-    from pcm_rl.algos.console import table_console
-    from pcm_rl.algos.forecast import memory_lines, time_lines
-    from pcm_rl.algos.profile import profile_update
-    from pcm_rl.algos.trainer import Trainer
+    from pcm_rl.reports.console import table_console
+    from pcm_rl.reports.run_end import cost_table
+    from pcm_rl.training.forecast import memory_lines, time_lines
+    from pcm_rl.training.trainer import Trainer
+    from pcm_rl.training.update_cost import profile_update
 
     config = load_config(options.config, options.overrides)
     trainer = Trainer(config)
@@ -117,8 +115,8 @@ def _profile(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.compare import compare
-    from pcm_rl.algos.compare_plan import Comparison
+    from pcm_rl.compare.plan import Comparison
+    from pcm_rl.compare.run import compare
 
     variants = _named(options.variant, "--variant")
     asked = Comparison(options.config, options.overrides, options.methods, variants, options.budgets, options.seeds)
@@ -126,13 +124,13 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _plot(options: argparse.Namespace) -> None:
-    from pcm_rl.report import write_report
+    from pcm_rl.reports.page import write_report
 
     print(f"report: {write_report(Path(options.folder))}")
 
 
 def _export(options: argparse.Namespace) -> None:
-    from pcm_rl.algos.export import export_run
+    from pcm_rl.evals.export import export_run
     from pcm_rl.policies.openvla.export import push
 
     print(f"written: {export_run(options.run_folder, options.folder, adapters=options.adapters)}")

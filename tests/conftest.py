@@ -27,9 +27,9 @@ HALF_TRAINED = [
 @pytest.fixture(scope="session")
 def half_trained(tmp_path_factory) -> list[str]:
     """Overrides of a small Reach run that starts from one half-trained policy."""
-    from pcm_rl.algos.checkpoint import save_policy
-    from pcm_rl.algos.trainer import Trainer
-    from pcm_rl.config_file import load_config
+    from pcm_rl.config import load_config
+    from pcm_rl.training.checkpoint import save_policy
+    from pcm_rl.training.trainer import Trainer
 
     start = tmp_path_factory.mktemp("start") / "start.safetensors"
     trainer = Trainer(load_config(None, [*HALF_TRAINED, "sft.steps=500"]), lambda line: None)

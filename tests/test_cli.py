@@ -70,7 +70,7 @@ def test_compare_writes_one_row_a_run_and_goes_on_where_it_was(run, capsys, monk
     assert [(row["method"], row["budget"], row["seed"]) for row in rows] == [("lr-1e-3.pcm", "3", "0")]
     out = capsys.readouterr().out
     assert f"-> {float(rows[0]['after']):.1%}" in out and "1 to do, 2 at a time" in out
-    monkeypatch.setattr("pcm_rl.algos.compare_jobs.subprocess.Popen", None)  # nothing is started again
+    monkeypatch.setattr("pcm_rl.compare.jobs.subprocess.Popen", None)  # nothing is started again
     assert main(command) == 0
     assert "1 finished, 0 to do" in capsys.readouterr().out
     assert main([*command, "update.lr=2e-3"]) == 0  # the variant has its own
@@ -82,7 +82,7 @@ def test_interrupted_and_failed_comparisons_end_with_a_line(tmp_path, capsys, mo
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pcm_rl.algos.compare.run_jobs", interrupt)
+    monkeypatch.setattr("pcm_rl.compare.run.run_jobs", interrupt)
     command = ["compare", f"run_dir={tmp_path}"]
     assert main(command) == 130
     captured = capsys.readouterr()

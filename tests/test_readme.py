@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from pcm_rl.cli import _parse, main
-from pcm_rl.config_file import load_config
+from pcm_rl.config import load_config
 
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)

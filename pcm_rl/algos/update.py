@@ -7,10 +7,10 @@ from tensordict import TensorDictBase
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
-from pcm_rl.algos.distributed import ALONE, Ranks
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.packing import micro_batches, row_tokens
 from pcm_rl.episodes import EPISODE
+from pcm_rl.processes.ranks import ALONE, Ranks
 
 
 def grpo_update(

@@ -5,8 +5,8 @@ import gymnasium
 from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
 from pcm_rl.envs.seeded import SeededStates
-from pcm_rl.envs.slot import VectorSlot, chunked_vector_env
 from pcm_rl.envs.tasks import MultiTaskEnv
+from pcm_rl.envs.vector import VectorSlot, chunked_vector_env
 from pcm_rl.envs.workers import WorkerVectorEnv
 
 _TOY = {"pcm_rl/PickPlace-v0": ("PickPlaceEnv", "pick_place"), "pcm_rl/Reach-v0": ("ReachEnv", "reach")}
@@ -14,12 +14,14 @@ _TOY = {"pcm_rl/PickPlace-v0": ("PickPlaceEnv", "pick_place"), "pcm_rl/Reach-v0"
 for _id, (_single, _task) in _TOY.items():
     if _id not in gymnasium.registry:
         gymnasium.register(
-            id=_id, entry_point=f"pcm_rl.envs.toy:{_single}", vector_entry_point=f"pcm_rl.envs.toy:make_{_task}_vector"
+            id=_id,
+            entry_point=f"pcm_rl.envs.tabletop.env:{_single}",
+            vector_entry_point=f"pcm_rl.envs.tabletop.env:make_{_task}_vector",
         )
 if "pcm_rl/Libero-v0" not in gymnasium.registry:
-    gymnasium.register(id="pcm_rl/Libero-v0", entry_point="pcm_rl.envs.libero:LiberoEnv")
+    gymnasium.register(id="pcm_rl/Libero-v0", entry_point="pcm_rl.envs.libero.env:LiberoEnv")
 if "pcm_rl/MetaWorld-v0" not in gymnasium.registry:
-    gymnasium.register(id="pcm_rl/MetaWorld-v0", entry_point="pcm_rl.envs.metaworld:MetaWorldEnv")
+    gymnasium.register(id="pcm_rl/MetaWorld-v0", entry_point="pcm_rl.envs.metaworld.env:MetaWorldEnv")
 
 __all__ = [
     "ChunkedEnv",

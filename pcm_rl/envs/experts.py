@@ -13,7 +13,7 @@ import numpy as np
 
 class _Toy:
     def __init__(self, task: Any, mistakes: float) -> None:
-        from pcm_rl.envs.tabletop_expert import TabletopExpert
+        from pcm_rl.envs.tabletop.expert import TabletopExpert
 
         self._expert = TabletopExpert(1, task, misgrasp=mistakes)
 
@@ -26,7 +26,7 @@ class _Toy:
 
 class _Libero:
     def __init__(self, env: gym.Env) -> None:
-        from pcm_rl.envs.libero_expert import LiberoExpert
+        from pcm_rl.envs.libero.expert import LiberoExpert
 
         self._expert = LiberoExpert(env)
 
@@ -42,7 +42,7 @@ class _MetaWorld:
     """MetaWorld's own scripted policy, a function of its own observation alone."""
 
     def __init__(self, env: gym.Env) -> None:
-        from pcm_rl.envs.metaworld import MetaWorldEnv
+        from pcm_rl.envs.metaworld.env import MetaWorldEnv
 
         if not isinstance(env.unwrapped, MetaWorldEnv):
             raise TypeError(f"MetaWorld's experts need a MetaWorldEnv, got {type(env.unwrapped).__name__}")

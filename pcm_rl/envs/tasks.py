@@ -41,7 +41,7 @@ class MultiTaskEnv(gymnasium.Env[Any, Any]):
 
     @property
     def draw_cameras(self) -> bool:
-        """Whether the tasks draw their cameras at every step; see :class:`pcm_rl.envs.libero.LiberoEnv`."""
+        """Whether the tasks draw their cameras at every step; see :class:`pcm_rl.envs.libero.env.LiberoEnv`."""
         return bool(getattr(self.current.unwrapped, "draw_cameras", True))
 
     @draw_cameras.setter

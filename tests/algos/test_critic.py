@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
 
-from pcm_rl.algos.build import make_critic, make_vector_env
 from pcm_rl.algos.critic import SuccessCritic, chunk_advantage
-from pcm_rl.config import ConfigError
-from pcm_rl.config_file import load_config
+from pcm_rl.config import ConfigError, load_config
+from pcm_rl.rollouts.environments import make_vector_env
+from pcm_rl.training.build import make_critic
 
 
 def by_hand(value: list[float], success: list[int], episode: list[int], lam: float) -> list[float]:

@@ -12,10 +12,10 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from pcm_rl import Phase
-from pcm_rl.envs import metaworld as adapter
 from pcm_rl.envs.chunked import ChunkedEnv
-from pcm_rl.envs.metaworld import HAND_CENTRE, MetaWorldEnv
-from pcm_rl.envs.metaworld_tasks import INSTRUCTIONS
+from pcm_rl.envs.metaworld import env as adapter
+from pcm_rl.envs.metaworld.env import HAND_CENTRE, MetaWorldEnv
+from pcm_rl.envs.metaworld.instructions import INSTRUCTIONS
 
 pytestmark = pytest.mark.metaworld
 metaworld = pytest.importorskip("metaworld")
@@ -71,7 +71,7 @@ def test_the_start_does_not_depend_on_what_was_played_before(task):
 
 def test_the_start_is_the_same_in_another_process(env):
     code = (
-        "import numpy as np; from pcm_rl.envs.metaworld import MetaWorldEnv\n"
+        "import numpy as np; from pcm_rl.envs.metaworld.env import MetaWorldEnv\n"
         "np.random.seed(5); env = MetaWorldEnv('pick-place-v3')\n"
         "env.reset(options={'init_state': 9}); env.step(np.ones(4, np.float32))\n"
         "first = env.reset(options={'init_state': 3})[0]\n"

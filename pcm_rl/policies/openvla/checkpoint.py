@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pcm_rl.policies.openvla.keys import HEAD, is_unused, model_key
-from pcm_rl.policies.openvla.model import OpenVLA
+from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.sizes import CheckpointError, ModelSizes, read_sizes
 
 INDEX = "model.safetensors.index.json"

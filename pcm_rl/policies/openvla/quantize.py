@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pcm_rl.policies.openvla.model import OpenVLA
+from pcm_rl.policies.openvla.network.model import OpenVLA
 
 
 def quantize_language(model: OpenVLA, *, compute_dtype: torch.dtype) -> list[str]:

@@ -19,7 +19,8 @@ class TowerSizes:
 
     Attributes:
         width: Channels.
-        depth: Blocks that the checkpoint has; the last is never used (see :mod:`~pcm_rl.policies.openvla.vision`).
+        depth: Blocks that the checkpoint has; the last is never used (see
+            :mod:`~pcm_rl.policies.openvla.network.vision`).
         heads: Attention heads.
         mlp: Hidden width of a block's MLP.
         prefix: Tokens before the patches: class token and registers. 0 has neither.

@@ -3,7 +3,7 @@ from __future__ import annotations
 from safetensors.torch import load_file
 
 from pcm_rl.policies.openvla.keys import HEAD, is_unused, model_key
-from pcm_rl.policies.openvla.model import OpenVLA
+from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.sizes import PUBLISHED_TOWERS, ModelSizes
 
 PUBLISHED = ModelSizes(PUBLISHED_TOWERS["dinosiglip-vit-so-224px"])

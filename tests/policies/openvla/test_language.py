@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcm_rl.policies.openvla.language import LanguageModel, rotary_table, rotate, take
+from pcm_rl.policies.openvla.network.language import LanguageModel, rotary_table, rotate, take
 from pcm_rl.policies.openvla.sizes import LanguageSizes
 
 VOCABULARY, FIRST, BINS = 50, 37, 6  # six rows of the head, somewhere inside

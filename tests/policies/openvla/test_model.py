@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pcm_rl.policies.openvla.lora import target_layers
-from pcm_rl.policies.openvla.model import EOS, OpenVLA
+from pcm_rl.policies.openvla.network.model import EOS, OpenVLA
 from pcm_rl.policies.openvla.sizes import PUBLISHED_TOWERS, LanguageSizes, ModelSizes, TowerSizes
 
 TOKENS = 4  # L * D

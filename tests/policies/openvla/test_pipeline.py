@@ -7,12 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pcm_rl.algos.export import export_run
-from pcm_rl.algos.trainer import Trainer, train
-from pcm_rl.config import ConfigError
-from pcm_rl.config_file import load_config
+from pcm_rl.config import ConfigError, load_config
+from pcm_rl.evals.export import export_run
 from pcm_rl.policies.openvla import load_model, open_checkpoint
 from pcm_rl.policies.openvla.tiny import TINY, write_tiny_checkpoint
+from pcm_rl.training.trainer import Trainer, train
 
 pytestmark = [pytest.mark.libero, pytest.mark.slow]
 SIZE = 56

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcm_rl.algos.activation import ActivationMeter
-from pcm_rl.algos.probe import check_log_probs
 from pcm_rl.policies.openvla.probe import check_bidirectional
+from pcm_rl.training.memory import ActivationMeter
+from pcm_rl.training.probe import check_log_probs
 
 pytest.importorskip("peft")
 

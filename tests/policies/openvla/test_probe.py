@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pcm_rl.policies.openvla import language
+from pcm_rl.policies.openvla.network import language
 from pcm_rl.policies.openvla.probe import check_bidirectional
 
 

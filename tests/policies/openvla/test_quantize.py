@@ -1,13 +1,12 @@
 import pytest
 import torch
 
-from pcm_rl.algos.build import openvla_policy
-from pcm_rl.algos.checkpoint import load_policy, save_policy
-from pcm_rl.algos.export import export_run
-from pcm_rl.config import Config, ConfigError, EnvConfig, LoraConfig, PolicyConfig
-from pcm_rl.config_file import save_config
+from pcm_rl.config import Config, ConfigError, EnvConfig, LoraConfig, PolicyConfig, save_config
+from pcm_rl.evals.export import export_run
 from pcm_rl.policies.openvla import add_lora, load_model, open_checkpoint, quantize_language
 from pcm_rl.policies.openvla.lora import lora_layers, trainable
+from pcm_rl.training.build import openvla_policy
+from pcm_rl.training.checkpoint import load_policy, save_policy
 
 pytest.importorskip("bitsandbytes")
 TEXTS = ["pick up the soup", "put it down"]

@@ -4,9 +4,9 @@ import copy
 
 import torch
 
-from pcm_rl.algos.activation import ActivationMeter
-from pcm_rl.policies.openvla.model import OpenVLA
-from pcm_rl.policies.openvla.recompute import run_blocks
+from pcm_rl.policies.openvla.network.model import OpenVLA
+from pcm_rl.policies.openvla.network.recompute import run_blocks
+from pcm_rl.training.memory import ActivationMeter
 
 
 def forward_backward(model: OpenVLA, checkpointing: bool):

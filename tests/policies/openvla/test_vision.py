@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pcm_rl.policies.openvla.network.vision import VisionBackbone, VisionTower
 from pcm_rl.policies.openvla.sizes import TowerSizes
-from pcm_rl.policies.openvla.vision import VisionBackbone, VisionTower
 
 IMAGE, DEPTH = 42, 3
 DINO = TowerSizes(width=32, depth=DEPTH, heads=2, mlp=64, prefix=5, layer_scale=True)

@@ -1,0 +1,1 @@
+"""``pcm-rl compare``: methods, budgets and seeds beside each other."""

@@ -1,0 +1,36 @@
+"""Configuration of a run: what can be set, its checks, and files of it."""
+
+from pcm_rl.config.checks import ConfigError
+from pcm_rl.config.files import config_keys, load_config, load_run_config, save_config
+from pcm_rl.config.methods import METHODS, SET_BY_METHODS, Method
+from pcm_rl.config.schema import (
+    AdvantageConfig,
+    Config,
+    DemoConfig,
+    EnvConfig,
+    LoraConfig,
+    PolicyConfig,
+    SelectionConfig,
+    SFTConfig,
+    UpdateConfig,
+)
+
+__all__ = [
+    "METHODS",
+    "SET_BY_METHODS",
+    "AdvantageConfig",
+    "Config",
+    "ConfigError",
+    "DemoConfig",
+    "EnvConfig",
+    "LoraConfig",
+    "Method",
+    "PolicyConfig",
+    "SFTConfig",
+    "SelectionConfig",
+    "UpdateConfig",
+    "config_keys",
+    "load_config",
+    "load_run_config",
+    "save_config",
+]

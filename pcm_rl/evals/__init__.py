@@ -1,0 +1,1 @@
+"""``pcm-rl eval`` and ``pcm-rl export``: what is done with a trained policy."""

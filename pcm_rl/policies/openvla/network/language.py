@@ -1,0 +1,140 @@
+"""Llama without a causal mask, with the names of the published weights.
+
+OpenVLA-OFT's attention goes in both directions over the whole sequence. ``transformers``' Llama is causal by
+construction and the ways around it differ from version to version; a silent return to the causal mask costs a third of
+the success (openvla-oft, issues 5, 12, 106, 135). Here there is no mask to come back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pcm_rl.policies.openvla.network.recompute import run_blocks
+from pcm_rl.policies.openvla.sizes import LanguageSizes
+
+
+class LanguageModel(nn.Module):
+    """Embeddings ``[M, S, H]`` -> logits ``[M, Q, A]`` of the action tokens, at the asked positions only.
+
+    ``lm_head`` holds the rows of the A action tokens and no others; the last block works out queries and MLP at the Q
+    positions only, for nothing else of it is read.
+    """
+
+    def __init__(self, sizes: LanguageSizes, action_bins: int) -> None:
+        super().__init__()
+        self.model = _Decoder(sizes)
+        self.lm_head = nn.Linear(sizes.hidden_size, action_bins, bias=False)
+
+    def forward(self, embeddings: Tensor, positions: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits in float32.
+
+        Args:
+            embeddings: ``[M, S, H]``.
+            positions: Where logits are wanted, ``[M, Q]`` int64.
+            keep: Which positions exist, ``[M, S]`` bool; None if all do.
+        """
+        hidden = self.model(embeddings, positions, keep)
+        # Log-probs decide ratios: no rounding to bfloat16. (A model without memory, for counting, has no autocast.)
+        exact = contextlib.nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False)
+        with exact:
+            return F.linear(hidden.float(), self.lm_head.weight.float())
+
+
+class _Decoder(nn.Module):
+    def __init__(self, sizes: LanguageSizes) -> None:
+        super().__init__()
+        self.head_dim, self.theta = sizes.hidden_size // sizes.num_attention_heads, sizes.rope_theta
+        self.checkpointing = False
+        self.embed_tokens = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
+        self.layers = nn.ModuleList([_Layer(sizes) for _ in range(sizes.num_hidden_layers)])
+        self.norm = nn.RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
+
+    def forward(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
+        rotary = rotary_table(tokens.shape[1], self.head_dim, self.theta, tokens)
+        mask = None if keep is None else keep[:, None, None, :]  # all see all that exist
+        tokens = run_blocks(list(self.layers)[:-1], tokens, rotary, mask, checkpointing=self.checkpointing)
+        last = list(self.layers)[-1:]
+        return self.norm(run_blocks(last, tokens, rotary, mask, positions, checkpointing=self.checkpointing))
+
+
+class _Layer(nn.Module):
+    def __init__(self, sizes: LanguageSizes) -> None:
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
+        self.self_attn = _Attention(sizes)
+        self.post_attention_layernorm = nn.RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
+        self.mlp = _GatedMLP(sizes.hidden_size, sizes.intermediate_size)
+
+    def forward(self, tokens: Tensor, rotary: Tensor, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        seen = self.input_layernorm(tokens)
+        asking = seen
+        if positions is not None:
+            tokens, asking = (take(value, positions) for value in (tokens, seen))
+        tokens = tokens + self.self_attn(asking, seen, rotary, mask, positions)
+        return tokens + self.mlp(self.post_attention_layernorm(tokens))
+
+
+class _Attention(nn.Module):
+    def __init__(self, sizes: LanguageSizes) -> None:
+        super().__init__()
+        self.heads, self.key_heads = sizes.num_attention_heads, sizes.num_key_value_heads
+        head_dim = sizes.hidden_size // self.heads
+        self.q_proj = nn.Linear(sizes.hidden_size, self.heads * head_dim, bias=False)
+        self.k_proj = nn.Linear(sizes.hidden_size, self.key_heads * head_dim, bias=False)
+        self.v_proj = nn.Linear(sizes.hidden_size, self.key_heads * head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * head_dim, sizes.hidden_size, bias=False)
+
+    def forward(
+        self, asking: Tensor, seen: Tensor, rotary: Tensor, mask: Tensor | None, positions: Tensor | None
+    ) -> Tensor:
+        query = self.q_proj(asking).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = (
+            project(seen).unflatten(-1, (self.key_heads, -1)).transpose(1, 2) for project in (self.k_proj, self.v_proj)
+        )
+        own = rotary if positions is None else rotary[:, positions].unsqueeze(2)
+        mixed = F.scaled_dot_product_attention(
+            rotate(query, own),
+            rotate(key, rotary),
+            value,
+            attn_mask=mask,
+            enable_gqa=self.heads != self.key_heads,
+        )
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+
+
+class _GatedMLP(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(width, hidden, bias=False)
+        self.up_proj = nn.Linear(width, hidden, bias=False)
+        self.down_proj = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(tokens)) * self.up_proj(tokens))
+
+
+def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
+    """Cosines and sines of positions 0 to ``length - 1``, ``[2, S, head_dim]`` as ``like`` in type and device.
+
+    The angle of channel i and of channel i + head_dim / 2 at position s is ``s * theta ** (-2 i / head_dim)``.
+    """
+    channel = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
+    angle = torch.arange(length, device=like.device, dtype=torch.float32)[:, None] * theta ** (-channel / head_dim)
+    angle = torch.cat([angle, angle], -1)
+    return torch.stack([angle.cos(), angle.sin()]).to(like.dtype)
+
+
+def rotate(heads: Tensor, rotary: Tensor) -> Tensor:
+    """Rotate ``[M, heads, S, head_dim]`` by a table ``[2, (M, 1,) S, head_dim]``."""
+    cos, sin = rotary
+    first, second = heads.chunk(2, -1)
+    return heads * cos + torch.cat([-second, first], -1) * sin
+
+
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """``[M, S, H]`` at ``[M, Q]`` -> ``[M, Q, H]``."""
+    return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))

@@ -1,0 +1,78 @@
+"""Meeting the other processes that ``torchrun`` has started, and refusing work that cannot be split between them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from pcm_rl.config import Config, ConfigError
+from pcm_rl.processes.ranks import ALONE, Ranks
+
+# A process that ends takes its connections with it, which the others notice at once. This is for one that hangs, and
+# longer than any wait there is for a process that rolls out, records demonstrations or writes.
+TIMEOUT = timedelta(hours=1)
+
+
+@contextlib.contextmanager
+def joined(config: Config, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
+    """Meet the other processes that ``torchrun`` has started with this one; without it, be alone.
+
+    CPU tensors travel by gloo, those on GPUs by NCCL, and ``device="cuda"`` is from here on the GPU of this process. A
+    process group that the caller has made is used and left as it is. After an error the group is not taken apart, since
+    the others may be waiting in it: the process should end.
+
+    Args:
+        config: What is going to be trained.
+        timeout: How long a process waits for another one in an exchange before it gives up with an error.
+
+    Raises:
+        ConfigError: If there is too little of something to be dealt out, or no GPU for this process.
+    """
+    size = dist.get_world_size() if dist.is_initialized() else launched()
+    check_deal(config, size)
+    if size == 1 or dist.is_initialized():
+        yield Ranks(dist.get_rank(), size) if size > 1 else ALONE
+        return
+    on_gpu = torch.device(config.device).type == "cuda"
+    if on_gpu:
+        _take_gpu(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout)
+    ranks = Ranks(dist.get_rank(), size)
+    yield ranks
+    ranks.gather_json(None)  # nobody leaves while another still works
+    dist.destroy_process_group()
+
+
+def launched() -> int:
+    """How many processes ``torchrun`` has started; 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
+
+
+def check_deal(config: Config, size: int) -> None:
+    """Refuse a configuration that cannot be dealt out to ``size`` processes.
+
+    Raises:
+        ConfigError: If a process would be left without a group or an episode, or all would use one GPU.
+    """
+    dealt = {"groups": config.groups, "eval_episodes": config.eval_episodes}
+    if config.sft.target is not None:
+        dealt["sft.check_episodes"] = config.sft.check_episodes
+    for key, number in dealt.items():
+        if number < size:
+            raise ConfigError(f"{key}={number} cannot be dealt to {size} processes; give at least {key}={size}")
+    if size > 1 and torch.device(config.device).index is not None:
+        raise ConfigError(f"device={config.device} is one GPU for all {size} processes; give device=cuda")
+
+
+def _take_gpu(local_rank: int) -> None:
+    if local_rank >= torch.cuda.device_count():
+        raise ConfigError(
+            f"process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs; start as many processes as "
+            "there are GPUs (torchrun --nproc-per-node), or give device=cpu"
+        )
+    torch.cuda.set_device(local_rank)

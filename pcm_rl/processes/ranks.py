@@ -1,0 +1,174 @@
+"""Training on several processes, one a GPU, started with ``torchrun``; alone, everything here is an identity.
+
+No ``DistributedDataParallel``: it wants the same number of backward passes on every process and averages their
+gradients as if all had seen equally many rows, while here the shares of a minibatch are uneven (3 rows on 2 processes,
+or none on one) and only a small part of the policy may be trained. One sum after a minibatch's last backward pass, of
+gradients that are already divided by the number of rows of *all* processes, is exact, and it is one message.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tensordict import TensorDict
+from torch import Tensor, nn
+
+from pcm_rl.processes.messages import Header, describe_rows, join_rows, rows_to_fill, tensors_of
+
+PIECE = 2**27  # elements of a message: 1 GB of int64, since images of a whole evaluation exceed 2 GB
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that train together, and which of them this is.
+
+    All of them must make the same calls in the same order.
+
+    Attributes:
+        rank: Number of this process, from 0.
+        size: How many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and talks."""
+        return self.rank == 0
+
+    def voice(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """``say`` for the first process, silence for the others."""
+        return say if self.first else lambda line: None
+
+    def share(self, items: Tensor) -> Tensor:
+        """This process's part of ``items [n]``: consecutive ones, at most one more than any other process's."""
+        return items.tensor_split(self.size)[self.rank]
+
+    def draw_apart(self, *entropy: int) -> None:
+        """Seed torch's generators from ``entropy`` and the rank, so that no two processes sample the same actions.
+
+        The first goes on with the random numbers that it has, which are those of a run alone and of its checkpoints.
+        """
+        if not self.first:
+            torch.manual_seed(int(np.random.SeedSequence([*entropy, self.rank]).generate_state(1, np.uint64)[0]))
+
+    def gather_json(self, value: Any) -> list[Any]:
+        """What every process calls this with, in the order of ranks: anything that JSON keeps."""
+        return [value] if self.size == 1 else [self._json_from(source, value) for source in range(self.size)]
+
+    def gather_rows(self, rows: TensorDict) -> TensorDict:
+        """``rows [m]`` of every process, in the order of ranks: ``[M]``, on the CPU as they are.
+
+        Args:
+            rows: Tensors and texts, the same entries everywhere; the number of rows may differ and may be 0.
+
+        Raises:
+            TypeError: If an entry is neither a tensor nor a text.
+            ValueError: If the entries differ.
+        """
+        if self.size == 1:
+            return rows
+        header = describe_rows(rows)
+        return join_rows([self._rows_from(source, rows, header) for source in range(self.size)])
+
+    def rows_of_first(self, make: Callable[[], TensorDict]) -> TensorDict:
+        """Rows that only the first process makes, and all get."""
+        if self.size == 1:
+            return make()
+        rows = make() if self.first else TensorDict({}, batch_size=[0])
+        return self._rows_from(0, rows, describe_rows(rows))
+
+    def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Replace every gradient by its sum over processes, in one message; they are then the same bit for bit.
+
+        A parameter without a gradient on some process counts as zero there, and keeps none if it has none anywhere.
+        """
+        if self.size == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
+        flat = torch.cat([has, *(gradient.flatten() for gradient in gradients)])  # float32 at least, because of `has`
+        dist.all_reduce(flat)
+        has, *sums = flat.split([len(parameters), *(p.numel() for p in parameters)])
+        for parameter, total, anywhere in zip(parameters, sums, has.tolist(), strict=True):
+            parameter.grad = total.view_as(parameter).to(parameter.dtype) if anywhere else None
+
+    def equalise(self, module: nn.Module) -> None:
+        """Give every process the first one's trained parameters."""
+        for parameter in self._trained(module):
+            dist.broadcast(parameter.detach(), 0)
+
+    def check_parameters(self, module: nn.Module) -> None:
+        """:meth:`check_same` of the trained parameters."""
+        self.check_same("parameters", self._trained(module))
+
+    def check_same(self, what: str, tensors: Iterable[Tensor]) -> None:
+        """Raise unless all processes have the same ``tensors``, bit for bit.
+
+        Raises:
+            RuntimeError: If they differ.
+        """
+        if self.size == 1:
+            return
+        digest = hashlib.sha256()
+        for tensor in tensors:
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        found = self.gather_json(digest.hexdigest())
+        if len(set(found)) > 1:
+            other = next(rank for rank, one in enumerate(found) if one != found[0])
+            raise RuntimeError(
+                f"processes 0 and {other} have come to different {what}, and none was saved; they must run the same "
+                "versions on the same kind of processor and GPU. Continue from the last checkpoint with --resume"
+            )
+
+    def _trained(self, module: nn.Module) -> list[nn.Parameter]:
+        return [p for p in module.parameters() if p.requires_grad] if self.size > 1 else []
+
+    def _json_from(self, source: int, value: Any) -> Any:
+        data = json.dumps(value).encode() if self.rank == source else b""
+        length = torch.tensor([len(data)])
+        dist.broadcast(length, source)
+        buffer = torch.empty(int(length), dtype=torch.uint8)
+        if self.rank == source:
+            buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+        dist.broadcast(buffer, source)
+        return json.loads(bytes(buffer.numpy()))
+
+    def _rows_from(self, source: int, rows: TensorDict, header: Header) -> TensorDict:
+        header = self._json_from(source, header)
+        rows = rows if self.rank == source else rows_to_fill(header)
+        pieces = [piece for tensor in tensors_of(rows) for piece in tensor.view(-1).split(PIECE) if len(piece)]
+        for piece in pieces:
+            dist.broadcast(piece, source)
+        return rows
+
+
+ALONE = Ranks()
+
+
+class _Ranked(Protocol):
+    ranks: Ranks
+
+
+Self = TypeVar("Self", bound=_Ranked)
+P = ParamSpec("P")
+
+
+def on_first_rank(method: Callable[Concatenate[Self, P], None]) -> Callable[Concatenate[Self, P], None]:
+    """Makes a method one that only the first process does; its body must not wait for the others."""
+
+    @functools.wraps(method)
+    def wrapped(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> None:
+        if self.ranks.first:
+            method(self, *args, **kwargs)
+
+    return wrapped

@@ -1,0 +1,119 @@
+"""Datasets of demonstrations on disk: safetensors files that know what they were recorded from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from tensordict import TensorDict
+from torch import Tensor
+
+from pcm_rl.config import Config, ConfigError
+from pcm_rl.episodes import EPISODE, INSTRUCTION
+from pcm_rl.processes.messages import set_texts
+from pcm_rl.rollouts.initial_states import InitialStates
+
+_TEXT = f"{INSTRUCTION}.utf8"
+_SAME = ("env", "kwargs", "tasks", "chunk_length", "images")  # what a dataset must share with the run that uses it
+
+
+def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str, str]) -> None:
+    """Write rows and what they were recorded from as one safetensors file; instructions become UTF-8 bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        key if isinstance(key, str) else ".".join(key): value.contiguous() for key, value in demos.items(True, True)
+    }
+    told = demos.get(INSTRUCTION, None)
+    if told is not None:
+        tensors[_TEXT] = _bytes(told.tolist())
+    partial = path.with_name(path.name + ".partial")
+    save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+
+
+def load_demonstrations(path: str | Path) -> TensorDict:
+    """Read what :func:`save_demonstrations` wrote.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no demonstrations at {path}; record them with `pcm-rl demos`")
+    tensors = load_file(path)
+    told = tensors.pop(_TEXT, None)
+    flat: dict[Any, Any] = {tuple(key.split(".")) if "." in key else key: value for key, value in tensors.items()}
+    rows = TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
+    if told is not None and len(rows):
+        set_texts(rows, {INSTRUCTION: _texts(told)})
+    return rows
+
+
+def _bytes(texts: list[str]) -> Tensor:
+    """``[M, T]`` uint8, zeros behind the shorter ones."""
+    coded = [text.encode() for text in texts]
+    width = max((len(code) for code in coded), default=0)
+    return torch.tensor([list(code.ljust(width, b"\0")) for code in coded], dtype=torch.uint8).view(len(coded), width)
+
+
+def _texts(coded: Tensor) -> list[str]:
+    return [bytes(row).rstrip(b"\0").decode() for row in coded.tolist()]
+
+
+def recording_settings(config: Config) -> dict[str, str]:
+    """What a recording depends on; written into the dataset."""
+    env, demos = config.env, config.demos
+    texts = {"kwargs": dict(env.kwargs), "tasks": dict(env.tasks)}
+    numbers = {"noise": demos.noise, "mistakes": demos.mistakes, "episodes": demos.episodes, "seed": config.seed}
+    split = {"num_states": env.num_states, "eval_states": env.eval_states}
+    return {
+        "env": env.id,
+        **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
+        "images": json.dumps(env.images if env.images is None else dict(env.images), sort_keys=True),
+        "chunk_length": str(env.chunk_length),
+        **{key: str(value) for key, value in (numbers | split).items()},
+    }
+
+
+def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
+    """Make the folder of an unfinished recording, or check that it was begun with the same settings.
+
+    Raises:
+        ConfigError: If it was not.
+    """
+    written = parts / "settings.json"
+    if not written.is_file():
+        parts.mkdir(parents=True, exist_ok=True)
+        written.write_text(json.dumps(settings, indent=1))
+        return
+    begun = json.loads(written.read_text())
+    changed = [f"{key}={begun.get(key)}" for key in settings if begun.get(key) != settings[key]]
+    if changed:
+        raise ConfigError(
+            f"{parts} holds a recording that was begun with {', '.join(changed)}; finish it with these settings, or "
+            "delete the folder"
+        )
+
+
+def check_fit(demos: TensorDict, path: Path, config: Config) -> None:
+    """Raise ``ConfigError`` if the dataset is of something else, or of initial states that are held out now."""
+    with safe_open(path, "pt") as file:
+        found = {"tasks": "{}", "images": "null", **(file.metadata() or {})}
+    settings = recording_settings(config)
+    for key in _SAME:
+        if found.get(key) != settings[key]:
+            raise ConfigError(
+                f"the demonstrations at {path} were recorded with {key}={found.get(key)}, this run has "
+                f"{settings[key]}; give another demos.path"
+            )
+    shared = sorted(set(demos.get(EPISODE).tolist()) & set(InitialStates.of(config).evaluation.tolist()))
+    if shared:
+        raise ConfigError(
+            f"the demonstrations at {path} start from initial states {shared}, which seed {config.seed} holds out for "
+            "evaluation; record them for this seed with another demos.path"
+        )

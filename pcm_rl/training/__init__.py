@@ -1,0 +1,1 @@
+"""A run: what it is built of, its loop, checkpoints, and what an update costs."""

@@ -1,0 +1,130 @@
+"""What an update costs: seconds, rows and activation memory of each method on one and the same batch."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from tensordict import TensorDictBase
+from torch import Tensor, nn
+from torchrl.modules.vla import VLAWrapperBase
+
+from pcm_rl.algos.transforms import PCMSampler
+from pcm_rl.config import METHODS, Config
+from pcm_rl.episodes import pad_episodes
+from pcm_rl.training.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.training.memory import ActivationMeter
+
+
+@dataclass(frozen=True)
+class UpdateCost:
+    """Cost of one update.
+
+    Attributes:
+        method: A name in ``METHODS``.
+        rows: Chunk rows that went forward and backward.
+        select_s: Median seconds of the selection.
+        update_s: Median seconds of the update (all minibatches of one pass).
+        activation_bytes: Largest amount that one backward pass had to keep (saved tensors without parameters; on CUDA
+            the peak above what was allocated before).
+    """
+
+    method: str
+    rows: int
+    select_s: float
+    update_s: float
+    activation_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers."""
+        return asdict(self)
+
+
+def profile_update(
+    policy: VLAWrapperBase,
+    batch: TensorDictBase,
+    config: Config,
+    *,
+    methods: tuple[str, ...] = ("pcm", "full-valid", "full-padded"),
+    repeats: int = 3,
+    seconds: float = 60.0,
+    probs: Tensor | None = None,
+) -> list[UpdateCost]:
+    """Measure the update of several methods; what an update has learned is taken back after each.
+
+    Args:
+        policy: The policy; in the end as it was.
+        batch: ``[M]`` rows of complete groups with phases and advantages, no padding rows.
+        config: Its ``selection``, ``update`` and ``env.max_chunks`` are used.
+        methods: Names in ``METHODS``.
+        repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift hits all alike.
+        seconds: No repetition begins after so many. Where updates take minutes, as those of a 7B do, the warm-up is all
+            there is, and it is what is given: its overhead is small beside them.
+        probs: Keep probabilities to sample with, ``[K]``; None starts fresh.
+
+    Raises:
+        KeyError: If a method is unknown.
+    """
+    padded = pad_episodes(batch, config.env.max_chunks)
+    trials: dict[str, list[tuple[int, float, float, int]]] = {name: [] for name in methods}
+    started = time.perf_counter()
+    for repeat in range(repeats + 1):
+        if repeat and time.perf_counter() - started > seconds:
+            break
+        for name in methods:
+            source = padded if METHODS[name].padding == "keep" else batch
+            trial = _trial(policy, source, config, name, probs, count_bytes=repeat == 0)
+            trials[name].append(trial)
+    costs = []
+    for name, runs in trials.items():
+        timed = runs[1:] or runs
+        select_s, update_s = (statistics.median(run[i] for run in timed) for i in (1, 2))
+        costs.append(UpdateCost(name, runs[0][0], select_s, update_s, runs[0][3]))
+    return costs
+
+
+def _trial(
+    policy: VLAWrapperBase, batch: TensorDictBase, config: Config, name: str, probs: Tensor | None, *, count_bytes: bool
+) -> tuple[int, float, float, int]:
+    chosen = METHODS[name]
+    sampler = PCMSampler(
+        config.selection.budget, selection=chosen.selection, padding=chosen.padding, floor=config.selection.floor
+    )
+    if probs is not None:
+        sampler.keep.load_state_dict({"probs": probs.tolist(), "buffer": [], "scored": [True] * len(probs)})
+    start = time.perf_counter()
+    kept = sampler(batch)
+    select_s = time.perf_counter() - start
+
+    loss, optimizer = make_loss(policy, config), make_optimizer(policy, config)
+    with _as_before(policy), ActivationMeter(policy, enabled=count_bytes) as meter:
+        _wait(policy)
+        start = time.perf_counter()
+        update_policy(loss, optimizer, kept, config, torch.Generator().manual_seed(0))
+        _wait(policy)
+        update_s = time.perf_counter() - start
+    return len(kept), select_s, update_s, meter.peak
+
+
+@contextlib.contextmanager
+def _as_before(policy: VLAWrapperBase) -> Iterator[None]:
+    """Take back what happens to the trainable parameters; only they are copied, not a frozen 7B."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    before = [parameter.detach().clone() for parameter in parameters]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters, before, strict=True):
+                parameter.copy_(value)
+                parameter.grad = None
+
+
+def _wait(module: nn.Module) -> None:
+    if next(module.parameters()).is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+from pcm_rl.config import Config, EnvConfig, UpdateConfig
+from pcm_rl.episodes import pad_episodes
+from pcm_rl.training.memory import ActivationMeter
+from pcm_rl.training.update_cost import profile_update
+
+LENGTHS, SUCCESS, GROUP = [15, 14, 3, 16], [1, 0, 1, 0], [0, 0, 0, 0]
+
+
+def test_meter_counts_each_saved_storage_once_and_no_parameter():
+    layer = nn.Linear(10, 20, bias=False).double()
+    x = torch.randn(5, 10, dtype=torch.float64)
+    with ActivationMeter(layer) as meter:
+        layer(x).relu().sum().backward()  # keeps x and the output of relu; the weight is a parameter
+    assert meter.peak == 5 * 10 * 8 + 5 * 20 * 8
+
+
+def test_meter_takes_the_largest_pass_not_the_sum():
+    layer = nn.Linear(10, 20, bias=False)
+    with ActivationMeter(layer) as meter:
+        for rows in (3, 7, 5):
+            layer(torch.randn(rows, 10)).relu().sum().backward()
+    assert meter.peak == 7 * 30 * 4
+
+
+def test_rows_and_memory_of_every_method(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16), update=UpdateConfig(minibatches=1))
+    before = copy.deepcopy(policy.state_dict())
+    methods = ("pcm", "random-valid", "full-valid", "full-padded")
+    costs = {cost.method: cost for cost in profile_update(policy, batch, config, methods=methods, repeats=1)}
+    assert [costs[m].rows for m in methods] == [39, 39, 48, 64]  # sum of min(12, N), of N, and 4 x 16
+    memory = [costs[m].activation_bytes for m in methods]
+    assert memory[0] == memory[1] < memory[2] < memory[3]
+    assert all(torch.equal(before[key], value) for key, value in policy.state_dict().items())
+
+
+def test_memory_follows_micro_rows(policy, make_batch):
+    batch = pad_episodes(make_batch(policy, LENGTHS, SUCCESS, GROUP), 16)
+    peak = []
+    for micro_rows in (8, 16):
+        update = UpdateConfig(minibatches=1, micro_rows=micro_rows)
+        config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16), update=update)
+        (cost,) = profile_update(policy, batch, config, methods=("full-padded",), repeats=1)
+        peak.append(cost.activation_bytes)
+    assert peak[1] == pytest.approx(2 * peak[0], rel=0.05)
+
+
+@pytest.mark.parametrize(("seconds", "rounds"), [(0.0, 1), (1e9, 3)])
+def test_where_updates_are_slow_the_warm_up_is_all(policy, make_batch, monkeypatch, seconds, rounds):
+    updates = []
+    monkeypatch.setattr("pcm_rl.training.update_cost.update_policy", lambda *given: updates.append(len(given[2])))
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16))
+    costs = profile_update(policy, batch, config, repeats=2, seconds=seconds)
+    assert updates == [39, 48, 64] * rounds
+    assert [cost.rows for cost in costs] == [39, 48, 64]
