@@ -22,6 +22,8 @@ _ERRORS = (ConfigError, ChildProcessError, FileNotFoundError, FileExistsError, F
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of use are one line, without a traceback."""
     options = _parse(arguments)
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # a recipe names rules, policies and benchmarks of one's own as module:function
     try:
         _refuse_several_processes(options)
         options.run(options)

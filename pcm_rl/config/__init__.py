@@ -1,19 +1,12 @@
 """Configuration of a run: what can be set, its checks, and files of it."""
 
 from pcm_rl.config.checks import ConfigError
+from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.files import config_keys, load_config, load_run_config, save_config
+from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, SET_BY_METHODS, Method
-from pcm_rl.config.schema import (
-    AdvantageConfig,
-    Config,
-    DemoConfig,
-    EnvConfig,
-    LoraConfig,
-    PolicyConfig,
-    SelectionConfig,
-    SFTConfig,
-    UpdateConfig,
-)
+from pcm_rl.config.policy import LoraConfig, PolicyConfig
+from pcm_rl.config.schema import Config
 
 __all__ = [
     "METHODS",

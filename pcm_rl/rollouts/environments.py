@@ -14,6 +14,7 @@ from gymnasium.vector import VectorEnv
 
 from pcm_rl.config import ConfigError, EnvConfig
 from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
+from pcm_rl.support.plugins import load_plugin
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
@@ -78,11 +79,10 @@ def phase_rule(config: EnvConfig) -> dict[str, Any]:
     """
     rule: dict[str, Any] = {"gripper_index": config.gripper_index, "close_above": config.close_above}
     if config.labeller is not None:
-        module, name = config.labeller.split(":")
         try:
-            labeller = getattr(importlib.import_module(module), name)
+            labeller = load_plugin(config.labeller)
             inspect.signature(labeller).bind_partial(**config.labeller_kwargs)
-        except (ImportError, AttributeError, TypeError) as error:
+        except (TypeError, ValueError) as error:
             raise ConfigError(f"env.labeller={config.labeller} with {config.labeller_kwargs}: {error}") from error
         rule["labeller"] = functools.partial(labeller, **config.labeller_kwargs)
     return rule

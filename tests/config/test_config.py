@@ -94,8 +94,8 @@ def test_missing_files():
 
 
 def test_every_field_is_documented():
-    import pcm_rl.config.schema as module
+    import pcm_rl.config
 
+    text = "".join(path.read_text() for path in Path(pcm_rl.config.__file__).parent.glob("*.py"))
     for key in config_keys():
-        name = key.rsplit(".", 1)[-1]
-        assert f"        {name}:" in Path(module.__file__).read_text(), key
+        assert f"        {key.rsplit('.', 1)[-1]}:" in text, key

@@ -1,0 +1,128 @@
+"""Configuration of what is learned from: supervised start, credit, selection, update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from pcm_rl.config.checks import ConfigError, at_least, one_of
+from pcm_rl.selection import PADDINGS, SELECTIONS
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Supervised start.
+
+    Attributes:
+        steps: Gradient steps, at most.
+        batch_size: Rows a step.
+        lr: Adam's learning rate.
+        target: Success in [0, 1] on training states at which to stop earlier, so that RL has something to do; None
+            does all the steps.
+        check_every: Gradient steps between two looks at the success, with ``target``.
+        check_episodes: Rollouts of such a look.
+    """
+
+    steps: int = 900
+    batch_size: int = 256
+    lr: float = 1e-3
+    target: Optional[float] = None  # noqa: UP045
+    check_every: int = 200
+    check_episodes: int = 40
+
+    def __post_init__(self) -> None:
+        at_least(0, self, "steps")
+        at_least(1, self, "batch_size", "check_every", "check_episodes")
+        if self.target is not None and not 0.0 < self.target <= 1.0:
+            raise ConfigError(f"target must be in (0, 1], got {self.target}")
+
+
+@dataclass(frozen=True)
+class AdvantageConfig:
+    """What credit a chunk gets for the outcome.
+
+    Attributes:
+        name: ``group``, the outcome relative to the group's (equation 1), or ``critic``, the change of a learned chance
+            of success (``pcm_rl.algos.critic``), for environments with a state observation.
+        lam: Lambda of the critic's generalised advantage estimate.
+        steps: The critic's gradient steps a batch.
+        lr: Their learning rate.
+    """
+
+    name: str = "group"
+    lam: float = 0.8
+    steps: int = 200
+    lr: float = 1e-3
+
+    def __post_init__(self) -> None:
+        one_of(self, "name", ("group", "critic"))
+        at_least(1, self, "steps")
+        if not 0.0 <= self.lam <= 1.0:
+            raise ConfigError(f"lam must be in [0, 1], got {self.lam}")
+
+
+@dataclass(frozen=True)
+class SelectionConfig:
+    """Which chunks go through the backward pass.
+
+    Attributes:
+        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage`` or ``none`` (full GRPO).
+        padding: ``drop``, or ``keep`` for the paper's baseline.
+        budget: B, chunks a trajectory.
+        floor: ``p_min``.
+        refresh_every: ``T_rc``, steps between refreshes of the keep probabilities.
+    """
+
+    name: str = "pcm"
+    padding: str = "drop"
+    budget: int = 12
+    floor: float = 0.1
+    refresh_every: int = 5
+
+    def __post_init__(self) -> None:
+        one_of(self, "name", SELECTIONS)
+        one_of(self, "padding", PADDINGS)
+        at_least(1, self, "budget", "refresh_every")
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """The GRPO update.
+
+    Attributes:
+        lr: AdamW's learning rate, constant.
+        weight_decay: AdamW's.
+        epochs: Passes over a batch.
+        minibatches: Optimiser steps a pass.
+        micro_rows: Rows in one forward and backward; None takes a whole minibatch. The gradient does not depend on it.
+        micro_tokens: Instead, tokens in one forward and backward, of a policy that counts them (OpenVLA): rows are
+            packed by length, across trajectories.
+        grad_clip: Largest gradient norm.
+        clip_low: ``eps_low``.
+        clip_high: ``eps_high``.
+        entropy_coeff: Weight of the entropy bonus.
+        brightness: Images of the update are made brighter or darker by a factor within 1 +- this; 0 leaves them.
+        jitter: Likewise their contrast and their saturation.
+    """
+
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    epochs: int = 1
+    minibatches: int = 4
+    micro_rows: Optional[int] = None  # noqa: UP045
+    micro_tokens: Optional[int] = None  # noqa: UP045
+    grad_clip: float = 2.0
+    clip_low: float = 0.2
+    clip_high: float = 0.4
+    entropy_coeff: float = 0.0
+    brightness: float = 0.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "epochs", "minibatches")
+        at_least(0.0, self, "brightness", "jitter")
+        if self.micro_rows is not None and self.micro_tokens is not None:
+            raise ConfigError("micro_rows and micro_tokens both say how large a micro-batch is; give one of them")
+        for name in ("micro_rows", "micro_tokens"):
+            if getattr(self, name) is not None:
+                at_least(1, self, name)

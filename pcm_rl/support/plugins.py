@@ -1,0 +1,38 @@
+"""What lies outside of the package and is named in a recipe: ``module:function``."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+
+def is_plugin(name: str) -> bool:
+    """Whether ``name`` has the form ``module:function``."""
+    return ":" in name
+
+
+def load_plugin(name: str) -> Any:
+    """The object that ``module:function`` names; its module is imported.
+
+    Built-in forms are named the same way, so that nothing inside of the package has a door of its own.
+
+    Args:
+        name: ``package.module:attribute``. The module must be importable: installed, or in the folder from which
+            ``pcm-rl`` was started.
+
+    Raises:
+        ValueError: If the name has another form, the module cannot be imported or has no such attribute; the message
+            says which.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon or not module or not attribute.isidentifier():
+        raise ValueError(f"expected module:function, got {name!r}")
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{name}: {error}; modules are looked for where pcm-rl was started and in what is installed"
+        ) from error
+    if not hasattr(found, attribute):
+        raise ValueError(f"{name}: module {module} has no {attribute!r}")
+    return getattr(found, attribute)
