@@ -49,7 +49,7 @@ from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.sizes import PUBLISHED_TOWERS, ModelSizes
 from pcm_rl.policies.openvla.tiny import TINY as LARGE_IMAGES
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
-from pcm_rl.training.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
 from pcm_rl.training.memory import ActivationMeter
 
 PEAK = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, FLOP/s
@@ -129,7 +129,7 @@ def everywhere(model: OpenVLA, embeddings: Tensor, keep: Tensor | None, head: Te
 def simplevla_style(policy: OpenVLAPolicy, config: Config, padded: TensorDict) -> Callable[[], int]:
     """One pass over trajectories of 64 slots, one micro-batch each, in four optimiser steps."""
     whole = WholeVocabulary(policy)
-    loss, optimizer = make_loss(policy, config), make_optimizer(policy, config)
+    loss, optimizer = make_loss(policy, config.update), make_optimizer(policy, config.update)
     usual = policy._action_logits
 
     def run() -> int:
@@ -154,10 +154,10 @@ def simplevla_style(policy: OpenVLAPolicy, config: Config, padded: TensorDict) -
 
 
 def ours(policy: OpenVLAPolicy, config: Config, kept: TensorDict) -> Callable[[], int]:
-    loss, optimizer = make_loss(policy, config), make_optimizer(policy, config)
+    loss, optimizer = make_loss(policy, config.update), make_optimizer(policy, config.update)
 
     def run() -> int:
-        update_policy(loss, optimizer, kept, config, torch.Generator().manual_seed(0))
+        update_policy(loss, optimizer, kept, config.update, torch.Generator().manual_seed(0))
         return len(kept)
 
     return run

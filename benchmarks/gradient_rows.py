@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pcm_rl.config import Config, load_config
 from pcm_rl.episodes import ADVANTAGE, CHUNK_ID, EPISODE, GROUP, IS_PAD, PHASE, SUCCESS, TOKENS
 from pcm_rl.selection import trajectory_weights
-from pcm_rl.training.learner import make_loss
+from pcm_rl.training.grpo import make_loss
 from pcm_rl.training.trainer import Trainer
 
 RECIPE = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
@@ -64,7 +64,7 @@ class Rows:
 def untrained(config: Config) -> Trainer:
     """A trainer without a folder, after its supervised start."""
     trainer = Trainer(config, say=lambda line: None)
-    trainer.probed = True
+    trainer.probed = True  # nothing has to be checked before an update here
     trainer.supervised_start()
     return trainer
 
@@ -82,7 +82,8 @@ def snapshots(seed: int, steps: Sequence[int]) -> Iterator[tuple[int, Trainer]]:
 
 def next_batch(trainer: Trainer) -> TensorDictBase:
     """Mixed groups of a step's rollouts."""
-    return trainer.mixed(trainer.collect())
+    rows = trainer.collect()
+    return rows[trainer.grpo.write_advantage(rows)]
 
 
 def _share(batch: TensorDictBase) -> Tensor:
@@ -91,7 +92,7 @@ def _share(batch: TensorDictBase) -> Tensor:
 
 def _objective(trainer: Trainer, batch: TensorDictBase) -> Tensor:
     """Full-valid loss of a whole batch, before any update (ratio 1)."""
-    loss = make_loss(trainer.policy, trainer.config)
+    loss = make_loss(trainer.policy, trainer.config.update)
     loss.reduction = "sum"
     out = loss(batch.clone(False).set("weight", _share(batch).float()))
     return out.get("loss_objective")

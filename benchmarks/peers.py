@@ -47,7 +47,7 @@ from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.training.build import make_policy
-from pcm_rl.training.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
 from pcm_rl.training.trainer import EVALUATION_SEED, Trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
@@ -91,7 +91,8 @@ def update_table(seed: int, repeats: int) -> list[dict[str, object]]:
     """Rows, optimiser steps and seconds of an update of every kind on one batch."""
     trainer = Trainer(configure("full-valid", seed), quiet)
     trainer.supervised_start()
-    batch = trainer.mixed(trainer.collect())
+    collected = trainer.collect()
+    batch = collected[trainer.grpo.write_advantage(collected)]
     trials: dict[str, Callable[[], object]] = {}
     rows: dict[str, int] = {}
     steps: dict[str, int] = {}
@@ -122,11 +123,11 @@ def update_table(seed: int, repeats: int) -> list[dict[str, object]]:
 
 def our_update(policy: VLAWrapperBase, config: Config, kept: TensorDictBase) -> Callable[[], object]:
     """An update by this package, always from the same weights."""
-    loss, optimizer, start = make_loss(policy, config), make_optimizer(policy, config), weights(policy)
+    loss, optimizer, start = make_loss(policy, config.update), make_optimizer(policy, config.update), weights(policy)
 
     def run() -> None:
         policy.load_state_dict(start)
-        update_policy(loss, optimizer, kept, config, torch.Generator().manual_seed(0))
+        update_policy(loss, optimizer, kept, config.update, torch.Generator().manual_seed(0))
 
     return run
 
@@ -177,15 +178,13 @@ class OurPeer:
         self.trainer.policy.load_state_dict(start)
         self.policy = self.trainer.policy
         self.update: Callable[..., Any] = self._update
-        self.trainer.update = lambda kept: self.update(kept)  # type: ignore[method-assign]
+        self.trainer.grpo.update = lambda kept: self.update(kept)  # type: ignore[method-assign]
 
     def _update(self, kept: TensorDictBase) -> dict[str, float]:
-        own = self.trainer
+        own = self.trainer.grpo
         number = own.config.update.minibatches if self.rows is None else -(-len(kept) // self.rows)
         update = dataclasses.replace(own.config.update, minibatches=number)
-        return update_policy(
-            own.loss, own.optimizer, kept, dataclasses.replace(own.config, update=update), own.generator
-        )
+        return update_policy(own.loss, own.optimizer, kept, update, own.generator)
 
     def advance(self) -> int:
         """One step of the trainer; environment steps done."""

@@ -12,7 +12,7 @@ from pcm_rl.algos import LabelPhases, PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config
 from pcm_rl.policies import StateTokenPolicy
-from pcm_rl.training.learner import make_loss
+from pcm_rl.training.grpo import make_loss
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     batch = synthetic_batch(torch.full((TRAJECTORIES,), CHUNKS))
     sampler, labels = PCMSampler(12), LabelPhases()
     policy = StateTokenPolicy(26)
-    loss = make_loss(policy, Config())
+    loss = make_loss(policy, Config().update)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-4)
     kept = sampler(batch)
 

@@ -14,22 +14,28 @@ from pcm_rl.allocation import (
     neyman_allocation,
 )
 from pcm_rl.divergence import action_divergence, gradient_variance
+from pcm_rl.objective import clipped_objective
 from pcm_rl.phases import Phase, PhaseWarning, close_fraction, label_phases
+from pcm_rl.rules import RULES, Candidates, Rule
 from pcm_rl.sampling import inclusion_probabilities, sample_chunks
 from pcm_rl.selection import SELECTIONS, Selection, select_chunks
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "RULES",
     "SELECTIONS",
+    "Candidates",
     "KeepProbabilities",
     "Phase",
     "PhaseWarning",
+    "Rule",
     "Selection",
     "action_divergence",
     "allocation_speedup",
     "budget_curve",
     "budget_knee",
+    "clipped_objective",
     "close_fraction",
     "gradient_variance",
     "group_advantage",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcm_rl.episodes import EpisodeIndex
+
 
 def group_advantage(success: Tensor, group: Tensor, *, eps: float = 1e-6) -> Tensor:
     """Advantage ``A_i = (r_i - mean(r)) / (std(r) + eps)`` within a group (equation 1).
@@ -38,6 +40,39 @@ def group_advantage(success: Tensor, group: Tensor, *, eps: float = 1e-6) -> Ten
     mixed = std > 0
     advantage = (reward - mean[index]) / (std[index] + eps)
     return torch.where(mixed[index], advantage, 0.0).float()
+
+
+def outcome_advantage(success: Tensor, group: Tensor, rows: EpisodeIndex) -> Tensor:
+    """Equation 1 for every row: the advantage of its trajectory.
+
+    Args:
+        success: ``[M]`` binary, constant within an episode.
+        group: ``[M]`` int64, constant within an episode.
+        rows: Which rows are one episode.
+
+    Returns:
+        ``[M]`` float32.
+    """
+    number = rows.shape[0]
+    outcome, groups = success.new_zeros(number), group.new_zeros(number)
+    outcome[rows.row], groups[rows.row] = success, group
+    return group_advantage(outcome, groups)[rows.row]
+
+
+def has_signal(advantage: Tensor, executed: Tensor, rows: EpisodeIndex) -> Tensor:
+    """Rows of the trajectories that have an advantage other than 0 at an executed chunk.
+
+    Args:
+        advantage: ``[M]``.
+        executed: ``[M]`` bool.
+        rows: Which rows are one episode.
+
+    Returns:
+        ``[M]`` bool.
+    """
+    counts = torch.zeros(rows.shape[0], dtype=torch.int64, device=advantage.device)
+    counts.index_add_(0, rows.row, ((advantage != 0) & executed).long())
+    return counts[rows.row] > 0
 
 
 def as_binary(success: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def _profile(options: argparse.Namespace) -> None:
             started = time.perf_counter()
             rows = trainer.collect()
             rollout_s = time.perf_counter() - started
-            batch = trainer.mixed(rows)
+            batch = rows[trainer.grpo.write_advantage(rows)]
             if len(batch):
                 break
         else:
@@ -108,7 +108,7 @@ def _profile(options: argparse.Namespace) -> None:
                 "no group had both outcomes in 5 batches; give policy.init of a policy between 0 and 100 %"
             )
         memory = memory_lines(trainer.policy, batch)
-        trainer.probe(rows)  # decides on recomputation, as it would before the first update
+        trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as it would before the first update
     # an update costs the same whatever the advantages are
     methods = tuple(name for name, method in METHODS.items() if method.advantage == "group")
     costs = profile_update(trainer.policy, batch, config, methods=methods)

@@ -68,6 +68,26 @@ class EpisodeIndex:
         return values[self.row, self.column]
 
 
+def trajectory_shares(episode: Tensor, valid: Tensor) -> Tensor:
+    """Share of every row in a mean over trajectories of the mean over their tokens.
+
+    Args:
+        episode: Trajectory of each row, ``[R]`` int64.
+        valid: ``[R, L]`` bool, executed steps.
+
+    Returns:
+        ``[R]`` float64 summing to 1; 0 where a row has no executed step. A trajectory without any is not counted.
+    """
+    if not episode.numel():
+        return torch.zeros(0, dtype=torch.float64, device=episode.device)
+    _, trajectory = torch.unique(episode, return_inverse=True)
+    steps = valid.sum(-1).double()
+    total = torch.zeros(int(trajectory.max()) + 1, dtype=torch.float64, device=steps.device)
+    total.index_add_(0, trajectory, steps)
+    number = (total > 0).sum()
+    return steps / total[trajectory].clamp_min(1) / number.clamp_min(1)
+
+
 def label_episodes(
     batch: TensorDictBase,
     labeller: Labeller = label_phases,

@@ -20,7 +20,7 @@ STATE_DIM, ACTION_DIM, LENGTH, BINS = 6, 3, 4, 5
 HALF_TRAINED = [
     "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=18", "env.eval_states=16",
     "groups=3", "group_size=6", "eval_episodes=16", "eval_every=2", "logger=none", "record=false",
-    "demos.episodes=20", "selection.budget=4", "selection.refresh_every=2", "policy.width=64", "threads=1",
+    "demos.episodes=20", "selection.budget=4", "selection.refresh_every=2", "policy.state.width=64", "threads=1",
 ]  # fmt: skip
 
 

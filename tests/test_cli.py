@@ -11,7 +11,7 @@ from pcm_rl.cli import main
 TINY = [
     "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=12", "env.eval_states=8",
     "groups=2", "group_size=6", "eval_episodes=8", "eval_every=0", "steps=1", "logger=none", "record=false",
-    "demos.episodes=20", "sft.steps=300", "selection.budget=4", "policy.width=64",
+    "demos.episodes=20", "sft.steps=300", "selection.budget=4", "policy.state.width=64",
 ]  # fmt: skip
 
 

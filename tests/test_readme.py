@@ -94,7 +94,7 @@ def test_openvla_commands_follow_from_each_other():
             folders.add(options.folder)
             continue
         config = load_config(options.config, options.overrides)
-        assert config.policy.checkpoint in folders
+        assert config.policy.openvla.checkpoint in folders
         runs.add(str(config.folder))
     assert len(commands) == 5 and len(runs) == len(folders) - 1 == 2
 

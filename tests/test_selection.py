@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensordict import TensorDict
 from torch import Tensor
 
 from pcm_rl import (
+    RULES,
     SELECTIONS,
     KeepProbabilities,
     PhaseWarning,
@@ -25,7 +27,7 @@ from pcm_rl.selection import trajectory_weights
 exact = settings(derandomize=True, deadline=None, max_examples=40)
 seeds = st.integers(0, 10**6)
 LENGTH = 4
-PER_TRAJECTORY = [selection for selection in SELECTIONS if selection != "top-advantage"]
+PER_TRAJECTORY = [selection for selection in SELECTIONS if RULES[selection].budget != "batch"]
 
 
 class Batch(NamedTuple):
@@ -39,10 +41,25 @@ class Batch(NamedTuple):
     def take(self, rows: Tensor) -> Batch:
         return Batch(*(field[rows] for field in self))
 
+    def rows(self) -> TensorDict:
+        """In the schema."""
+        return make_rows(self.actions, self.phase, self.success, self.group, self.episode, self.valid)
+
     def select(self, keep: KeepProbabilities | None = None, *, seed: int = 0, **options: Any) -> Selection:
         generator = torch.Generator().manual_seed(seed)
         keep = KeepProbabilities() if keep is None else keep
-        return select_chunks(*self[:5], keep, valid=self.valid, generator=generator, **options)
+        return select_chunks(self.rows(), keep, generator=generator, **options)
+
+
+def make_rows(
+    actions: Tensor, phase: Tensor, success: Tensor, group: Tensor, episode: Tensor, valid: Tensor | None = None
+) -> TensorDict:
+    valid = torch.ones(actions.shape[:2], dtype=torch.bool) if valid is None else valid
+    entries = {
+        ("vla_action", "chunk"): actions, "phase": phase, "success": success, "group_id": group,
+        "episode_id": episode, "action_is_pad": ~valid,
+    }  # fmt: skip
+    return TensorDict(entries, batch_size=[len(episode)])
 
 
 def random_batch(seed: int, *, slots: int = 10, dtype: torch.dtype = torch.float32) -> Batch:
@@ -267,15 +284,6 @@ def test_order_of_the_episodes_does_not_matter(seed: int) -> None:
     assert set(order[got.index].tolist()) == set(expected.index.tolist())
 
 
-def test_valid_defaults_to_all_executed() -> None:
-    batch = random_batch(3)
-    batch = batch.take(batch.valid.all(-1))
-    expected = batch.select(budget=3)
-    generator = torch.Generator().manual_seed(0)
-    got = select_chunks(*batch[:5], KeepProbabilities(), budget=3, generator=generator)
-    assert torch.equal(got.index, expected.index) and torch.equal(got.weight, expected.weight)
-
-
 @pytest.mark.parametrize("won", [True, False])
 def test_groups_of_one_outcome_leave_the_draw_uniform(won: bool) -> None:
     batch = random_batch(4)._replace(success=torch.full((120,), won))
@@ -340,7 +348,7 @@ def test_unknown_options() -> None:
     batch = random_batch(0)
     with pytest.raises(
         ValueError,
-        match="unknown selection 'best'; choose one of pcm, random, top-phase, top-advantage, none",
+        match="unknown selection 'best'; choose one of pcm, random, top-phase, top-advantage, none, or name a rule",
     ):
         batch.select(selection="best")
     with pytest.raises(ValueError, match="unknown padding 'mask'; choose one of drop, keep"):
@@ -354,14 +362,13 @@ def test_inputs_that_do_not_fit_leave_the_probabilities_alone() -> None:
     batch, keep = random_batch(0), KeepProbabilities()
     cases = [
         ("success must be binary", batch._replace(success=batch.success * 0.5)),
-        (r"success must have shape \[M\]", batch._replace(success=batch.success.unsqueeze(-1))),
-        (r"episode must have shape \(120,\), got \(119,\)", batch._replace(episode=batch.episode[1:])),
+        (r"success must have shape \[M\]", batch._replace(success=batch.success.unsqueeze(-1).expand(-1, 2))),
         ("episode must be an integer", batch._replace(episode=batch.episode.float())),
-        (r"group must have shape \(120,\)", batch._replace(group=batch.group[1:])),
-        (r"phase must have shape \[120\]", batch._replace(phase=batch.phase[1:])),
+        (r"group must have shape \(120,\)", batch._replace(group=batch.group.unsqueeze(-1).expand(-1, 2))),
+        (r"phase must have shape \[120\]", batch._replace(phase=batch.phase.unsqueeze(-1).expand(-1, 2))),
         ("phase must be below num_phases=5, got 5", batch._replace(phase=batch.phase + 1)),
         (r"actions must be float \[M, L, D\]", batch._replace(actions=batch.actions[..., 0])),
-        (r"valid must be bool \[120, 4\]", batch._replace(valid=batch.valid[:, 1:])),
+        (r"action_is_pad must have shape \(120, 4\)", batch._replace(valid=batch.valid[:, 1:])),
         ("NaN or infinity", batch._replace(actions=torch.full_like(batch.actions, math.nan))),
     ]
     for message, wrong in cases:
@@ -377,16 +384,15 @@ def test_top_phase_is_one_with_evidence() -> None:
     phase, success = torch.tensor([0, 1, 1, 0]), torch.tensor([1, 0, 1, 1])
     episode = torch.tensor([0, 1, 2, 3])
     group = torch.zeros(4, dtype=torch.int64)
-    got = select_chunks(actions, phase, success, group, episode, KeepProbabilities(), selection="top-phase")
+    got = select_chunks(make_rows(actions, phase, success, group, episode), KeepProbabilities(), selection="top-phase")
     assert got.index.tolist() == [1, 2]
 
 
 def test_top_phase_without_any_evidence_counts_all() -> None:
     phase, episode = torch.tensor([0, 1, 3]), torch.tensor([0, 0, 1])
     zeros = torch.zeros(3, dtype=torch.int64)
-    got = select_chunks(
-        torch.zeros(3, 1, 1), phase, zeros, zeros, episode, KeepProbabilities(), selection="top-phase", budget=5
-    )
+    rows = make_rows(torch.zeros(3, 1, 1), phase, zeros, zeros, episode)
+    got = select_chunks(rows, KeepProbabilities(), selection="top-phase", budget=5)
     assert got.index.tolist() == [0, 1, 2]
 
 
@@ -395,4 +401,4 @@ def test_outcome_and_group_belong_to_the_episode(which: str) -> None:
     constant, changing = torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 0])
     success, group = (changing, constant) if which == "success" else (constant, changing)
     with pytest.raises(ValueError, match=f"{which} changes within an episode"):
-        select_chunks(torch.zeros(3, 1, 1), constant, success, group, constant, KeepProbabilities())
+        select_chunks(make_rows(torch.zeros(3, 1, 1), constant, success, group, constant), KeepProbabilities())

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from tensordict import TensorDictBase
 from torch import Generator, Tensor, nn
 from torchrl.modules import MLP
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
+from pcm_rl.algos.credit import Credit, outcome_credit
 from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex
+
+FEATURES = "critic_features"  # [M, F] float32, what a critic sees of each row
+Features = Callable[[TensorDictBase], Tensor]
+
+
+def state_features(rows: TensorDictBase) -> Tensor:
+    """The state of ``rows [M]``, ``[M, S]``."""
+    state: Tensor = rows.get(STATE)
+    return state
 
 
 class SuccessCritic(nn.Module):
@@ -19,17 +31,18 @@ class SuccessCritic(nn.Module):
     where the task was decided. It learns from the outcomes of each batch after the batch has been credited, so that it
     never judges rows that it has seen.
 
-    It costs nothing beside a large policy (0.02 M parameters), but it must see what decides the task: it reads
-    ``("observation", "state")``, not images.
+    It costs nothing beside a large policy (0.02 M parameters), but its features must show what decides the task.
 
     Args:
-        state_dim: S.
+        feature_dim: F.
         max_chunks: Chunks of the longest episode; scales the number of the chunk.
         lam: Lambda of the generalised advantage estimate, in [0, 1]: 0 is the change over one chunk, 1 the outcome
             minus the chance.
         steps: Gradient steps a batch.
         lr: Their learning rate.
         seed: Seed of its weights and of the rows it learns from; the global generator stays as it is.
+        features: ``rows [M] -> [M, F]``, what it sees of a row; None is the state. Rows that hold
+            :data:`FEATURES` already are not asked again.
     """
 
     mean: Tensor
@@ -37,24 +50,44 @@ class SuccessCritic(nn.Module):
     fitted: Tensor
 
     def __init__(
-        self, state_dim: int, max_chunks: int, *, lam: float = 0.8, steps: int = 200, lr: float = 1e-3, seed: int = 0
+        self,
+        feature_dim: int,
+        max_chunks: int,
+        *,
+        lam: float = 0.8,
+        steps: int = 200,
+        lr: float = 1e-3,
+        seed: int = 0,
+        features: Features | None = None,
     ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = MLP(state_dim + 1, 1, num_cells=[128, 128], activation_class=nn.Tanh)
+            self.net = MLP(feature_dim + 1, 1, num_cells=[128, 128], activation_class=nn.Tanh)
         self.max_chunks, self.lam, self.steps, self.lr = max_chunks, lam, steps, lr
         self.generator = Generator().manual_seed(seed)
-        self.register_buffer("mean", torch.zeros(state_dim))
-        self.register_buffer("std", torch.ones(state_dim))
+        self._features = state_features if features is None else features
+        self.register_buffer("mean", torch.zeros(feature_dim))
+        self.register_buffer("std", torch.ones(feature_dim))
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, rows: TensorDictBase) -> Tensor:
         """Chance of success in front of each of ``rows [M]``, ``[M]`` float64."""
         return self._logit(self._seen(rows)).double().sigmoid()
 
+    def observe(self, rows: TensorDictBase) -> TensorDictBase:
+        """Write what it sees of every row under :data:`FEATURES`, in place."""
+        return rows.set(FEATURES, self._look(rows))
+
+    def _look(self, rows: TensorDictBase) -> Tensor:
+        """``[M, F]`` float32 without a gradient."""
+        seen = rows.get(FEATURES, None)
+        with torch.no_grad():
+            seen = self._features(rows) if seen is None else seen
+        return seen.detach().float()
+
     def _seen(self, rows: TensorDictBase) -> Tensor:
-        state = ((rows.get(STATE).float() - self.mean) / self.std).clamp(-5.0, 5.0)
+        state = ((self._look(rows) - self.mean) / self.std).clamp(-5.0, 5.0)
         time = 2.0 * rows.get(CHUNK_ID).float() / self.max_chunks - 1.0
         return torch.cat([state, time.unsqueeze(-1)], -1)
 
@@ -89,7 +122,7 @@ class SuccessCritic(nn.Module):
                 left, whole = (success - self(rows)).square().mean(), success.var(correction=0)
             explained = float(1.0 - left / whole) if float(whole) > 0 else explained
         else:
-            state = rows.get(STATE).float()
+            state = self._look(rows)
             self.mean.copy_(state.mean(0))
             self.std.copy_(state.std(0) + 1e-3)
             self.fitted.fill_(True)
@@ -102,6 +135,28 @@ class SuccessCritic(nn.Module):
             loss.backward()
             optimizer.step()
         return {"explained_variance": explained}
+
+
+def critic_credit(critic: SuccessCritic) -> Credit:
+    """Advantages from a critic, in groups with both outcomes; equation 1 until it has seen its first batch."""
+
+    def advantage(rows: TensorDictBase) -> Tensor:
+        outcome = outcome_credit(rows)
+        mixed = outcome != 0
+        if not bool(critic.fitted) or not bool(mixed.any()):
+            return outcome
+        learned = torch.zeros_like(outcome)
+        learned[mixed] = critic.advantage(rows[mixed])
+        return learned
+
+    return Credit(
+        advantage,
+        observe=critic.observe,
+        reads=(FEATURES,),
+        fit=critic.fit,
+        module=critic,
+        generator=critic.generator,
+    )
 
 
 def chunk_advantage(value: Tensor, success: Tensor, episode: Tensor, lam: float) -> Tensor:

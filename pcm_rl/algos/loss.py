@@ -1,4 +1,4 @@
-"""The clipped GRPO objective on chunks of action tokens (equations 2 and 11)."""
+"""The clipped GRPO objective as a TorchRL loss."""
 
 from __future__ import annotations
 
@@ -14,15 +14,22 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torchrl.objectives import LossModule
 
+from pcm_rl.objective import (
+    check_tokens,
+    clipped_objective,
+    kl_penalty,
+    mean_over_executed,
+    ratio_diagnostics,
+    token_mean,
+)
+
 
 class ChunkGRPOLoss(LossModule):
     """Token-level clipped GRPO loss over a batch of chunk rows.
 
-    Per executed action token ``min(rho * A, clip(rho, 1 - eps_low, 1 + eps_high) * A)`` with
-    ``rho = exp(log_prob - old_log_prob)``; the mean over the row's executed tokens, times the row's ``weight``; then
-    the mean over rows. With the weights of :class:`~pcm_rl.algos.PCMSampler` that is, over the whole batch, the mean
-    over trajectories of the mean over their kept tokens (equation 11), and the row-weighted mean of minibatch losses
-    equals it for any split.
+    It is the mean over rows of :func:`~pcm_rl.objective.clipped_objective` (equation 11), with the sign turned. With
+    the weights of :class:`~pcm_rl.algos.PCMSampler` that is, over the whole batch, the mean over trajectories of the
+    mean over their kept tokens, and the row-weighted mean of minibatch losses equals it for any split.
 
     Args:
         actor_network: Token policy with ``get_dist(tensordict)`` over ``[M, L, D]`` tokens, such as a
@@ -47,6 +54,23 @@ class ChunkGRPOLoss(LossModule):
         ValueError: On construction for a clip threshold outside (0, 1) below or not positive above, a negative
             coefficient or an unknown reduction; in ``forward`` for shapes that do not fit.
         KeyError: In ``forward`` if an entry is missing.
+
+    Examples:
+        >>> import torch
+        >>> from tensordict import TensorDict
+        >>> from pcm_rl.algos import ChunkGRPOLoss
+        >>> from pcm_rl.policies import StateTokenPolicy
+        >>> policy = StateTokenPolicy(state_dim=3, action_dim=7, chunk_length=8)
+        >>> batch = TensorDict({
+        ...     "observation": {"state": torch.randn(5, 3)},
+        ...     "action_is_pad": torch.zeros(5, 8, dtype=torch.bool),
+        ...     "advantage": torch.tensor([1.0, 1.0, -1.0, -1.0, 0.0]),
+        ... }, batch_size=[5])
+        >>> _ = policy(batch)  # writes tokens, chunk and log-probs
+        >>> out = ChunkGRPOLoss(policy)(batch)
+        >>> out["loss_objective"].backward()
+        >>> float(out["mean_ratio"].detach())  # the policy that acted is the one that is trained
+        1.0
     """
 
     @dataclass
@@ -132,65 +156,48 @@ class ChunkGRPOLoss(LossModule):
     @dispatch
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Loss and diagnostics of ``tensordict [M]``."""
-        keys = self.tensor_keys
-        tokens, old = tensordict.get(keys.tokens), tensordict.get(keys.log_probs)
-        executed = ~tensordict.get(keys.is_pad)
-        if old.shape != tokens.shape or executed.shape != tokens.shape[:2]:
+        keys, rows = self.tensor_keys, tensordict.shape[0]
+        tokens, old, pad, advantage = (
+            _entry(tensordict, key) for key in (keys.tokens, keys.log_probs, keys.is_pad, keys.advantage)
+        )
+        if pad.dtype != torch.bool:
             raise ValueError(
-                f"expected tokens and log_probs [M, L, D] and is_pad [M, L], got {tuple(tokens.shape)}, "
-                f"{tuple(old.shape)} and {tuple(executed.shape)}; a policy that sums them records one number a chunk: "
-                'give it log_probs_mode="token"'
+                f"{keys.is_pad} must be bool [M, L], got {pad.dtype}: ~ of another type is not its negation"
             )
-        rows = tokens.shape[0]
-        advantage = tensordict.get(keys.advantage).reshape(rows, 1, 1)
+        executed = ~pad
+        check_tokens(tokens, old, executed)
         weight = tensordict.get(keys.weight, None)
-        weight = torch.ones_like(advantage[:, 0, 0]) if weight is None else weight.reshape(rows)
-        mask = executed.unsqueeze(-1).expand_as(tokens)
-
-        own = self.actor_network_params.to_module(self.actor_network) if self.functional else contextlib.nullcontext()
-        with own:
-            dist = _token_distribution(self.actor_network.get_dist(tensordict))
+        weight = None if weight is None else weight.reshape(rows)
+        dist = self._distribution(tensordict)
         new = dist.log_prob(tokens)
-        # steps never executed leave before the exponential, so that nothing they hold reaches a gradient
-        log_ratio = torch.where(mask, new - old.detach(), 0.0)
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1.0 - self.clip_low, 1.0 + self.clip_high)
-        gain = torch.minimum(ratio * advantage, clipped * advantage)
-        out = {"loss_objective": -self._reduce_rows(gain, mask, weight)}
-
+        clip = (self.clip_low, self.clip_high)
+        gain = clipped_objective(new, old, advantage.reshape(rows), executed, weight, clip_epsilon=clip)
+        out = {"loss_objective": -self._reduce(gain)}
         entropy = dist.entropy() if self.entropy_coeff else dist.entropy().detach()
         if self.entropy_coeff:
-            out["loss_entropy"] = -self.entropy_coeff * self._reduce_rows(entropy, mask, weight)
+            out["loss_entropy"] = -self.entropy_coeff * self._reduce(token_mean(entropy, executed, weight))
         if self.kl_coeff:
-            gap = torch.where(mask, tensordict.get(keys.ref_log_probs).detach() - new, 0.0)
-            out["loss_kl"] = self.kl_coeff * self._reduce_rows(gap.exp() - gap - 1.0, mask, weight)
-        return TensorDict({**out, **_diagnostics(ratio.detach(), log_ratio.detach(), clipped.detach(), entropy, mask)})
+            penalty = kl_penalty(new, _entry(tensordict, keys.ref_log_probs), executed, weight)
+            out["loss_kl"] = self.kl_coeff * self._reduce(penalty)
+        out |= ratio_diagnostics(new, old, executed, clip_epsilon=clip)
+        return TensorDict({**out, "entropy": mean_over_executed(entropy.detach(), executed, new.dtype)})
 
-    def _reduce_rows(self, value: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-        """``value [M, L, D]`` -> mean over executed tokens, weighted, reduced over rows."""
-        tokens = mask.sum((1, 2)).clamp_min(1)
-        row = weight * torch.where(mask, value, 0.0).sum((1, 2)) / tokens
+    def _distribution(self, tensordict: TensorDictBase) -> Distribution:
+        """Of every token, also where the policy sums log-probs over a chunk."""
+        own = self.actor_network_params.to_module(self.actor_network) if self.functional else contextlib.nullcontext()
+        with own:
+            dist = self.actor_network.get_dist(tensordict)
+        return dist.base_dist if isinstance(dist, Independent) else dist
+
+    def _reduce(self, row: Tensor) -> Tensor:
+        """``[M]`` as the reduction says."""
         if self.reduction == "none":
             return row
         return row.mean() if self.reduction == "mean" else row.sum()
 
 
-def _token_distribution(dist: Distribution) -> Distribution:
-    """The per-token distribution behind one that sums log-probs over a chunk."""
-    return dist.base_dist if isinstance(dist, Independent) else dist
-
-
-@torch.no_grad()
-def _diagnostics(ratio: Tensor, log_ratio: Tensor, clipped: Tensor, entropy: Tensor, mask: Tensor) -> dict[str, Tensor]:
-    count = mask.sum().clamp_min(1)
-
-    def mean(value: Tensor) -> Tensor:
-        return torch.where(mask, value.to(ratio.dtype), 0.0).sum() / count
-
-    return {
-        "clip_fraction": mean(clipped != ratio),
-        "kl_approx": mean(ratio - 1.0 - log_ratio),
-        "mean_ratio": mean(ratio),
-        "max_ratio": ratio.max() if ratio.numel() else ratio.new_ones(()),
-        "entropy": mean(entropy.detach()),
-    }
+def _entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
+    value: Tensor | None = tensordict.get(key, None)
+    if value is None:
+        raise KeyError(f"the batch lacks {key!r}, which the loss reads; rename entries with set_keys")
+    return value

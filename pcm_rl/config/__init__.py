@@ -5,10 +5,11 @@ from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.files import config_keys, load_config, load_run_config, save_config
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, SET_BY_METHODS, Method
-from pcm_rl.config.policy import LoraConfig, PolicyConfig
+from pcm_rl.config.policy import FAMILIES, LoraConfig, OpenVLAConfig, PolicyConfig, StateConfig
 from pcm_rl.config.schema import Config
 
 __all__ = [
+    "FAMILIES",
     "METHODS",
     "SET_BY_METHODS",
     "AdvantageConfig",
@@ -18,9 +19,11 @@ __all__ = [
     "EnvConfig",
     "LoraConfig",
     "Method",
+    "OpenVLAConfig",
     "PolicyConfig",
     "SFTConfig",
     "SelectionConfig",
+    "StateConfig",
     "UpdateConfig",
     "config_keys",
     "load_config",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +15,22 @@ class ConfigError(ValueError):
 def at_least(least: float, config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` if one of the fields ``names`` is below ``least``."""
     for name in names:
-        if getattr(config, name) < least:
-            raise ConfigError(f"{name} must be at least {least}, got {getattr(config, name)}")
+        if not least <= getattr(config, name) < math.inf:
+            raise ConfigError(f"{name} must be at least {least:g}, got {getattr(config, name)}")
+
+
+def positive(config: Any, *names: str) -> None:
+    """Raise :class:`ConfigError` unless the fields ``names`` are finite and above 0."""
+    for name in names:
+        if not 0.0 < getattr(config, name) < math.inf:
+            raise ConfigError(f"{name} must be above 0, got {getattr(config, name)}")
+
+
+def within(low: float, high: float, config: Any, *names: str) -> None:
+    """Raise :class:`ConfigError` if one of the fields ``names`` is outside of ``[low, high]``."""
+    for name in names:
+        if not low <= getattr(config, name) <= high:
+            raise ConfigError(f"{name} must be in [{low:g}, {high:g}], got {getattr(config, name)}")
 
 
 def one_of(config: Any, name: str, known: Sequence[str]) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field
+from typing import Any, Optional
 
-from pcm_rl.config.checks import ConfigError, at_least, one_of
+from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
 from pcm_rl.selection import PADDINGS, SELECTIONS
+from pcm_rl.support.plugins import is_plugin
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class SFTConfig:
     def __post_init__(self) -> None:
         at_least(0, self, "steps")
         at_least(1, self, "batch_size", "check_every", "check_episodes")
+        positive(self, "lr")
         if self.target is not None and not 0.0 < self.target <= 1.0:
             raise ConfigError(f"target must be in (0, 1], got {self.target}")
 
@@ -42,23 +44,33 @@ class AdvantageConfig:
     """What credit a chunk gets for the outcome.
 
     Attributes:
-        name: ``group``, the outcome relative to the group's (equation 1), or ``critic``, the change of a learned chance
-            of success (``pcm_rl.algos.critic``), for environments with a state observation.
+        name: ``group``, the outcome relative to the group's (equation 1); ``critic``, the change of a learned chance of
+            success (``pcm_rl.algos.critic``); or ``module:function`` of one's own (see ``pcm_rl.algos.credit``).
+        features: What the critic sees of each row: ``state``, ``policy`` (what the policy makes of the observation, at
+            the cost of one more forward of every row), or ``module:function``, rows ``[M]`` to ``[M, F]``.
         lam: Lambda of the critic's generalised advantage estimate.
         steps: The critic's gradient steps a batch.
         lr: Their learning rate.
+        options: Keyword arguments of an advantage of one's own.
     """
 
     name: str = "group"
+    features: str = "state"
     lam: float = 0.8
     steps: int = 200
     lr: float = 1e-3
+    options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        one_of(self, "name", ("group", "critic"))
+        if not is_plugin(self.name):
+            one_of(self, "name", ("group", "critic"))
+            if self.options:
+                raise ConfigError(f"advantage.options belong to an advantage of your own; {self.name} has none")
+        if not is_plugin(self.features):
+            one_of(self, "features", ("state", "policy"))
         at_least(1, self, "steps")
-        if not 0.0 <= self.lam <= 1.0:
-            raise ConfigError(f"lam must be in [0, 1], got {self.lam}")
+        positive(self, "lr")
+        within(0.0, 1.0, self, "lam")
 
 
 @dataclass(frozen=True)
@@ -66,7 +78,8 @@ class SelectionConfig:
     """Which chunks go through the backward pass.
 
     Attributes:
-        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage`` or ``none`` (full GRPO).
+        name: ``pcm``, ``random``, ``top-phase``, ``top-advantage`` or ``none`` (full GRPO), or ``module:function`` of
+            a rule of one's own (see ``pcm_rl.rules``).
         padding: ``drop``, or ``keep`` for the paper's baseline.
         budget: B, chunks a trajectory.
         floor: ``p_min``.
@@ -80,9 +93,11 @@ class SelectionConfig:
     refresh_every: int = 5
 
     def __post_init__(self) -> None:
-        one_of(self, "name", SELECTIONS)
+        if not is_plugin(self.name):
+            one_of(self, "name", SELECTIONS)
         one_of(self, "padding", PADDINGS)
         at_least(1, self, "budget", "refresh_every")
+        within(0.0, 1.0, self, "floor")
 
 
 @dataclass(frozen=True)
@@ -120,7 +135,11 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "epochs", "minibatches")
-        at_least(0.0, self, "brightness", "jitter")
+        at_least(0.0, self, "weight_decay", "entropy_coeff")
+        positive(self, "lr", "grad_clip", "clip_high")
+        within(0.0, 1.0, self, "brightness", "jitter")
+        if not 0.0 < self.clip_low < 1.0:
+            raise ConfigError(f"clip_low must be in (0, 1), got {self.clip_low}")
         if self.micro_rows is not None and self.micro_tokens is not None:
             raise ConfigError("micro_rows and micro_tokens both say how large a micro-batch is; give one of them")
         for name in ("micro_rows", "micro_tokens"):

@@ -5,7 +5,38 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from pcm_rl.config.checks import ConfigError, at_least, one_of
+from pcm_rl.config.checks import ConfigError, at_least, one_of, positive
+from pcm_rl.support.plugins import is_plugin
+
+FAMILIES: dict[str, str] = {  # what makes a policy of each; see pcm_rl.policies.family
+    "state": "pcm_rl.policies.state.family:make_policy",
+    "openvla": "pcm_rl.policies.openvla.family:make_policy",
+}
+
+
+@dataclass(frozen=True)
+class StateConfig:
+    """The family ``state``: a small token policy on state observations.
+
+    Attributes:
+        network: ``mlp`` or ``transformer``.
+        width: Hidden width.
+        depth: Hidden layers, or transformer blocks.
+        num_bins: Bins an action dimension.
+        temperature: Divides the logits, in rollout and loss alike.
+    """
+
+    network: str = "mlp"
+    width: int = 256
+    depth: int = 2
+    num_bins: int = 16
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        one_of(self, "network", ("mlp", "transformer"))
+        at_least(1, self, "width", "depth")
+        at_least(2, self, "num_bins")
+        positive(self, "temperature")
 
 
 @dataclass(frozen=True)
@@ -24,58 +55,82 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         at_least(0, self, "rank")
+        at_least(1, self, "alpha")
 
 
 @dataclass(frozen=True)
-class PolicyConfig:
-    """The token policy: a small one on state observations, or OpenVLA-OFT on images.
+class OpenVLAConfig:
+    """The family ``openvla``: OpenVLA-OFT with action tokens, on images and an instruction.
 
     Attributes:
-        network: ``mlp`` or ``transformer``.
-        width: Hidden width.
-        depth: Hidden layers, or transformer blocks.
-        num_bins: Bins an action dimension.
-        temperature: Divides the logits, in rollout and loss alike.
-        init: Policy file (``policy.safetensors`` of a run or of ``pcm-rl sft``) to start from instead of SFT.
-        checkpoint: Folder of an OpenVLA-OFT checkpoint with action tokens; the policy is then that model with adapters,
-            and ``network``, ``width``, ``depth`` and ``num_bins`` mean nothing.
+        checkpoint: Folder of an OpenVLA-OFT checkpoint with action tokens.
         statistics: Dataset of the checkpoint whose quantiles scale the actions; None takes the only one.
+        temperature: Divides the logits, in rollout and loss alike.
         dtype: ``float32`` or ``bfloat16``, of the checkpoint's frozen weights; adapters are float32.
         quantize: ``nf4`` keeps the frozen language model in four bits; None leaves it.
         lora: The adapters.
-        checkpointing: Compute blocks again in the backward pass instead of keeping them: ``always``, ``never``, or
-            ``auto``, which measures a row and does it where a micro-batch would not fit.
         record_features: Record what the vision towers give instead of running them again in the update; only where
             ``lora.targets`` leaves them alone.
         compile: Compile the model's blocks with ``torch.compile``.
     """
 
-    network: str = "mlp"
-    width: int = 256
-    depth: int = 2
-    num_bins: int = 16
-    temperature: float = 1.0
-    init: Optional[str] = None  # noqa: UP045
-    checkpoint: Optional[str] = None  # noqa: UP045
+    checkpoint: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
     statistics: Optional[str] = None  # noqa: UP045
+    temperature: float = 1.6
     dtype: str = "float32"
     quantize: Optional[str] = None  # noqa: UP045
     lora: LoraConfig = field(default_factory=LoraConfig)
-    checkpointing: str = "auto"
     record_features: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
-        at_least(1, self, "width", "depth")
-        at_least(2, self, "num_bins")
+        positive(self, "temperature")
         one_of(self, "dtype", ("float32", "bfloat16"))
-        one_of(self, "checkpointing", ("auto", "always", "never"))
         if self.quantize is not None:
             one_of(self, "quantize", ("nf4",))
             if not self.lora.rank:
-                raise ConfigError("quantize rounds weights that are frozen; give policy.lora.rank of at least 1")
+                raise ConfigError("quantize rounds frozen weights; give policy.openvla.lora.rank of at least 1")
         if self.record_features and self.lora.targets == "all-linear":
             raise ConfigError(
                 "record_features keeps the vision towers' output, which all-linear adapters change; set "
-                "policy.lora.targets=language"
+                "policy.openvla.lora.targets=language"
+            )
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The policy: its family, and what any family may have.
+
+    Attributes:
+        family: ``state``, ``openvla``, or ``module:function`` of a family of one's own (see
+            ``pcm_rl.policies.family``).
+        state: Settings of the family ``state``.
+        openvla: Settings of the family ``openvla``.
+        options: Keyword arguments of a family of one's own.
+        init: Policy file (``policy.safetensors`` of a run or of ``pcm-rl sft``) to start from instead of SFT.
+        checkpointing: Compute blocks again in the backward pass instead of keeping them, where the policy can:
+            ``always``, ``never``, or ``auto``, which measures a row and does it where a micro-batch would not fit.
+    """
+
+    family: str = "state"
+    state: StateConfig = field(default_factory=StateConfig)
+    openvla: OpenVLAConfig = field(default_factory=OpenVLAConfig)
+    options: dict[str, Any] = field(default_factory=dict)
+    init: Optional[str] = None  # noqa: UP045
+    checkpointing: str = "auto"
+
+    def __post_init__(self) -> None:
+        if not is_plugin(self.family):
+            one_of(self, "family", tuple(FAMILIES))
+        one_of(self, "checkpointing", ("auto", "always", "never"))
+        for name, unused in (("state", StateConfig()), ("openvla", OpenVLAConfig())):
+            if self.family != name and getattr(self, name) != unused:
+                raise ConfigError(
+                    f"policy.{name} is set and means nothing for policy.family={self.family}; set "
+                    f"policy.family={name}, or leave the section out"
+                )
+        if self.options and self.family in FAMILIES:
+            raise ConfigError(
+                f"policy.options belong to a family of your own; the settings of {self.family} are in "
+                f"policy.{self.family}"
             )

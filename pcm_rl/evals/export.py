@@ -1,12 +1,15 @@
-"""A run's OpenVLA -> a folder that others can load."""
+"""A run's policy -> a folder that others can load."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from gymnasium import spaces
+
 from pcm_rl.config import ConfigError, load_run_config
-from pcm_rl.training.build import openvla_policy
-from pcm_rl.training.checkpoint import load_policy
+from pcm_rl.policies.family import Exports
+from pcm_rl.training.build import policy_for
+from pcm_rl.training.checkpoint import load_policy, policy_metadata
 
 POLICY_FILES = (
     Path("checkpoint") / "policy.safetensors",
@@ -18,7 +21,7 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
     """Write what a run has trained, in the layout of the checkpoint that it started from.
 
     Args:
-        run: Folder of a run, or of ``pcm-rl sft``, of an OpenVLA policy.
+        run: Folder of a run, or of ``pcm-rl sft``, whose policy can be exported, such as an OpenVLA.
         folder: New or empty.
         adapters: Only the adapters, as peft writes them, instead of the whole model with the adapters in its weights.
 
@@ -26,26 +29,23 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
         ``folder``.
 
     Raises:
-        ConfigError: The run's policy is no OpenVLA, or has no adapters where they are asked for.
+        ConfigError: The run's policy cannot be exported, or has no adapters where they are asked for.
         FileExistsError: ``folder`` holds files.
         FileNotFoundError: There is no run, or it has saved nothing yet.
     """
-    from pcm_rl.policies.openvla.export import save_merged
-    from pcm_rl.policies.openvla.lora import save_adapters
-
     run, folder = Path(run), Path(folder)
     config = load_run_config(run, ["device=cpu"])
-    if config.policy.checkpoint is None:
-        raise ConfigError(f"{run} trained a policy on states; only an OpenVLA (policy.checkpoint) can be exported")
-    if adapters and not config.policy.lora.rank:
-        raise ConfigError(f"{run} trained every weight (policy.lora.rank=0), so there are no adapters to export")
     saved = next((run / name for name in POLICY_FILES if (run / name).is_file()), None)
     if saved is None:
         raise FileNotFoundError(f"{run} has saved no policy yet (no {' and no '.join(map(str, POLICY_FILES))})")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
-    policy = openvla_policy(config)
+    chunk = tuple(int(size) for size in policy_metadata(saved).get("chunk", "").split())
+    policy = policy_for(config.policy, None, spaces.Box(-1.0, 1.0, chunk), config.device)
     load_policy(policy, saved)
-    if adapters:
-        return save_adapters(policy.model, folder, str(config.policy.checkpoint))
-    return save_merged(policy.model, policy.checkpoint, folder)
+    if not isinstance(policy, Exports):
+        raise ConfigError(f"{run}: policy.family={config.policy.family} cannot be exported (it has no export(folder))")
+    try:
+        return policy.export(folder, adapters=adapters)
+    except ValueError as error:
+        raise ConfigError(f"{run}: {error}") from error

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 
 from pcm_rl.episodes import CHUNK, CHUNK_ID, DONE, EPISODE, GROUP, IS_PAD, PHASE, REWARD, SUCCESS, WEIGHT
 from pcm_rl.processes.messages import take_rows
-from pcm_rl.processes.ranks import Ranks
+
+if TYPE_CHECKING:
+    from pcm_rl.processes.ranks import Ranks
 
 # What advantage, padding and selection read or write: some hundred bytes a row, against 150 kB of an image.
 LIGHT = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE, CHUNK_ID, REWARD, DONE)
@@ -18,8 +21,10 @@ SOURCE = "source_row"  # [M] int64, number of a row among those of all processes
 Complete = Callable[[TensorDictBase], TensorDictBase]
 
 
-def pool(ranks: Ranks, rows: TensorDict, also: tuple[NestedKey, ...] = ()) -> tuple[TensorDict, Complete]:
+def exchange(ranks: Ranks, rows: TensorDict, also: tuple[NestedKey, ...] = ()) -> tuple[TensorDict, Complete]:
     """Show every process the light part of all rows; the images of rows that are not kept are never touched.
+
+    Alone, nothing is sent: the rows without what they saw, and a function that gives rows their observations again.
 
     Args:
         ranks: The processes.

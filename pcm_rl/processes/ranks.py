@@ -18,9 +18,10 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from tensordict import TensorDict
+from tensordict import NestedKey, TensorDict
 from torch import Tensor, nn
 
+from pcm_rl.processes.exchange import Complete, exchange
 from pcm_rl.processes.messages import Header, describe_rows, join_rows, rows_to_fill, tensors_of
 
 PIECE = 2**27  # elements of a message: 1 GB of int64, since images of a whole evaluation exceed 2 GB
@@ -79,6 +80,13 @@ class Ranks:
             return rows
         header = describe_rows(rows)
         return join_rows([self._rows_from(source, rows, header) for source in range(self.size)])
+
+    def exchange(self, rows: TensorDict, also: tuple[NestedKey, ...] = ()) -> tuple[TensorDict, Complete]:
+        """The rows of all processes without their observations, and what gives kept rows theirs again.
+
+        See :func:`pcm_rl.processes.exchange.exchange`.
+        """
+        return exchange(self, rows, also)
 
     def rows_of_first(self, make: Callable[[], TensorDict]) -> TensorDict:
         """Rows that only the first process makes, and all get."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from pcm_rl.envs.chunked import Reader, observation_readers, read_observation
 from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
+from pcm_rl.policies.family import SamplesRows
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
 
 
@@ -33,14 +33,6 @@ class _Episode:
 
     def restart(self) -> None:
         self.parts, self.told = [], None
-
-
-@runtime_checkable
-class _Seeded(Protocol):
-    """A policy that samples every row of a batch under a seed of its own."""
-
-    def seeded(self, seeds: Sequence[int]) -> contextlib.AbstractContextManager[None]:
-        """Within it, row i of a batch is sampled under ``seeds[i]``."""
 
 
 class _Schedule:
@@ -139,7 +131,7 @@ def _calls(policy: Policy, ready: list[tuple[_Episode, Answer]]) -> list[list[tu
     """Who is decided for in one call: all who wait, where the policy samples each row under a seed of its own."""
     if not ready:
         return []
-    return [ready] if isinstance(policy, _Seeded) else [[one] for one in ready]
+    return [ready] if isinstance(policy, SamplesRows) else [[one] for one in ready]
 
 
 def _act(
@@ -169,7 +161,7 @@ def _seed_of(*entropy: int) -> int:
 @contextlib.contextmanager
 def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterator[None]:
     """Seed what the policy samples with; :func:`torch.manual_seed` would reach devices that are not restored."""
-    if isinstance(policy, _Seeded):
+    if isinstance(policy, SamplesRows):
         with policy.seeded(seeds):
             yield
         return

@@ -1,122 +1,160 @@
-"""Configuration -> policy and critic."""
+"""Configuration -> policy and credit."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+import dataclasses
+from typing import Any
 
-import gymnasium as gym
+import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
+from gymnasium.vector.utils import create_empty_array
+from tensordict import TensorDict, TensorDictBase
+from torch import Tensor
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.algos.critic import SuccessCritic
-from pcm_rl.config import Config, ConfigError
-from pcm_rl.envs.chunked import observation_readers
+from pcm_rl.algos.credit import GROUP_CREDIT, Credit, credit_of_ones_own
+from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_features
+from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
+from pcm_rl.envs.chunked import observation_readers, read_observation
 from pcm_rl.episodes import STATE
-from pcm_rl.policies import StateTokenPolicy
+from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, TokenPolicy
+from pcm_rl.support.plugins import load_plugin
 from pcm_rl.training.checkpoint import load_policy
 
-if TYPE_CHECKING:  # it needs packages that a state policy does without
-    from pcm_rl.policies.openvla import OpenVLAPolicy
+FEATURE_ROWS = 64  # rows of a forward that a critic's features cost
 
 
 def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
     """A token policy that fits ``env``, with fresh weights (OpenVLA: fresh adapters) or those of ``policy.init``.
 
     Raises:
-        ConfigError: If a checkpoint is refused, or its chunks are not the environment's.
-        ValueError: If the environment's observation is not a vector, where the policy reads one.
+        ConfigError: If the family refuses its settings or the environment, its chunks are not the environment's, or the
+            configuration asks for what the policy does not offer.
     """
-    if config.policy.checkpoint is None:
-        policy = _state_policy(config, env)
-    else:
-        policy = openvla_policy(config)
-        expected, action = (policy.chunk_size, policy.action_dim), env.single_action_space.shape
-        if action != expected:
-            raise ConfigError(f"{config.policy.checkpoint}: its chunks are {expected}, the environment's {action}")
+    action_space = env.single_action_space
+    assert isinstance(action_space, spaces.Box)
+    policy = policy_for(config.policy, env.single_observation_space, action_space, config.device)
+    if config.policy.checkpointing == "always" and not isinstance(policy, Recomputes):
+        raise ConfigError(f"policy.checkpointing=always: {config.policy.family} cannot compute its blocks again")
+    if config.update.micro_tokens is not None and not isinstance(policy, CountsTokens):
+        raise ConfigError(
+            f"update.micro_tokens: {config.policy.family} does not count tokens (row_tokens); use update.micro_rows"
+        )
     if config.policy.init is not None:
         with torch.no_grad():
             load_policy(policy, config.policy.init)
     return policy.to(config.device)
 
 
-def make_critic(config: Config, env: VectorEnv) -> SuccessCritic | None:
-    """The critic that gives chunks their advantage, None where the group does.
+def policy_for(
+    chosen: PolicyConfig, observation_space: spaces.Space[Any] | None, action_space: spaces.Box, device: str
+) -> VLAWrapperBase:
+    """A policy of the family that ``policy.family`` names; see :mod:`pcm_rl.policies.family`.
+
+    Args:
+        chosen: The section ``policy``.
+        observation_space: Of one environment; None for an export, which builds none.
+        action_space: ``Box [L, D]``.
+        device: Of its weights.
 
     Raises:
-        ConfigError: If the environment gives no state.
+        ConfigError: If the family refuses its settings or the spaces, or gives something that is no token policy.
+    """
+    built_in = chosen.family in FAMILIES
+    settings = dataclasses.asdict(getattr(chosen, chosen.family)) if built_in else dict(chosen.options)
+    try:
+        make = load_plugin(FAMILIES.get(chosen.family, chosen.family))
+        policy = make(observation_space, action_space, device=device, **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"policy.family={chosen.family}: {error}") from error
+    if not isinstance(policy, TokenPolicy):
+        lacking = [name for name in TokenPolicy.__annotations__ if not hasattr(policy, name)]
+        lacking += [name for name in ("get_dist", "parameters") if not hasattr(policy, name)]
+        raise ConfigError(
+            f"policy.family={chosen.family} made a {type(policy).__name__} without {', '.join(lacking)}; see "
+            "pcm_rl.policies.family.TokenPolicy"
+        )
+    expected = (policy.chunk_size, policy.action_dim)
+    if action_space.shape != expected:
+        raise ConfigError(
+            f"policy.family={chosen.family}: its chunks are {expected}, the environment's {action_space.shape}"
+        )
+    made: VLAWrapperBase = policy
+    return made
+
+
+def make_credit(config: Config, env: VectorEnv, policy: VLAWrapperBase) -> Credit:
+    """What gives chunks their advantage.
+
+    Raises:
+        ConfigError: If the environment gives no state and the critic reads one, or the credit that is named is none.
     """
     chosen = config.advantage
     if chosen.name == "group":
-        return None
-    space, readers = env.single_observation_space, observation_readers(env.single_observation_space)
-    if STATE not in readers:
+        return GROUP_CREDIT
+    if chosen.name != "critic":
+        try:
+            return credit_of_ones_own(chosen.name, chosen.options)
+        except ValueError as error:
+            raise ConfigError(f"advantage.name: {error}") from error
+    features = critic_features(config, policy)
+    example = _example_row(env, policy)
+    if chosen.features == "state" and STATE not in example.keys(include_nested=True):
         raise ConfigError(
-            f"advantage.name=critic reads {STATE}, which {config.env.id} does not give; use advantage.name=group"
+            f"advantage.name=critic reads {STATE}, which {config.env.id} does not give; use advantage.features=policy, "
+            "features of your own (module:function), or advantage.name=group"
         )
-    name, _ = readers[STATE]
-    state = space if name is None else cast(gym.spaces.Dict, space)[name]
-    assert state.shape is not None
-    return SuccessCritic(
-        state.shape[0], config.env.max_chunks, lam=chosen.lam, steps=chosen.steps, lr=chosen.lr, seed=config.seed
+    width = features(example).shape
+    if len(width) != 2 or width[0] != 1:
+        raise ConfigError(f"advantage.features={chosen.features} gives {tuple(width)} for one row, expected [1, F]")
+    critic = SuccessCritic(
+        width[1],
+        config.env.max_chunks,
+        lam=chosen.lam,
+        steps=chosen.steps,
+        lr=chosen.lr,
+        seed=config.seed,
+        features=features,
     )
+    return critic_credit(critic)
 
 
-def openvla_policy(config: Config) -> OpenVLAPolicy:
-    """The model of ``policy.checkpoint`` with fresh adapters, or with every weight trainable where their rank is 0.
+def critic_features(config: Config, policy: VLAWrapperBase) -> Features:
+    """What a critic sees of each row: ``rows [M] -> [M, F]``.
 
     Raises:
-        ConfigError: If the checkpoint is refused, or no layer answers to ``policy.lora.targets``.
+        ConfigError: If the policy gives none, or ``advantage.features`` names nothing that can be called.
     """
-    from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint, quantize_language
-    from pcm_rl.policies.openvla.probe import check_bidirectional
-
-    chosen = config.policy
-    assert chosen.checkpoint is not None
-    dtype: torch.dtype = getattr(torch, chosen.dtype)
+    name = config.advantage.features
+    if name == "state":
+        return state_features
+    if name == "policy":
+        if not isinstance(policy, GivesFeatures):
+            raise ConfigError(f"advantage.features=policy: {config.policy.family} gives none (a method features(rows))")
+        return _features_of(policy, torch.device(config.device))
     try:
-        policy = OpenVLAPolicy(
-            open_checkpoint(chosen.checkpoint),
-            config.env.chunk_length,
-            temperature=chosen.temperature,
-            statistics=chosen.statistics,
-            dtype=dtype,
-            device="cpu" if chosen.quantize else config.device,  # so that the GPU never has to hold all of it
-            record_features=chosen.record_features,
-        )
-    except CheckpointError as error:
-        raise ConfigError(f"policy.checkpoint: {error}") from error
-    if chosen.quantize:
-        quantize_language(policy.model, compute_dtype=dtype)
-        policy = policy.to(config.device)
-    check_bidirectional(policy)
-    lora = chosen.lora
-    if lora.rank:
-        try:
-            add_lora(policy.model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets)
-        except ValueError as error:
-            raise ConfigError(f"policy.lora.targets: {error}") from error
-    else:
-        policy.model.requires_grad_()
-    if chosen.compile:
-        policy.model.compile_blocks()
-    return policy
+        found: Features = load_plugin(name)
+    except ValueError as error:
+        raise ConfigError(f"advantage.features: {error}") from error
+    return found
 
 
-def _state_policy(config: Config, env: VectorEnv) -> StateTokenPolicy:
-    observation, action = env.single_observation_space.shape, env.single_action_space.shape
-    if observation is None or len(observation) != 1 or action is None or len(action) != 2:
-        raise ValueError(
-            f"expected observations [S] and actions [L, D], got {observation} and {action}; images need a policy that "
-            "sees, policy.checkpoint=FOLDER"
-        )
-    return StateTokenPolicy(
-        observation[0],
-        action[1],
-        action[0],
-        network=config.policy.network,
-        width=config.policy.width,
-        depth=config.policy.depth,
-        num_bins=config.policy.num_bins,
-        temperature=config.policy.temperature,
-    )
+def _features_of(policy: GivesFeatures, device: torch.device) -> Features:
+    def features(rows: TensorDictBase) -> Tensor:
+        return torch.cat([policy.features(piece.to(device)).cpu() for piece in rows.split(FEATURE_ROWS)])
+
+    return features
+
+
+def _example_row(env: VectorEnv, policy: VLAWrapperBase) -> TensorDict:
+    """One row with an empty observation, as a critic's features get it."""
+    space = env.single_observation_space
+    seen = read_observation(observation_readers(space), create_empty_array(space, n=1, fn=_zeros))
+    row = TensorDict(dict(seen), batch_size=[1])
+    return row.set("language_instruction", "do it") if "language_instruction" in policy.in_keys else row
+
+
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return np.zeros(shape, dtype)

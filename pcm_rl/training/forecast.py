@@ -10,6 +10,7 @@ from torch import nn
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config
+from pcm_rl.policies.family import CountsTokens, Recomputes
 from pcm_rl.training.memory import ROOM, available_bytes, row_bytes
 from pcm_rl.training.update_cost import UpdateCost
 
@@ -51,13 +52,12 @@ def memory_lines(policy: VLAWrapperBase, rows: TensorDictBase) -> list[str]:
         f"memory: weights {weights / GIB:.2f} GiB, of which {trained / 1e6:.2f} M parameters are trained "
         f"({4 * ADAM * trained / GIB:.2f} GiB for gradients and AdamW); {free / GIB:.1f} GiB are free now"
     ]
-    switch = getattr(policy.model, "set_checkpointing", None)
-    for recompute in (True, False) if switch is not None else (False,):
-        if switch is not None:
-            switch(recompute)
+    for recompute in (True, False) if isinstance(policy, Recomputes) else (False,):
+        if isinstance(policy, Recomputes):
+            policy.set_checkpointing(recompute)
         each = row_bytes(policy, rows)
         fitting = int(ROOM * free / max(each, 1))
-        tokens = f", update.micro_tokens={fitting * _tokens(policy, rows)}" if hasattr(policy, "row_tokens") else ""
+        tokens = f", update.micro_tokens={fitting * _tokens(policy, rows)}" if isinstance(policy, CountsTokens) else ""
         how = "blocks computed again in the backward pass" if recompute else "everything kept"
         lines.append(f"  {how}: {each / 2**20:.1f} MiB a chunk, so at most update.micro_rows={fitting}{tokens}")
     return lines

@@ -14,10 +14,10 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.algos.transforms import PCMSampler
+from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.config import METHODS, Config
 from pcm_rl.episodes import pad_episodes
-from pcm_rl.training.learner import make_loss, make_optimizer, update_policy
+from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
 from pcm_rl.training.memory import ActivationMeter
 
 
@@ -101,11 +101,11 @@ def _trial(
     kept = sampler(batch)
     select_s = time.perf_counter() - start
 
-    loss, optimizer = make_loss(policy, config), make_optimizer(policy, config)
+    loss, optimizer = make_loss(policy, config.update), make_optimizer(policy, config.update)
     with _as_before(policy), ActivationMeter(policy, enabled=count_bytes) as meter:
         _wait(policy)
         start = time.perf_counter()
-        update_policy(loss, optimizer, kept, config, torch.Generator().manual_seed(0))
+        update_policy(loss, optimizer, kept, config.update, torch.Generator().manual_seed(0))
         _wait(policy)
         update_s = time.perf_counter() - start
     return len(kept), select_s, update_s, meter.peak

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given
@@ -7,10 +9,11 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
 
-from pcm_rl.algos.critic import SuccessCritic, chunk_advantage
+from pcm_rl.algos.credit import Credit
+from pcm_rl.algos.critic import FEATURES, SuccessCritic, chunk_advantage
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.rollouts.environments import make_vector_env
-from pcm_rl.training.build import make_critic
+from pcm_rl.training.build import make_credit, make_policy
 
 
 def by_hand(value: list[float], success: list[int], episode: list[int], lam: float) -> list[float]:
@@ -96,14 +99,52 @@ def test_it_leaves_the_global_generator_as_it_is_and_depends_on_its_seed() -> No
     assert torch.equal(first, same) and not torch.equal(first, other)
 
 
-def test_it_is_of_the_size_of_the_state() -> None:
-    config = load_config(None, ["env.num_envs=1", "advantage.name=critic", "advantage.lam=0.5", "advantage.steps=7"])
+def credit_for(*overrides: str) -> Credit:
+    config = load_config(None, ["env.num_envs=1", *overrides])
     env = make_vector_env(config.env)
-    critic = make_critic(config, env)
-    assert critic is not None
+    return make_credit(config, env, make_policy(config, env))
+
+
+def test_it_is_of_the_size_of_what_it_sees() -> None:
+    critic = credit_for("advantage.name=critic", "advantage.lam=0.5", "advantage.steps=7").module
+    assert isinstance(critic, SuccessCritic)
     assert (critic.lam, critic.steps, critic.max_chunks) == (0.5, 7, 64)
-    assert critic.mean.shape == env.single_observation_space.shape
-    assert make_critic(load_config(None, ["env.num_envs=1"]), env) is None
+    assert critic.mean.shape == (26,)
+    assert credit_for().module is None
+    seen = credit_for("advantage.name=critic", "advantage.features=policy", "policy.state.width=24").module
+    assert isinstance(seen, SuccessCritic) and seen.mean.shape == (24,)
+
+
+@pytest.mark.parametrize("network", ["mlp", "transformer"])
+def test_what_the_policy_makes_of_a_row_does_not_depend_on_other_rows(network: str) -> None:
+    config = load_config(
+        None, ["env.num_envs=1", "policy.state.width=32", f"policy.state.network={network}", "advantage.name=critic"]
+    )
+    env = make_vector_env(config.env)
+    policy = make_policy(config, env)
+    config = dataclasses.replace(config, advantage=dataclasses.replace(config.advantage, features="policy"))
+    credit = make_credit(config, env, policy)
+    rows = TensorDict({("observation", "state"): torch.randn(130, 26)}, batch_size=[130])
+    assert credit.observe is not None
+    seen = credit.observe(rows)[FEATURES]
+    assert seen.shape == (130, 32) and not seen.requires_grad
+    torch.testing.assert_close(seen[100:101], policy.features(rows[100:101]), rtol=1e-5, atol=1e-6)
+
+
+def first_entry(rows: TensorDict) -> Tensor:
+    return rows["observation", "state"][:, :1] * 2.0
+
+
+def test_features_of_ones_own() -> None:
+    credit = credit_for("advantage.name=critic", f"advantage.features={__name__}:first_entry")
+    rows = walk(20, seed=0).set("group_id", torch.zeros(120, dtype=torch.int64))
+    assert credit.observe is not None and credit.fit is not None
+    credit.observe(rows)
+    assert rows[FEATURES].tolist() == first_entry(rows).tolist()
+    before = credit.advantage(rows)  # equation 1, until it has learned
+    assert len(before.unique()) == 2
+    credit.fit(rows)
+    assert len(credit.advantage(rows).unique()) > 2
 
 
 def test_an_environment_without_a_state_is_refused() -> None:
@@ -112,5 +153,52 @@ def test_an_environment_without_a_state_is_refused() -> None:
     class Blind:
         single_observation_space = spaces.Dict({"image": spaces.Box(0, 255, (8, 8, 3), dtype="uint8")})
 
+    config = load_config(None, ["env.num_envs=1", "advantage.name=critic"])
+    policy = make_policy(config, make_vector_env(config.env))
     with pytest.raises(ConfigError, match=r"advantage.name=critic reads .* does not give"):
-        make_critic(load_config(None, ["advantage.name=critic"]), Blind())
+        make_credit(config, Blind(), policy)
+
+
+def half_of_the_outcome(rows: TensorDict) -> Tensor:
+    return rows["success"].float() * 0.5
+
+
+class Counting:
+    """Counts the batches that it has learned from."""
+
+    def __init__(self, start: int = 0) -> None:
+        self.batches = start
+
+    def advantage(self, rows: TensorDict) -> Tensor:
+        return torch.full((len(rows),), float(self.batches))
+
+    def fit(self, rows: TensorDict) -> dict[str, float]:
+        self.batches += 1
+        return {}
+
+
+def test_an_advantage_of_ones_own() -> None:
+    rows = walk(3, seed=0)
+    credit = credit_for(f"advantage.name={__name__}:half_of_the_outcome")
+    assert torch.equal(credit.advantage(rows), half_of_the_outcome(rows)) and credit.fit is None
+    credit = credit_for(f"advantage.name={__name__}:Counting", "advantage.options.start=3")
+    assert credit.fit is not None
+    credit.fit(rows)
+    assert credit.advantage(rows).tolist() == [4.0] * 18
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["advantage.name=nowhere:f"], "advantage.name: nowhere:f: .*nowhere"),
+        ([f"advantage.name={__name__}:f"], "has no 'f'"),
+        ([f"advantage.name={__name__}:Counting", "advantage.options.begin=3"], "begin"),
+        ([f"advantage.name={__name__}:half_of_the_outcome", "advantage.options.a=3"], "takes no options"),
+        (["advantage.name=critik"], "did you mean 'critic'"),
+        (["advantage.options.a=3"], "group has none"),
+        (["advantage.name=critic", "advantage.features=pixels"], "features must be one of state, policy"),
+    ],
+)
+def test_what_is_no_advantage_is_refused(overrides: list[str], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        credit_for(*overrides)

@@ -16,7 +16,7 @@ from pcm_rl.training.checkpoint import save_policy
 
 REACH = [
     "env.id=pcm_rl/Reach-v0", "env.tasks={horizon: [16, 17]}", "env.num_states=5", "env.eval_states=2",
-    "env.num_envs=3", "policy.width=16",
+    "env.num_envs=3", "policy.state.width=16",
 ]  # fmt: skip
 
 
@@ -28,7 +28,7 @@ def make_run(folder, *overrides, state_dim=26):
     config.folder.mkdir()
     save_config(config, config.folder / "config.yaml")
     torch.manual_seed(0)
-    policy = StateTokenPolicy(state_dim, width=config.policy.width)
+    policy = StateTokenPolicy(state_dim, width=config.policy.state.width)
     save_policy(policy, config.folder / module.POLICY, {"env": env.id, "held_out": held_out})
     (config.folder / "checkpoint" / "state.json").write_text('{"step": 3}')
     return config.folder
@@ -123,7 +123,7 @@ def test_films_of_every_task(run):
         ([], {"also": {"one": ["env.tasks={horizon: [16]}"]}}, "has 1 tasks and the run 2"),
         ([], {"also": {"other": ["seed=2"]}}, "seed 2 holds out"),
         (["env.eval_states=3"], {"states": "all"}, "holds out for evaluation with eval_states=3"),
-        (["policy.width=8"], {}, "column 'run': .* the policy"),
+        (["policy.state.width=8"], {}, "column 'run': .* the policy"),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused(run, overrides, protocol, text):
@@ -132,7 +132,9 @@ def test_what_cannot_be_evaluated_is_refused(run, overrides, protocol, text):
 
 
 def test_there_is_no_end_to_unlimited_states(tmp_path):
-    run = make_run(tmp_path, "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=8", "env.eval_states=3", "policy.width=16")
+    run = make_run(
+        tmp_path, "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=8", "env.eval_states=3", "policy.state.width=16"
+    )
     with pytest.raises(ConfigError, match="no fixed one"):
         evaluated(run, states="all")
     (column,) = evaluated(run)[0]["columns"]
@@ -165,8 +167,8 @@ def test_libero_with_a_perturbed_suite_and_films(tmp_path):
     os.environ.setdefault("MUJOCO_GL", "egl")
     run = make_run(
         tmp_path, "env.id=pcm_rl/Libero-v0", "env.kwargs={suite: libero_object, horizon: 16}",
-        "env.tasks={task_id: [0, 1]}", "env.num_states=50", "env.eval_states=1", "env.num_envs=1", "policy.width=16",
-        state_dim=40,
+        "env.tasks={task_id: [0, 1]}", "env.num_states=50", "env.eval_states=1", "env.num_envs=1",
+        "policy.state.width=16", state_dim=40,
     )  # fmt: skip
     got, _ = evaluated(run, also={"swap": ["env.kwargs.suite=libero_object_swap"]}, films=True)
     own, swap = got["columns"]

@@ -19,7 +19,7 @@ from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import METHODS, load_config, load_run_config
 from pcm_rl.episodes import EPISODE, INSTRUCTION, LOG_PROBS, PHASE, label_episodes, pad_episodes
 from pcm_rl.policies import StateTokenPolicy
-from pcm_rl.processes.exchange import LIGHT, pool
+from pcm_rl.processes.exchange import LIGHT, exchange
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.trainer import Trainer, train
 
@@ -27,7 +27,7 @@ torch.set_num_threads(1)
 RUN = [
     "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=12", "env.eval_states=5",
     "groups=5", "group_size=4", "eval_episodes=5", "eval_every=2", "save_every=2", "logger=none", "record=false",
-    "demos.episodes=20", "sft.steps=500", "selection.budget=4", "selection.refresh_every=1", "policy.width=64",
+    "demos.episodes=20", "sft.steps=500", "selection.budget=4", "selection.refresh_every=1", "policy.state.width=64",
     "steps=4", "update.micro_rows=7",
 ]  # fmt: skip
 
@@ -123,11 +123,11 @@ def selections(ranks: Ranks) -> dict:
     ):
         kept = []
         for who, rows in ((ALONE, whole), (ranks, mine.clone())):
-            light, complete = pool(who, rows)
+            light, complete = exchange(who, rows)
             sampler = PCMSampler(2, selection=name, padding=padding)
             kept.append(complete(sampler(pad_episodes(light, 10) if padding == "keep" else light)))
         found[f"{name}-{padding}"] = {"rows": [len(rows) for rows in kept], "differing": differing(*kept)}
-    light, complete = pool(ranks, mine.clone())
+    light, complete = exchange(ranks, mine.clone())
     only_first = light[light[EPISODE] == 0]  # the second process has nothing to bring
     found["one-sided"] = {
         "rows": [5, len(only_first)],
@@ -246,13 +246,13 @@ def runs(ranks: Ranks, folder: Path) -> dict:
     credited = train(load_config(None, [*RUN, *start, *credit]), say=lambda line: None)
     return {
         "whole": digest(*straight.policy.parameters()),
-        "critic": digest(*credited.critic.state_dict().values(), *credited.policy.parameters()),
+        "critic": digest(*credited.grpo.credit.module.state_dict().values(), *credited.policy.parameters()),
         "resumed": digest(*resumed.policy.parameters()),
         "steps": steps,
         "lines": lines,
         "episodes": resumed.evaluate().success.episodes,
         "drawn": digest(trainer.collect()["vla_action", "tokens"]),
-        "keep": resumed.sampler.keep.probs.tolist(),
+        "keep": resumed.grpo.sampler.keep.probs.tolist(),
     }
 
 

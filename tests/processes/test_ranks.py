@@ -18,7 +18,7 @@ SCRIPT = Path(__file__).with_name("ranks_script.py")
 TINY = [
     "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=8", "env.eval_states=4",
     "groups=3", "group_size=4", "eval_episodes=4", "eval_every=0", "logger=none", "selection.budget=4",
-    "policy.width=64",
+    "policy.state.width=64",
 ]  # fmt: skip
 
 

@@ -22,7 +22,7 @@ TWO = ["env.id=pcm_rl/Reach-v0", "env.tasks={horizon: [20, 21]}", "env.num_state
 def evaluated(tmp_path_factory):
     """Four episodes of two tasks of 20 and 21 steps, all failures: the policy is not trained."""
     config = load_config(
-        None, [*TWO, "env.num_envs=2", "policy.width=16", f"run_dir={tmp_path_factory.mktemp('runs')}"]
+        None, [*TWO, "env.num_envs=2", "policy.state.width=16", f"run_dir={tmp_path_factory.mktemp('runs')}"]
     )
     torch.manual_seed(0)
     states = torch.tensor([1, 9, 3, 11])

@@ -107,7 +107,9 @@ def test_dropped_episodes_are_left_out_and_named(monkeypatch):
 def test_the_trainer_says_the_success_of_each_task():
     two = ["env.id=pcm_rl/Reach-v0", "env.tasks={horizon: [8, 9]}", "env.num_states=5", "env.eval_states=2"]
     lines: list[str] = []
-    trainer = Trainer(load_config(None, [*two, "eval_episodes=4", "env.num_envs=2", "policy.width=16"]), lines.append)
+    trainer = Trainer(
+        load_config(None, [*two, "eval_episodes=4", "env.num_envs=2", "policy.state.width=16"]), lines.append
+    )
     got = trainer.evaluate()
     assert got.task.tolist() == [0, 1, 0, 1] and got.steps.tolist() == [8, 9, 8, 9]
     assert lines == [f"evaluation after step 0: success {wilson(0, 4)}, by task 0% 0%"]

@@ -104,7 +104,7 @@ def test_kept_rows_and_stats_of_a_run(finished):
             assert float(row["chunks_kept"]) <= float(row["chunks_valid"])
             assert 0 < float(row["mean_ratio"]) < 2
     costs = {cost["method"]: cost for cost in trainer.summary["profile"]}
-    lengths = torch.bincount(trainer.batch["episode_id"].unique(return_inverse=True)[1])
+    lengths = torch.bincount(trainer.latest[0]["episode_id"].unique(return_inverse=True)[1])
     assert costs["pcm"]["rows"] == int(lengths.clamp_max(4).sum())
     assert costs["full-valid"]["rows"] == int(lengths.sum())
     assert costs["full-padded"]["rows"] == 12 * len(lengths)
@@ -174,12 +174,11 @@ def test_the_budget_of_groups_without_a_signal_goes_to_the_others(tiny, method):
 def test_a_critic_gives_chunks_their_own_credit_and_groups_of_one_outcome_none(tiny):
     trainer = Trainer(tiny("credit", "advantage.name=critic", "advantage.steps=5"), silent)
     rows = trainer.collect()
-    first = trainer.mixed(rows)  # before it has learned anything: equation 1
+    first = rows[trainer.grpo.write_advantage(rows)]  # before it has learned anything: equation 1
     assert first["advantage"].unique().numel() <= 2 * first["group_id"].unique().numel()
-    trainer.critic.fit(rows)
-    mixed = trainer.mixed(rows)
-    assert mixed["advantage"].unique().numel() > len(mixed) // 2
-    signal = torch.isin(rows["group_id"], mixed["group_id"])
+    trainer.grpo.credit.fit(rows)
+    signal = trainer.grpo.write_advantage(rows)
+    assert rows["advantage"][signal].unique().numel() > int(signal.sum()) // 2
     assert not rows["advantage"][~signal].any()
-    assert torch.equal(rows["advantage"][signal], mixed["advantage"])
+    assert torch.equal(signal, torch.isin(rows["group_id"], first["group_id"]))
     trainer.env.close()

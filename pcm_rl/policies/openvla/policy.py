@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
 from tensordict import TensorDictBase
@@ -16,6 +17,8 @@ from torchrl.modules.vla import VLAWrapperBase
 from pcm_rl.episodes import INSTRUCTION, STATE
 from pcm_rl.policies.openvla.actions import ActionCodec
 from pcm_rl.policies.openvla.checkpoint import Checkpoint, load_model
+from pcm_rl.policies.openvla.export import save_merged
+from pcm_rl.policies.openvla.lora import save_adapters
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.prompt import Prompter
 from pcm_rl.policies.openvla.sizes import CheckpointError
@@ -173,6 +176,30 @@ class OpenVLAPolicy(VLAWrapperBase):
             torch.empty(logits.shape[1:]).exponential_(generator=Generator().manual_seed(seed)) for seed in self._seeds
         ]
         return (logits - torch.stack(noise).log().to(logits.device)).argmax(-1)
+
+    @torch.no_grad()
+    def features(self, tensordict: TensorDictBase) -> Tensor:
+        """The last hidden state where the first action token is decided, ``[M, H]`` float32."""
+        with self.precision():
+            seen = self._features(tensordict)
+            prompt, length = self.prompter.batch(self._instructions(tensordict))
+            inputs = self.model.embed(seen, prompt.to(seen.device), length, self._proprio(tensordict))
+            hidden: Tensor = self.model.language_model.model(*inputs)
+        return hidden[:, 0].float()
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Compute the blocks again in the backward pass, or keep them."""
+        self.model.set_checkpointing(enabled)
+
+    def export(self, folder: Path, *, adapters: bool = False) -> Path:
+        """Write the model in the layout of its checkpoint, or only the adapters as peft does.
+
+        Raises:
+            ValueError: If adapters are asked for and there are none.
+        """
+        if adapters:
+            return save_adapters(self.model, folder, str(self.checkpoint.folder))
+        return save_merged(self.model, self.checkpoint, folder)
 
     def row_tokens(self, tensordict: TensorDictBase) -> Tensor:
         """Length of the sequence of each row, ``[M]`` int64: what a row costs."""

@@ -67,6 +67,12 @@ class StateTokenPolicy(VLAWrapperBase):
         super()._update_keys()
         self.in_keys = [self.tensor_keys.state]  # neither image nor instruction
 
+    @torch.no_grad()
+    def features(self, tensordict: TensorDictBase) -> Tensor:
+        """The network's last hidden layer (of a transformer its mean over the steps), ``[M, width]``."""
+        hidden: Tensor = self.model.hidden(tensordict.get(self.tensor_keys.state))
+        return hidden
+
     def _predict(self, tensordict: TensorDictBase) -> Tensor:
         return self.model(tensordict.get(self.tensor_keys.state)) / self.temperature
 
@@ -80,6 +86,12 @@ class _MLP(nn.Sequential):
         head = nn.Linear(sizes[-1], steps * per_step)
         nn.init.zeros_(head.bias)
         super().__init__(*layers, head)
+
+    def hidden(self, state: Tensor) -> Tensor:
+        """``[..., S]`` -> ``[..., width]``, in front of the head."""
+        for layer in list(self)[:-1]:
+            state = layer(state)
+        return state
 
 
 class _Transformer(nn.Module):
@@ -97,11 +109,17 @@ class _Transformer(nn.Module):
         self.head = nn.Linear(width, per_step)
 
     def forward(self, state: Tensor) -> Tensor:
-        lead = state.shape[:-1]
+        return self.head(self._steps(state)).reshape(*state.shape[:-1], -1)
+
+    def hidden(self, state: Tensor) -> Tensor:
+        """``[..., S]`` -> ``[..., width]``: the mean over the steps, in front of the head."""
+        return self._steps(state).mean(1).reshape(*state.shape[:-1], -1)
+
+    def _steps(self, state: Tensor) -> Tensor:
         first = self.embed(state.reshape(-1, 1, state.shape[-1]))
         tokens = torch.cat([first, first + self.query], 1)
-        out = self.head(self.norm(self.blocks(tokens)[:, 1:]))
-        return out.reshape(*lead, -1)
+        normed: Tensor = self.norm(self.blocks(tokens)[:, 1:])
+        return normed
 
 
 NETWORKS: dict[str, Any] = {"mlp": _MLP, "transformer": _Transformer}

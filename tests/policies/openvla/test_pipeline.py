@@ -31,7 +31,8 @@ def libero(monkeypatch):
 def overrides(checkpoint: Path, folder: Path) -> list[str]:
     return [
         f"run_dir={folder}",
-        f"policy.checkpoint={checkpoint}",
+        "policy.family=openvla",
+        f"policy.openvla.checkpoint={checkpoint}",
         "policy.checkpointing=always",
         "env.workers=false",
         "env.num_envs=1",

@@ -1,11 +1,12 @@
 import pytest
 import torch
+from gymnasium import spaces
 
-from pcm_rl.config import Config, ConfigError, EnvConfig, LoraConfig, PolicyConfig, save_config
+from pcm_rl.config import Config, ConfigError, EnvConfig, LoraConfig, OpenVLAConfig, PolicyConfig, save_config
 from pcm_rl.evals.export import export_run
 from pcm_rl.policies.openvla import add_lora, load_model, open_checkpoint, quantize_language
 from pcm_rl.policies.openvla.lora import lora_layers, trainable
-from pcm_rl.training.build import openvla_policy
+from pcm_rl.training.build import policy_for
 from pcm_rl.training.checkpoint import load_policy, save_policy
 
 pytest.importorskip("bitsandbytes")
@@ -40,16 +41,18 @@ def test_adapters_learn_on_rounded_weights(make_openvla, record_openvla):
 
 
 def test_a_policy_file_has_the_adapters_alone_and_export_adds_them_to_the_exact_weights(openvla_folder, tmp_path):
-    chosen = PolicyConfig(checkpoint=str(openvla_folder), quantize="nf4", lora=LoraConfig(rank=4))
+    section = OpenVLAConfig(checkpoint=str(openvla_folder), quantize="nf4", lora=LoraConfig(rank=4))
+    chosen = PolicyConfig(family="openvla", openvla=section)
+    space = spaces.Box(-1.0, 1.0, (2, 7))
     config = Config(env=EnvConfig(id="pcm_rl/Reach-v0", chunk_length=2), policy=chosen)
-    policy = openvla_policy(config)
+    policy = policy_for(chosen, None, space, "cpu")
     with torch.no_grad():
         for parameter in trainable(policy):
             parameter.normal_(std=0.02)
     run = tmp_path / "run"
-    save_policy(policy, run / "policy.safetensors")
+    save_policy(policy, run / "policy.safetensors", {"chunk": "2 7"})
     save_config(config, run / "config.yaml")
-    again = openvla_policy(config)
+    again = policy_for(chosen, None, space, "cpu")
     load_policy(again, run / "policy.safetensors")
     for one, other in zip(trainable(policy), trainable(again), strict=True):
         assert torch.equal(one, other)
@@ -66,6 +69,6 @@ def test_a_policy_file_has_the_adapters_alone_and_export_adds_them_to_the_exact_
 
 def test_weights_that_are_trained_are_not_rounded():
     with pytest.raises(ConfigError, match="frozen"):
-        PolicyConfig(quantize="nf4", lora=LoraConfig(rank=0))
+        OpenVLAConfig(quantize="nf4", lora=LoraConfig(rank=0))
     with pytest.raises(ConfigError, match="nf4"):
-        PolicyConfig(quantize="int3")
+        OpenVLAConfig(quantize="int3")

@@ -1,4 +1,4 @@
-"""The selection with one budget for the batch; what holds for every selection is in ``test_selection.py``."""
+"""Rules with one budget for the batch, and rules of one's own; what holds for all is in ``test_selection.py``."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from tensordict import TensorDict
+from torch import Generator, Tensor
 
-from pcm_rl import KeepProbabilities, Selection, select_chunks
-from pcm_rl.batchwide import has_signal, outcome_advantage
+from pcm_rl import RULES, Candidates, KeepProbabilities, Rule, Selection, select_chunks
+from pcm_rl.advantage import has_signal, outcome_advantage
 from pcm_rl.episodes import EpisodeIndex
 
 # group 0: a success of 2 chunks, failures of 4 and 3; group 1: both fail; one step a chunk but for the last row's two
@@ -20,12 +21,27 @@ EPISODE = torch.arange(5).repeat_interleave(LENGTHS)
 SIGNAL = GROUPS[EPISODE] == 0
 
 
-def choose(selection: str, budget: int, *, seed: int = 0, valid: Tensor | None = None, **options: Any) -> Selection:
+def rows_of(valid: Tensor | None = None, advantage: Tensor | None = None) -> TensorDict:
     rows = len(EPISODE)
     valid = torch.ones(rows, 2, dtype=torch.bool) if valid is None else valid
+    entries = {
+        ("vla_action", "chunk"): torch.zeros(*valid.shape, 1), "phase": torch.zeros(rows, dtype=torch.int64),
+        "success": SUCCESS[EPISODE], "group_id": GROUPS[EPISODE], "episode_id": EPISODE, "action_is_pad": ~valid,
+    }  # fmt: skip
+    return TensorDict(entries | ({} if advantage is None else {"advantage": advantage}), batch_size=[rows])
+
+
+def choose(
+    selection: str,
+    budget: int,
+    *,
+    seed: int = 0,
+    valid: Tensor | None = None,
+    advantage: Tensor | None = None,
+    **options: Any,
+) -> Selection:
     return select_chunks(
-        torch.zeros(rows, 2, 1), torch.zeros(rows, dtype=torch.int64), SUCCESS[EPISODE], GROUPS[EPISODE], EPISODE,
-        KeepProbabilities(), valid=valid, budget=budget, selection=selection,
+        rows_of(valid, advantage), KeepProbabilities(), budget=budget, selection=selection,
         generator=torch.Generator().manual_seed(seed), **options,
     )  # fmt: skip
 
@@ -51,7 +67,7 @@ def test_signal_is_that_of_a_trajectory_at_executed_chunks() -> None:
     advantage = torch.zeros(12)
     advantage[[1, 5, 9]] = torch.tensor([0.5, -0.5, 1.0])
     valid[9] = False
-    assert has_signal(advantage, valid, rows).tolist() == [True] * 6 + [False] * 6
+    assert has_signal(advantage, valid[:, 0], rows).tolist() == [True] * 6 + [False] * 6
 
 
 def test_top_advantage_table() -> None:
@@ -90,8 +106,7 @@ def test_ties_are_broken_at_random() -> None:
     kept = torch.zeros(12)
     for seed in range(200):
         got = select_chunks(
-            torch.zeros(11, 1, 1), torch.zeros(11, dtype=torch.int64), SUCCESS[EPISODE][shorter],
-            GROUPS[EPISODE][shorter], EPISODE[shorter], KeepProbabilities(), budget=1, selection="top-advantage",
+            rows_of()[shorter], KeepProbabilities(), budget=1, selection="top-advantage",
             generator=torch.Generator().manual_seed(seed),
         )  # fmt: skip
         kept[got.index] += 1
@@ -132,10 +147,8 @@ def test_with_room_for_all_a_given_advantage_makes_no_difference_to_full_grpo() 
 
 
 def test_a_batch_without_signal_keeps_nothing() -> None:
-    got = select_chunks(
-        torch.zeros(3, 1, 1), torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.zeros(3, dtype=torch.int64),
-        torch.tensor([0, 0, 1]), KeepProbabilities(), selection="top-advantage",
-    )  # fmt: skip
+    rows = rows_of()[:6].set("success", torch.ones(6))
+    got = select_chunks(rows, KeepProbabilities(), selection="top-advantage")
     assert got.index.numel() == got.weight.numel() == 0
 
 
@@ -143,9 +156,78 @@ def test_a_batch_without_signal_keeps_nothing() -> None:
     ("advantage", "text"),
     [
         (torch.tensor([1.0, float("nan")] + [0.0] * 10), "advantage must be finite, got nan"),
-        (torch.zeros(12, 1), r"advantage must have shape \(12,\), got \(12, 1\)"),
+        (torch.zeros(12, 2), r"advantage must have shape \(12,\), got \(12, 2\)"),
     ],
 )
 def test_advantages_that_do_not_fit(advantage: Tensor, text: str) -> None:
     with pytest.raises(ValueError, match=text):
         choose("top-advantage", 1, advantage=advantage)
+
+
+def last_chunks(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.episodes.column >= candidates.episodes.length[candidates.episodes.row] - budget
+
+
+def too_many(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.allowed
+
+
+def padding_rows(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return ~candidates.executed
+
+
+def indices(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.allowed.nonzero().squeeze(-1)
+
+
+def surprise(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.largest(-candidates.batch["vla_action", "log_probs"].mean((1, 2)), budget, generator)
+
+
+SURPRISE = Rule(surprise, reads=(("vla_action", "log_probs"),), budget="batch")
+GREEDY = Rule(too_many, budget="batch")
+HERE = __name__
+
+
+def test_a_rule_of_ones_own_is_a_function() -> None:
+    got = choose(f"{HERE}:last_chunks", 1)
+    assert got.index.tolist() == [1, 5, 8, 10, 11]
+    assert got.weight.tolist() == pytest.approx([1.0] * 5)
+
+
+def test_a_rule_gets_what_it_reads() -> None:
+    log_probs = -torch.arange(12.0).view(12, 1, 1).expand(12, 2, 1)
+    rows = rows_of().set(("vla_action", "log_probs"), log_probs)
+    got = select_chunks(rows, KeepProbabilities(), budget=1, selection=f"{HERE}:SURPRISE")
+    assert got.index.tolist() == [7, 8, 9, 10, 11]
+    with pytest.raises(KeyError, match="log_probs"):
+        choose(f"{HERE}:SURPRISE", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("too_many", "keeps 4 chunks of a trajectory, more than the budget of 1"),
+        ("GREEDY", "keeps 12 chunks, more than the 5 that a budget of 1 a trajectory allows"),
+        ("padding_rows", "no candidates"),
+        ("indices", r"must return bool \(12,\), one entry a row, got torch.int64"),
+        ("nothing", "has no 'nothing'"),
+        ("HERE", "expected a function"),
+    ],
+)
+def test_what_a_rule_must_not_do_is_refused(name: str, text: str) -> None:
+    valid = torch.ones(12, 2, dtype=torch.bool)
+    valid[5] = name != "padding_rows"
+    with pytest.raises(ValueError, match=text):
+        choose(f"{HERE}:{name}", 1, valid=valid)
+
+
+def test_a_budget_is_one_of_three() -> None:
+    with pytest.raises(ValueError, match="one of trajectory, batch, none, got 'group'"):
+        Rule(last_chunks, budget="group")
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_chooses_from_all_rows_only_if_its_budget_is_the_batchs(name: str) -> None:
+    rows, rule = rows_of(), RULES[name]
+    assert len(rule.input(rows, SIGNAL)) == (12 if rule.budget == "batch" else 9)

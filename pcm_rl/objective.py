@@ -1,0 +1,126 @@
+"""The clipped GRPO objective on chunks of action tokens (equations 2 and 11), without a policy."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def clipped_objective(
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantage: Tensor,
+    executed: Tensor,
+    weight: Tensor | None = None,
+    *,
+    clip_epsilon: tuple[float, float] = (0.2, 0.4),
+) -> Tensor:
+    """Objective of every row, to be maximised (equation 11).
+
+    Per executed action token ``min(rho * A, clip(rho, 1 - eps_low, 1 + eps_high) * A)`` with
+    ``rho = exp(log_prob - old_log_prob)``; the mean over the row's executed tokens, times the row's weight. With the
+    weights of :func:`pcm_rl.select_chunks` the mean over rows is the mean over trajectories of the mean over their kept
+    tokens.
+
+    Args:
+        log_prob: ``[M, L, D]`` under the policy that is trained; the gradient goes through it.
+        old_log_prob: ``[M, L, D]`` under the policy that acted, recorded at sampling; no gradient.
+        advantage: ``[M]``.
+        executed: ``[M, L]`` bool, False for steps that were never executed. What the log-probs hold there, also NaN,
+            reaches neither the value nor the gradient.
+        weight: ``[M]``; None means 1.
+        clip_epsilon: ``(eps_low, eps_high)``.
+
+    Returns:
+        ``[M]``; 0 for a row without an executed step.
+
+    Raises:
+        ValueError: If shapes do not fit or ``executed`` is not bool.
+    """
+    check_tokens(log_prob, old_log_prob, executed)
+    if advantage.shape != log_prob.shape[:1]:
+        raise ValueError(f"advantage must have shape [{log_prob.shape[0]}], got {tuple(advantage.shape)}")
+    ratio = log_ratio(log_prob, old_log_prob, executed).exp()
+    advantage = advantage.view(-1, 1, 1)
+    clipped = ratio.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
+    return token_mean(torch.minimum(ratio * advantage, clipped * advantage), executed, weight)
+
+
+def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, executed: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Distance of every row from a reference policy, to be minimised: the mean of ``exp(d) - d - 1``.
+
+    Args:
+        log_prob: ``[M, L, D]`` under the policy that is trained.
+        ref_log_prob: ``[M, L, D]`` under the reference, of the same tokens; ``d = ref_log_prob - log_prob``.
+        executed: ``[M, L]`` bool.
+        weight: ``[M]``; None means 1.
+
+    Returns:
+        ``[M]``, not negative.
+    """
+    check_tokens(log_prob, ref_log_prob, executed)
+    gap = torch.where(executed.unsqueeze(-1), ref_log_prob.detach() - log_prob, 0.0)
+    return token_mean(gap.exp() - gap - 1.0, executed, weight)
+
+
+def log_ratio(log_prob: Tensor, old_log_prob: Tensor, executed: Tensor) -> Tensor:
+    """``log rho`` of every token, ``[M, L, D]``; 0 at steps that were never executed.
+
+    Those leave before the exponential, so that nothing they hold reaches a gradient.
+    """
+    return torch.where(executed.unsqueeze(-1), log_prob - old_log_prob.detach(), 0.0)
+
+
+def token_mean(value: Tensor, executed: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Mean over the executed tokens of every row, times its weight.
+
+    Args:
+        value: ``[M, L, D]``.
+        executed: ``[M, L]`` bool.
+        weight: ``[M]``; None means 1.
+
+    Returns:
+        ``[M]``; 0 for a row without an executed step.
+    """
+    mask = executed.unsqueeze(-1).expand_as(value)
+    total = torch.where(mask, value, 0.0).sum((1, 2))
+    return (total if weight is None else weight * total) / mask.sum((1, 2)).clamp_min(1)
+
+
+@torch.no_grad()
+def ratio_diagnostics(
+    log_prob: Tensor, old_log_prob: Tensor, executed: Tensor, *, clip_epsilon: tuple[float, float] = (0.2, 0.4)
+) -> dict[str, Tensor]:
+    """How far the policy has moved from the one that acted, over the executed tokens of all rows.
+
+    Returns:
+        Scalars ``clip_fraction``, ``kl_approx`` (the mean of ``rho - 1 - log rho``, not negative), ``mean_ratio`` and
+        ``max_ratio``. Without an executed token 0, 0, 0 and 1.
+    """
+    moved = log_ratio(log_prob, old_log_prob, executed)
+    ratio = moved.exp()
+    clipped = ratio.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
+    return {
+        "clip_fraction": mean_over_executed(clipped != ratio, executed, ratio.dtype),
+        "kl_approx": mean_over_executed(ratio - 1.0 - moved, executed),
+        "mean_ratio": mean_over_executed(ratio, executed),
+        "max_ratio": ratio.max() if ratio.numel() else ratio.new_ones(()),
+    }
+
+
+def mean_over_executed(value: Tensor, executed: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Mean of ``value [M, L, D]`` over the executed tokens of all rows; 0 where there is none."""
+    mask = executed.unsqueeze(-1).expand_as(value)
+    return torch.where(mask, value.to(dtype or value.dtype), 0.0).sum() / mask.sum().clamp_min(1)
+
+
+def check_tokens(log_prob: Tensor, other: Tensor, executed: Tensor) -> None:
+    """Raise ``ValueError`` unless both log-probs are ``[M, L, D]`` and ``executed`` is bool ``[M, L]``."""
+    if log_prob.ndim != 3 or other.shape != log_prob.shape or executed.shape != log_prob.shape[:2]:
+        raise ValueError(
+            f"expected tokens and log_probs [M, L, D] and is_pad [M, L], got {tuple(log_prob.shape)}, "
+            f"{tuple(other.shape)} and {tuple(executed.shape)}; a policy that sums them records one number a chunk: "
+            'give it log_probs_mode="token"'
+        )
+    if executed.dtype != torch.bool:
+        raise ValueError(f"executed must be bool [M, L], got {executed.dtype}: ~ of another type is not its negation")

@@ -1,0 +1,49 @@
+"""The family ``state``: a policy that fits an environment whose observation is a vector."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gymnasium import spaces
+
+from pcm_rl.policies.state.policy import StateTokenPolicy
+
+
+def make_policy(
+    observation_space: spaces.Space[Any] | None,
+    action_space: spaces.Box,
+    *,
+    device: str | torch.device = "cpu",
+    **settings: Any,
+) -> StateTokenPolicy:
+    """A fresh policy.
+
+    Args:
+        observation_space: ``Box [S]``.
+        action_space: ``Box [L, D]``.
+        device: Of its weights.
+        settings: Further arguments of :class:`StateTokenPolicy`.
+
+    Raises:
+        ValueError: If the observation is not a vector, with what to do about it.
+    """
+    shape, chunk = getattr(observation_space, "shape", None), action_space.shape
+    if shape is None or len(shape) != 1 or len(chunk) != 2:
+        raise ValueError(f"policy.family=state reads a vector [S], got {_described(observation_space)}")
+    return StateTokenPolicy(shape[0], chunk[1], chunk[0], **settings).to(device)
+
+
+def _described(space: spaces.Space[Any] | None) -> str:
+    if space is None:
+        return "no observation: such a policy cannot be built, and so not exported, without its environment"
+    if isinstance(space, spaces.Dict):
+        vectors = all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in space.spaces.values())
+        names = ", ".join(space.spaces)
+        if vectors:
+            return (
+                f"several ({names}): flatten them with env.wrappers=[gymnasium.wrappers:FlattenObservation], or read "
+                "one with a family of your own"
+            )
+        return f"{names}: images need a policy that sees, such as policy.family=openvla or one of your own"
+    return f"shape {space.shape}: images need a policy that sees, such as policy.family=openvla or one of your own"

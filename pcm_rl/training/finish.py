@@ -1,0 +1,49 @@
+"""The end of a run: what an update cost, films, summary, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from tensordict import TensorDictBase
+from torch import Tensor
+from torchrl.modules.vla import VLAWrapperBase
+
+from pcm_rl.config import Config
+from pcm_rl.reports.page import write_report
+from pcm_rl.reports.run_end import closing_lines, film_run, write_budget
+from pcm_rl.rollouts.evaluate import Evaluation
+from pcm_rl.training.update_cost import profile_update
+
+
+def report_run(
+    config: Config,
+    policy: VLAWrapperBase,
+    batch: TensorDictBase,
+    probs: Tensor,
+    evaluation: Evaluation,
+    summary: dict[str, Any],
+    say: Callable[[str], None],
+) -> None:
+    """Write what a finished run shows, and say where it is.
+
+    Args:
+        config: The run.
+        policy: As trained.
+        batch: ``[M]`` rows with a signal of the last step that had some, to measure updates on; may be empty.
+        probs: Keep probabilities, ``[K]``.
+        evaluation: The last one.
+        summary: Written as ``summary.json``, the measured costs added.
+        say: Gets each line for a person.
+    """
+    if len(batch):
+        write_budget(config, batch)
+        costs = profile_update(policy, batch, config, probs=probs)
+        summary["profile"] = [cost.as_dict() for cost in costs]
+    else:
+        say("no group had both outcomes, so the cost of an update was not measured")
+    (config.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    if config.record:
+        film_run(config, evaluation, say)
+    say(closing_lines(summary, write_report(config.folder)))

@@ -1,0 +1,129 @@
+"""GRPO with chunk selection, without rollouts: advantage, selection, update, and what of it is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+from tensordict import TensorDict, TensorDictBase
+from torch import Generator, Tensor
+from torch.optim import AdamW, Optimizer
+from torchrl.modules.vla import VLAWrapperBase
+
+from pcm_rl.algos.augment import augment_images
+from pcm_rl.algos.credit import outcome_credit
+from pcm_rl.algos.loss import ChunkGRPOLoss
+from pcm_rl.algos.sampler import PCMSampler
+from pcm_rl.algos.update import grpo_update
+from pcm_rl.config import Config, UpdateConfig
+from pcm_rl.episodes import ADVANTAGE, pad_episodes
+from pcm_rl.policies.family import Recomputes
+from pcm_rl.processes.ranks import ALONE, Ranks
+from pcm_rl.training.build import make_credit, make_policy
+from pcm_rl.training.memory import wants_checkpointing
+from pcm_rl.training.probe import check_log_probs
+
+
+class GRPO:
+    """Policy, credit, rule, loss and optimiser of a run, and what they do with a step's rows.
+
+    Args:
+        config: The run.
+        env: The environments that the policy has to fit.
+        ranks: The processes that share an update.
+    """
+
+    def __init__(self, config: Config, env: VectorEnv, ranks: Ranks = ALONE) -> None:
+        self.config, self.ranks = config, ranks
+        self.policy = make_policy(config, env)
+        self.credit = make_credit(config, env, self.policy)
+        self.sampler = PCMSampler.of(config.selection, seed=config.seed)
+        self.loss = make_loss(self.policy, config.update)
+        self.optimizer = make_optimizer(self.policy, config.update)
+        self.generator = Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
+
+    def probe(self, rows: TensorDict, say: Callable[[str], None]) -> None:
+        """Before the first update: do recorded log-probs hold, and does a micro-batch fit into memory?"""
+        check_log_probs(self.policy, rows)
+        if isinstance(self.policy, Recomputes):
+            recompute, reason = wants_checkpointing(self.policy, rows, self.config)
+            self.policy.set_checkpointing(recompute)
+            say(f"gradient checkpointing {'on' if recompute else 'off'}: {reason}")
+
+    def write_advantage(self, rows: TensorDict) -> Tensor:
+        """Write the advantage of every row; which rows are of groups with both outcomes, ``[M]`` bool.
+
+        Without both there is nothing to compare: no other group has a signal.
+        """
+        rows.set(ADVANTAGE, self.credit.advantage(rows))
+        return outcome_credit(rows) != 0
+
+    def select(self, rows: TensorDict, signal: Tensor) -> TensorDictBase:
+        """The rows that go through the update, with their weights."""
+        candidates = self.sampler.rule.input(rows, signal)
+        if self.sampler.padding == "keep":
+            candidates = pad_episodes(candidates, self.config.env.max_chunks)
+        return self.sampler(candidates)
+
+    def update(self, kept: TensorDictBase) -> dict[str, float]:
+        """One update on the kept rows."""
+        return update_policy(self.loss, self.optimizer, kept, self.config.update, self.generator, self.ranks)
+
+    def check_same(self) -> None:
+        """Raise ``RuntimeError`` unless all processes have come to the same parameters."""
+        for module in (self.policy, self.credit.module):
+            if module is not None:
+                self.ranks.check_parameters(module)
+
+    def saved(self) -> dict[str, Any]:
+        """What a checkpoint writes, and restores in place."""
+        generators = {"sampler": self.sampler.generator, "minibatches": self.generator}
+        if self.credit.generator is not None:
+            generators["critic"] = self.credit.generator
+        return {
+            "policy": self.policy,
+            "optimizer": self.optimizer,
+            "generators": generators,
+            "critic": self.credit.module,
+        }
+
+
+def make_loss(policy: VLAWrapperBase, update: UpdateConfig) -> ChunkGRPOLoss:
+    """The loss that the section ``update`` describes, on the policy itself."""
+    return ChunkGRPOLoss(
+        policy,
+        clip_epsilon=(update.clip_low, update.clip_high),
+        entropy_coeff=update.entropy_coeff,
+        functional=False,
+    )
+
+
+def make_optimizer(policy: VLAWrapperBase, update: UpdateConfig) -> AdamW:
+    """AdamW over what is trained: everything, or the adapters of a frozen model."""
+    parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    return AdamW(parameters, lr=update.lr, weight_decay=update.weight_decay, fused=True)
+
+
+def update_policy(
+    loss: ChunkGRPOLoss,
+    optimizer: Optimizer,
+    kept: TensorDictBase,
+    update: UpdateConfig,
+    generator: Generator,
+    ranks: Ranks = ALONE,
+) -> dict[str, float]:
+    """One GRPO update on the kept rows; see :func:`~pcm_rl.algos.update.grpo_update`."""
+    kept = augment_images(kept, brightness=update.brightness, jitter=update.jitter, generator=generator)
+    return grpo_update(
+        loss,
+        optimizer,
+        kept,
+        minibatches=update.minibatches,
+        epochs=update.epochs,
+        micro_rows=update.micro_rows,
+        micro_tokens=update.micro_tokens,
+        grad_clip=update.grad_clip,
+        generator=generator,
+        ranks=ranks,
+    )

@@ -1,0 +1,65 @@
+"""The supervised start: demonstrations, behaviour cloning, and when to stop it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from torch import Generator
+from torchrl.modules.vla import VLAWrapperBase
+
+from pcm_rl.algos.sft import supervise
+from pcm_rl.config import Config
+from pcm_rl.processes.ranks import Ranks
+from pcm_rl.rollouts.demonstrations import demonstrations
+from pcm_rl.rollouts.evaluate import Success
+
+
+def supervised_start(
+    policy: VLAWrapperBase,
+    config: Config,
+    *,
+    generator: Generator,
+    measure: Callable[[], Success],
+    ranks: Ranks,
+    say: Callable[[str], None],
+) -> None:
+    """Behaviour cloning from few demonstrations; with ``sft.steps=0`` the policy stays as it is.
+
+    Several processes do the same steps each: it is short, and the gradients would be the same.
+
+    Args:
+        policy: Changed in place.
+        config: The run.
+        generator: Draws the rows.
+        measure: Gives the success on training states, asked now and then where there is an ``sft.target``.
+        ranks: The processes; the first one makes the demonstrations.
+        say: Gets each line for a person.
+    """
+    sft = config.sft
+    if not sft.steps:
+        return
+    started = time.perf_counter()
+    demos = ranks.rows_of_first(lambda: demonstrations(config, say))
+
+    def reached_target() -> bool:
+        assert sft.target is not None
+        result = measure()
+        say(f"supervised start: success {result} on training states, wanted {sft.target:.0%}")
+        return result.success >= sft.target
+
+    losses = supervise(
+        policy,
+        demos,
+        steps=sft.steps,
+        batch_size=sft.batch_size,
+        lr=sft.lr,
+        generator=generator,
+        stop=None if sft.target is None else reached_target,
+        stop_every=sft.check_every,
+    )
+    ranks.equalise(policy)
+    say(
+        f"supervised start: {len(demos)} steps of demonstrations, {len(losses)} gradient steps, "
+        f"{losses[-1]:.3f} nats a token, {time.perf_counter() - started:.1f} s"
+    )
