@@ -17,6 +17,7 @@ from pcm_rl.episodes import label_episodes
 from pcm_rl.reports.run_end import hardware
 
 RESULTS = Path(__file__).parent / "results"
+PHASES_DRAWN = ("clean", "few", "metaworld", "libero")  # comparisons whose steps a figure draws, phase by phase
 TRAJECTORIES, CHUNKS, LENGTH, DIMENSIONS, BINS, STATE = 80, 64, 8, 7, 16, 26
 
 
@@ -95,7 +96,7 @@ def read_comparison(name: str) -> list[dict[str, str]]:
 
 
 def by_run(rows: Iterable[dict[str, str]]) -> dict[str, dict[str, list[dict[str, str]]]]:
-    """Method -> seed -> its rows in order of steps, from a table of evaluations or of steps."""
+    """Method -> seed -> its evaluations in order of steps."""
     runs: dict[str, dict[str, list[dict[str, str]]]] = {}
     for row in sorted(rows, key=lambda row: int(row["step"])):
         runs.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME and copies its tables into results/.
+# The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME, and collect.py copies into
+# results/ what is shown of it.
 #
 #     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, short, rates, budgets, controls, timed,
 #                                                                            metaworld or libero
@@ -74,7 +75,4 @@ libero)  # one task, five demonstrations; each seed records its own, since held-
     exit 2 ;;
 esac
 
-for table in "" -evals -steps -stats; do
-    case $table in "") copy=-runs ;; -evals) copy= ;; *) copy=$table ;; esac
-    cp "runs/evidence-$name/compare$table.csv" "benchmarks/results/methods-$name$copy.csv"
-done
+python benchmarks/collect.py "$name"

@@ -2,7 +2,8 @@
 
     python benchmarks/figures.py
 
-Comparisons are the tables of ``pcm-rl compare``: ``methods-<name>.csv`` (evaluations) and ``methods-<name>-steps.csv``.
+A comparison is ``methods-<name>.csv`` (evaluations), ``methods-<name>-runs.csv`` and, for some, what its steps kept of
+every phase (``methods-<name>-phases.csv``); ``collect.py`` writes them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from common import by_run, read_comparison, read_csv
+from common import PHASES_DRAWN, by_run, read_comparison, read_csv
 from matplotlib.ticker import MaxNLocator
 
 from pcm_rl import Phase
@@ -29,16 +30,15 @@ COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "
 MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
 PHASE_COLORS = {"active-grip": "#0f766e", "pre-grasp": "#d97706", "release-ramp": "#7c3aed", "approach": "#2563eb",
                 "tail": "#9ca3af"}  # fmt: skip
-COMPARISONS = ("clean", "few", "metaworld", "libero")
 MARKS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # successes whose price is shown
 Row = dict[str, str]
 
 
 def main() -> None:
     plt.rcParams.update({"svg.hashsalt": "pcm_rl", "font.size": 9})
-    for name in COMPARISONS:
+    for name in PHASES_DRAWN:
         curves(read_comparison(name), FIGURES / f"methods-{name}.svg")
-        phases(read_comparison(f"{name}-steps"), FIGURES / f"phases-{name}.svg")
+        phases(read_csv(f"methods-{name}-phases"), read_comparison(f"{name}-runs"), FIGURES / f"phases-{name}.svg")
     thresholds(FIGURES / "thresholds.svg")
     budgets(FIGURES / "budgets.svg")
     theory(FIGURES / "theory.svg")
@@ -90,13 +90,16 @@ def curves(rows: list[Row], path: Path) -> None:
     _save(figure, path)
 
 
-def phases(rows: list[Row], path: Path) -> None:
+def phases(rows: list[Row], runs: list[Row], path: Path) -> None:
     """C and chunks kept a phase under ``pcm`` (figures 1 and 6), and where the time of a step goes.
 
     Means over seeds; steps at which a phase has no evidence are left out.
+
+    Args:
+        rows: The steps of ``pcm``.
+        runs: All runs of the comparison.
+        path: Of the figure.
     """
-    shown = next((method for method in colors(rows) if method.startswith("pcm")), "pcm")
-    mine = [row for row in rows if row["method"] == shown]
     names = [key.split("/")[1] for key in rows[0] if key.startswith("score/")]
     figure, panels = plt.subplots(1, 3, figsize=(10, 3))
     for panel, prefix, label in (
@@ -104,13 +107,13 @@ def phases(rows: list[Row], path: Path) -> None:
         (panels[1], "kept", "chunks kept a trajectory"),
     ):
         for name in names:
-            points = _by_step(mine, f"{prefix}/{name}")
+            points = _by_step(rows, f"{prefix}/{name}")
             panel.plot([p[0] for p in points], [p[1] for p in points], color=PHASE_COLORS[name], lw=1.5, label=name)
         panel.set_xlabel("step")
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
     panels[0].legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
-    _time_split(panels[2], rows)
+    _time_split(panels[2], runs)
     _save(figure, path)
 
 
@@ -122,22 +125,28 @@ def _by_step(rows: Iterable[Row], key: str) -> list[tuple[int, float]]:
     return [(step, statistics.fmean(values[step])) for step in sorted(values)]
 
 
-def _time_split(panel: plt.Axes, rows: list[Row]) -> None:
-    methods = list(colors(rows))
+def _time_split(panel: plt.Axes, runs: list[Row]) -> None:
+    methods = list(colors(runs))
     left = [0.0] * len(methods)
     for key, color in (("rollout_s", "#2563eb"), ("select_s", "#d97706"), ("update_s", "#0f766e")):
-        means = [statistics.fmean(float(row[key] or 0) for row in rows if row["method"] == m) for m in methods]
+        means = [_rate([run for run in runs if run["method"] == method], key, "steps") for method in methods]
         panel.barh(methods, means, left=left, color=color, label=key.removesuffix("_s"))
         left = [a + b for a, b in zip(left, means, strict=True)]
     panel.set_xlabel("seconds a step")
     panel.legend(frameon=False, fontsize=7, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=3)
 
 
+def _rate(runs: Iterable[Row], seconds: str, per: str) -> float:
+    """Seconds of all runs over what they were spent on."""
+    pairs = [(float(run[seconds]), float(run[per])) for run in runs]
+    return sum(s for s, _ in pairs) / sum(p for _, p in pairs)
+
+
 def thresholds(path: Path) -> None:
     """Steps, gradient chunks and seconds to each success, seconds of updates, and activation memory (figure 4)."""
-    rows, timed, timed_steps = (read_comparison(name) for name in ("clean", "timed", "timed-steps"))
+    rows, timed, alone = (read_comparison(name) for name in ("clean", "timed", "timed-runs"))
     figure, panels = plt.subplots(1, 5, figsize=(15, 3))
-    rows = [{**row, "seconds": str(undisturbed_seconds(row, timed_steps))} for row in rows]
+    rows = [{**row, "seconds": str(undisturbed_seconds(row, alone))} for row in rows]
     runs, timed_runs = by_run(rows), by_run(timed)
     axes = (("step", "steps"), ("gradient_chunks", "gradient chunks"), ("seconds", "seconds, undisturbed,"))
     for panel, (key, label) in zip(panels, axes, strict=False):
@@ -156,21 +165,17 @@ def thresholds(path: Path) -> None:
     _save(figure, path)
 
 
-def undisturbed_seconds(row: Row, timed: list[Row]) -> float:
+def undisturbed_seconds(row: Row, alone: list[Row]) -> float:
     """What a run that had the machine to itself would have taken until an evaluation, evaluations left out.
 
     Its environment steps at the pace of all undisturbed runs, its steps' selections (a critic's fit among them) and its
     gradient chunks at that of its method's (a method that was not timed: of all).
     """
-
-    def spent(rows: list[Row], seconds: str, per: str) -> float:
-        return sum(float(r[seconds] or 0) for r in rows) / sum(float(r[per] or 0) if per else 1 for r in rows)
-
-    mine = [one for one in timed if one["method"] == row["method"]] or timed
+    same = [run for run in alone if run["method"] == row["method"]] or alone
     return (
-        float(row["env_steps"]) * spent(timed, "rollout_s", "env_steps")
-        + float(row["step"]) * spent(mine, "select_s", "")
-        + float(row["gradient_chunks"]) * spent(mine, "update_s", "chunks_kept")
+        float(row["env_steps"]) * _rate(alone, "rollout_s", "env_steps")
+        + float(row["step"]) * _rate(same, "select_s", "steps")
+        + float(row["gradient_chunks"]) * _rate(same, "update_s", "gradient_chunks")
     )
 
 

@@ -31,36 +31,10 @@ def score(rows: Rows, name: str) -> Tensor:
     return {
         "uniform": torch.ones_like(weight),
         "adv": weight,
-        "adv-open": weight * openness(rows),
-        "open": rows.advantage.abs() * by_token(rows),
         "adv-spread": weight * rows.spread,
         "adv-drawn": weight * rows.drawn,
         "norm": rows.square.double().sqrt(),
     }[name]
-
-
-def openness(rows: Rows) -> Tensor:
-    """Share of the outcome that was still open, ``|r - p_k| / |r - p_0|``, ``[M]`` float64."""
-    return by_token(rows) / (rows.steps * len(rows) / rows.steps.sum())
-
-
-def by_token(rows: Rows) -> Tensor:
-    """Weights of the rule ``open`` before it selects, ``[M]`` float64.
-
-    They are ``(tokens / mean tokens) * |r - p_k| / |r - p_0|``; ``p_k`` is the share of successes among the
-    group's trajectories that still run at chunk k: a baseline in time.
-    """
-    won, steps = rows.success.double(), rows.steps.double()
-    executed = steps > 0
-    _, index = torch.unique(rows.group, return_inverse=True)
-    slots = int(rows.chunk.max()) + 1
-    cell = index * slots + rows.chunk
-    running = torch.zeros((int(index.max()) + 1) * slots, dtype=torch.float64).index_add_(0, cell, executed.double())
-    wins = torch.zeros_like(running).index_add_(0, cell, won * executed)
-    rate = wins / running.clamp_min(1)
-    surprise = (won - rate[index * slots]).abs()
-    share = (won - rate[cell]).abs() / torch.where(surprise > 0, surprise, 1.0)
-    return torch.where(surprise > 0, share, 0.0) * steps * len(steps) / steps.sum()
 
 
 def proportional_probabilities(score: Tensor, budget: float) -> Tensor:
@@ -193,17 +167,6 @@ def top(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Ten
     return torch.zeros(draws, len(rows), dtype=torch.float64).scatter_(1, index, 1.0)
 
 
-def top_open(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Tensor:
-    """``top`` by a score with the baseline in time, and its weight: by trajectory (``adv-open``) or by token."""
-    weight = openness(rows) if of == "adv-open" else by_token(rows) / len(rows) / rows.share
-    return top(rows, n, draws, generator, of=of) * weight
-
-
-def all_open(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Tensor:
-    """Every row, whatever n: what the baseline does without a selection."""
-    return top_open(rows, len(rows), 1, generator, of=of).expand(draws, -1)
-
-
 def top_entropy(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
     """The B chunks of each trajectory at which the policy was least sure (by ``spread``), as a mean over them."""
     index = EpisodeIndex(rows.episode)
@@ -293,10 +256,5 @@ def candidates() -> dict[str, Rule]:
         "top adv-spread": part(top, of="adv-spread"),
         "top adv-drawn": part(top, of="adv-drawn"),
         "top norm (oracle)": part(top, of="norm"),
-        "top adv-open": part(top, of="adv-open"),
-        "open by trajectory": part(top_open, of="adv-open"),
-        "open by trajectory, all rows": part(all_open, of="adv-open"),
-        "open": part(top_open, of="open"),
-        "open, all rows": part(all_open, of="open"),
         "top entropy": top_entropy,
     }

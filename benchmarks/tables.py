@@ -1,10 +1,11 @@
-"""Writes the tables of the README and of the documentation from the CSV files in ``results/``.
+"""Writes the tables of the README and of ``docs/`` from the CSV files in ``results/``.
 
     python benchmarks/tables.py            rewrites what stands between the marks
     python benchmarks/tables.py --check    changes nothing; fails if a table is not what the CSV files say
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is a comparison, with ``: METHOD``
-after it where differences are taken to that method as well, or one of :data:`OTHERS`.
+after it where differences are taken to that method as well, ``history: RULE``, or one of :data:`OTHERS`. Pages
+without a table stay as they are.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from pcm_rl.compare.statistics import paired_difference
 from pcm_rl.compare.tables import area_under_curve
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", "docs/evidence.md", "docs/selection.md")
+PAGES = ("README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")))
 MARK = re.compile(r"(<!-- table: ([\w-]+)(?:: ([\w-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 BASE = "full-valid"
 Row = dict[str, str]
@@ -50,7 +51,10 @@ def main() -> int:
 
 def table(name: str, other: str | None = None) -> str:
     """Markdown of a table, ended by a newline."""
-    rows = OTHERS[name]() if name in OTHERS else comparison(name, other)
+    if name == "history":
+        rows = history(other or "")
+    else:
+        rows = OTHERS[name]() if name in OTHERS else comparison(name, other)
     head, *body = rows
     lines = [head, ["---"] * len(head), *body]
     return "".join("| " + " | ".join(cells) + " |\n" for cells in lines)
@@ -59,7 +63,7 @@ def table(name: str, other: str | None = None) -> str:
 def comparison(name: str, other: str | None = None) -> list[list[str]]:
     """Success of every column of a comparison, and its differences, paired by seed, with 95 % intervals."""
     runs = columns(read_comparison(name))
-    shares = chunk_shares(name)
+    shares = chunk_shares(read_comparison(f"{name}-runs"))
     bases = [base for base in (BASE, other) if base in runs]
     head = ["method", "seeds", "after", "mean over training"]
     head += [f"{what}, minus `{base}`" for base in bases for what in ("after", "mean")]
@@ -84,23 +88,49 @@ def columns(evaluations: Sequence[Row]) -> dict[str, dict[str, dict[str, float]]
     return out
 
 
-def chunk_shares(name: str) -> dict[str, tuple[float, float]]:
-    """What each column kept, over all steps: of its executed chunks, and of full GRPO's chunks on the same seeds.
+def chunk_shares(runs: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """What each column kept in all: of its executed chunks, and of full GRPO's chunks on the same seeds.
 
     Executed chunks are those of the groups with both outcomes, of which full GRPO soon has fewer.
     """
-    kept: dict[str, dict[str, float]] = defaultdict(lambda: defaultdict(float))
-    valid: dict[str, float] = defaultdict(float)
-    for row in read_comparison(f"{name}-steps"):
-        if row["chunks_kept"]:
-            kept[row["method"]][row["seed"]] += float(row["chunks_kept"])
-            valid[row["method"]] += float(row["chunks_valid"])
+    kept: dict[str, dict[str, float]] = defaultdict(dict)
+    valid: dict[str, int] = defaultdict(int)
+    for run in runs:
+        kept[run["method"]][run["seed"]] = int(run["chunks_kept"])
+        valid[run["method"]] += int(run["chunks_valid"])
     shares = {}
     for column, seeds in kept.items():
-        common = [seed for seed in seeds if seed in kept[BASE]]
-        of_full = sum(seeds[seed] for seed in common) / sum(kept[BASE][seed] for seed in common)
-        shares[column] = sum(seeds.values()) / valid[column], of_full
+        shares[column] = sum(seeds.values()) / valid[column], share_of_full(seeds, kept[BASE])
     return shares
+
+
+def share_of_full(kept: Scores, full: Scores) -> float:
+    """Chunks that a column kept, of those that full GRPO trained on with the same seeds."""
+    common = [seed for seed in kept if seed in full]
+    return sum(kept[seed] for seed in common) / sum(full[seed] for seed in common)
+
+
+def history(rule: str) -> list[list[str]]:
+    """Runs of a rule that has left: its differences from the runs that it was compared with, paired by seed."""
+    rows = read_csv("history")
+    table = [["method", "comparison", "seeds", "after", f"after, minus `{BASE}`", f"mean, minus `{BASE}`",
+              "mean, minus `random-valid`", f"chunks, of `{BASE}`'s"]]  # fmt: skip
+    shown = dict.fromkeys((row["comparison"], row["method"]) for row in rows if row["rule"] == rule)
+    for name, method in shown:
+        same = [row for row in rows if row["comparison"] == name]
+        if not any(row["method"] == BASE for row in same):  # a comparison that is still shown
+            same += read_csv(f"methods-{name}-runs")
+        scores: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
+        for row in same:
+            for measure in ("after", "auc", "chunks_kept"):
+                if row[measure]:
+                    scores[row["method"]][measure][row["seed"]] = float(row[measure])
+        mine, full, random = scores[method], scores[BASE], scores.get("random-valid")
+        share = f"{share_of_full(mine['chunks_kept'], full['chunks_kept']):.0%}" if mine["chunks_kept"] else ""
+        table.append([f"`{method}`", f"`{name}`", str(len(mine["after"])), mean_and_error(mine["after"]),
+                      difference(mine["after"], full["after"]), difference(mine["auc"], full["auc"]),
+                      difference(mine["auc"], random["auc"]) if random else "", share])  # fmt: skip
+    return table
 
 
 def mean_and_error(scores: Scores) -> str:
