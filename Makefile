@@ -2,6 +2,7 @@
 # make test    all tests
 # make lint    ruff, strict types, spelling
 # make figures the documentation's figures and tables, from benchmarks/results
+# make reference  the generated parts of the documents
 # make setup   what the others need; each of them does it by itself, once
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ARGS ?=
 
-.PHONY: setup train test lint format figures wheel clean
+.PHONY: setup train test lint format figures reference wheel clean
 
 setup: $(READY)
 
@@ -40,6 +41,9 @@ format: $(READY)
 figures: $(READY)
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/tables.py
+
+reference: $(READY)
+	$(BIN)/python scripts/reference.py
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel --no-isolation
