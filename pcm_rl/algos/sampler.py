@@ -66,7 +66,12 @@ class PCMSampler(Transform):
 
     @classmethod
     def of(cls, section: SelectionConfig, *, seed: int = 0) -> PCMSampler:
-        """The sampler that the section ``selection`` of a configuration describes."""
+        """The sampler that the section ``selection`` of a configuration describes.
+
+        Raises:
+            ConfigError: If ``selection.name`` is no rule.
+        """
+        _ = section.rule  # refused under the name of its key
         return cls(
             section.budget,
             selection=section.name,

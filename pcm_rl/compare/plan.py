@@ -133,7 +133,7 @@ def _overrides(method: str) -> tuple[str, ...]:
 def _with_budgets(asked: Comparison, method: str, changes: tuple[str, ...]) -> list[PlannedRun]:
     """The column at each budget; a single one where the selection has none or the column sets its own."""
     base = _load(asked, changes)
-    if base.selection.name == "none":
+    if base.selection.rule.budget == "none":
         return [PlannedRun(method, None, changes, base)]
     configs = [_load(asked, (f"selection.budget={budget}", *changes)) for budget in asked.budgets] or [base]
     found = {config.selection.budget: config for config in configs}

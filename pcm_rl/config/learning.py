@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
+from pcm_rl.rules import Rule, find_rule
 from pcm_rl.selection import PADDINGS, SELECTIONS
 from pcm_rl.support.plugins import is_plugin
 
@@ -98,6 +99,18 @@ class SelectionConfig:
         one_of(self, "padding", PADDINGS)
         at_least(1, self, "budget", "refresh_every")
         within(0.0, 1.0, self, "floor")
+
+    @property
+    def rule(self) -> Rule:
+        """What ``name`` stands for; a module of one's own is imported now, so that other commands do without it.
+
+        Raises:
+            ConfigError: If it names nothing of that kind.
+        """
+        try:
+            return find_rule(self.name)
+        except ValueError as error:
+            raise ConfigError(f"selection.name: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
@@ -71,7 +72,8 @@ class Config:
     def folder(self) -> Path:
         """Folder of this run."""
         task = self.env.id.rsplit("/", 1)[-1].split("-v")[0].lower()
-        return Path(self.run_dir) / (self.name or f"{task}-{self.method}-seed{self.seed}")
+        method = re.sub(r"[^\w.-]+", "-", self.method)  # a rule of one's own has a colon in its name
+        return Path(self.run_dir) / (self.name or f"{task}-{method}-seed{self.seed}")
 
     @property
     def method(self) -> str:

@@ -103,7 +103,8 @@ def micro_batch_rows(policy: VLAWrapperBase, rows: TensorDictBase, config: Confi
         return update.micro_rows
     if update.micro_tokens is not None:
         return update.micro_tokens // int(policy.row_tokens(rows).min())
-    chunks = config.selection.budget if config.selection.name != "none" else config.env.max_chunks
+    limited = config.selection.rule.budget != "none"
+    chunks = config.selection.budget if limited else config.env.max_chunks
     return -(-config.groups * config.group_size * chunks // update.minibatches)
 
 
