@@ -14,12 +14,13 @@ import torch
 import torch.distributed as dist
 from tensordict import NonTensorData, NonTensorStack, TensorDict, is_non_tensor
 
+from pcm_rl import Candidates, Rule
 from pcm_rl.algos import ChunkGRPOLoss, PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import METHODS, load_config, load_run_config
 from pcm_rl.episodes import EPISODE, INSTRUCTION, LOG_PROBS, PHASE, label_episodes, pad_episodes
 from pcm_rl.policies import StateTokenPolicy
-from pcm_rl.processes.exchange import LIGHT, exchange
+from pcm_rl.processes.exchange import LIGHT
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.trainer import Trainer, train
 
@@ -107,6 +108,13 @@ def updates(ranks: Ranks) -> list[dict]:
     return found
 
 
+def surprise(candidates: Candidates, budget: int, generator: torch.Generator | None) -> torch.Tensor:
+    return candidates.largest(-candidates.batch[LOG_PROBS].mean((1, 2)), budget, generator)
+
+
+SURPRISE = Rule(surprise, reads=(LOG_PROBS,), budget="batch")
+
+
 def selections(ranks: Ranks) -> dict:
     """Rows kept by several processes that hold two uneven parts of a batch, and by one that holds all of it."""
     whole = make_rows(make_policy(), [5, 2, 7, 3, 1, 4, 6, 2, 3, 9], 2)
@@ -120,14 +128,15 @@ def selections(ranks: Ranks) -> dict:
         ("pcm", "keep"),
         ("top-advantage", "drop"),
         ("none", "drop"),
+        ("__main__:SURPRISE", "drop"),
     ):
         kept = []
         for who, rows in ((ALONE, whole), (ranks, mine.clone())):
-            light, complete = exchange(who, rows)
             sampler = PCMSampler(2, selection=name, padding=padding)
+            light, complete = who.exchange(rows, sampler.rule.reads)
             kept.append(complete(sampler(pad_episodes(light, 10) if padding == "keep" else light)))
         found[f"{name}-{padding}"] = {"rows": [len(rows) for rows in kept], "differing": differing(*kept)}
-    light, complete = exchange(ranks, mine.clone())
+    light, complete = ranks.exchange(mine.clone())
     only_first = light[light[EPISODE] == 0]  # the second process has nothing to bring
     found["one-sided"] = {
         "rows": [5, len(only_first)],

@@ -65,6 +65,7 @@ def test_two_processes_keep_the_rows_of_one(found):
         assert all(of["rows"][0] == of["rows"][1] for of in selections.values())
         assert selections["pcm-drop"]["rows"][0] == 19  # 2 of each of ten episodes, but 1 of the one that has 1
         assert selections["none-drop"]["rows"][0] == 42
+        assert 0 < selections["__main__:SURPRISE-drop"]["rows"][0] <= 19  # reads log-probs, which others do without
 
 
 def test_rows_and_texts_are_gathered_in_the_order_of_ranks(found):
