@@ -133,7 +133,7 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from pcm_rl.evals.export import export_run
-    from pcm_rl.policies.openvla.export import push
+    from pcm_rl.policies.openvla.merged import push
 
     print(f"written: {export_run(options.run_folder, options.folder, adapters=options.adapters)}")
     if options.push is not None:

@@ -30,8 +30,8 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
         FileExistsError: ``folder`` holds files.
         FileNotFoundError: There is no run, or it has saved nothing yet.
     """
-    from pcm_rl.policies.openvla.export import save_merged
     from pcm_rl.policies.openvla.lora import save_adapters
+    from pcm_rl.policies.openvla.merged import save_merged
 
     run, folder = Path(run), Path(folder)
     config = load_run_config(run, ["device=cpu"])

@@ -69,7 +69,7 @@ def openvla_policy(config: Config) -> OpenVLAPolicy:
         ConfigError: If the checkpoint is refused, or no layer answers to ``policy.lora.targets``.
     """
     from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint, quantize_language
-    from pcm_rl.policies.openvla.probe import check_bidirectional
+    from pcm_rl.policies.openvla.attention_check import check_bidirectional
 
     chosen = config.policy
     assert chosen.checkpoint is not None

@@ -9,9 +9,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from pcm_rl.policies.openvla.checkpoint import Checkpoint
 from pcm_rl.policies.openvla.keys import HEAD, model_key
 from pcm_rl.policies.openvla.lora import weight_deltas
+from pcm_rl.policies.openvla.model_folder import Checkpoint
 
 COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
 
