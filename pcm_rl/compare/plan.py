@@ -11,6 +11,7 @@ from functools import reduce
 from pathlib import Path
 
 from pcm_rl.config import METHODS, SET_BY_METHODS, Config, ConfigError, config_keys, load_config, save_config
+from pcm_rl.training.checkpoint import find_checkpoint
 
 _SET_BY_COMPARE = {"seed": "--seeds", "name": "name=... for all columns", "run_dir": "run_dir=... for all columns"}
 _TRAIN = (sys.executable, "-m", "pcm_rl.cli", "train")
@@ -159,8 +160,7 @@ def run_state(run: PlannedRun) -> str:
     """
     folder = run.config.folder
     finished = _has_summary(folder)
-    saved = any((folder / name / "state.json").is_file() for name in ("checkpoint", "checkpoint.previous"))
-    if not finished and not saved:
+    if not finished and find_checkpoint(folder / "checkpoint") is None:
         return "new"
     if changed := changed_keys(load_config(folder / "config.yaml"), run.config):
         made, now = (", ".join(f"{key}={pair[i]}" for key, pair in changed.items()) for i in (0, 1))

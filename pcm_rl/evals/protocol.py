@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from pcm_rl.reports.films import film_tasks, require_video
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.support.writing import replacing
 from pcm_rl.training.build import make_policy
 from pcm_rl.training.checkpoint import load_policy, policy_metadata
 from pcm_rl.training.trainer import EVALUATION_SEED, say_now
@@ -143,9 +143,8 @@ def evaluate_run(
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     """Write in one move, an episode a line."""
     text = re.sub(r"\[\s+(\d+),\s+(true|false),\s+(\d+)\s+\]", r"[\1, \2, \3]", json.dumps(record, indent=1))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def _columns(folder: Path, overrides: Sequence[str], protocol: Protocol) -> list[Column]:

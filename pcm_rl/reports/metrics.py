@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from torchrl.record.loggers import get_logger
 
 from pcm_rl.phases import Phase
+from pcm_rl.support.writing import replacing
 
 PHASE_COLUMNS = [f"{name}/{phase.label}" for name in ("score", "keep_prob", "candidates", "kept") for phase in Phase]
 METRICS = [
@@ -37,12 +37,10 @@ class CsvTable:
         if path.exists() and keep_until is not None:
             with path.open(newline="") as file:
                 rows = [row for row in csv.DictReader(file) if int(row[columns[0]]) <= keep_until]
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", newline="") as file:
+        with replacing(path) as partial, partial.open("w", newline="") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, path)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Write one row; absent and nan entries stay empty.

@@ -9,7 +9,6 @@ import base64
 import csv
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from pcm_rl.reports import html as parts
 from pcm_rl.reports.animation import annotate, encode_webp
 from pcm_rl.reports.figures import ACCENT, INK, MUTED, STAGE_COLORS, Array
 from pcm_rl.reports.html import DASH, METRICS, TIMES, esc, last, mapping, mean, missing, number, percent
+from pcm_rl.support.writing import replacing
 
 EVALUATION = ("step", "success", "low", "high", "successes", "episodes")
 HEALTH = (
@@ -54,10 +54,10 @@ def write_report(run: Path) -> Path:
             f"{run / 'metrics.csv'} does not exist, so there is nothing to report. Give the folder of a training run "
             "that has finished at least one step; it holds config.yaml and metrics.csv."
         )
-    target, draft = run / "report.html", run / "report.html.part"
-    draft.write_text(_Page(run).render(), encoding="utf-8")
-    os.replace(draft, target)
-    return target
+    page = run / "report.html"
+    with replacing(page) as partial:
+        partial.write_text(_Page(run).render(), encoding="utf-8")
+    return page
 
 
 class _Page:

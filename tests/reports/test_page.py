@@ -163,7 +163,7 @@ def test_an_interpolation_in_the_configuration_is_shown_as_written(full):
 
 def test_the_same_run_gives_the_same_page(tmp_path, full):
     assert report(write_run(tmp_path / "run")) == full
-    assert not (tmp_path / "run" / "report.html.part").exists()
+    assert not (tmp_path / "run" / "report.html.partial").exists()
 
 
 @pytest.mark.parametrize("mixed", [True, False])
