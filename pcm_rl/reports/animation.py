@@ -12,20 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from pcm_rl.phases import Phase
+from pcm_rl.reports.colors import (
+    CURSOR_COLOR,
+    FAINT_TEXT_COLOR,
+    PAPER_COLOR,
+    PHASE_COLORS,
+    TEXT_COLOR,
+    phase_color,
+)
 
-#: One colour per phase, in every figure and animation. The warm ones are the phases around the grasp; all five are
-#: told apart with the common colour deficiencies, on white and on black.
-PHASE_COLORS: dict[Phase, str] = {
-    Phase.ACTIVE_GRIP: "#d9480f",
-    Phase.PRE_GRASP: "#f0a20c",
-    Phase.RELEASE_RAMP: "#9c5fc4",
-    Phase.APPROACH: "#2f7fd1",
-    Phase.TAIL: "#94a3b8",
-}
-NO_PHASE_COLOR = "#e2e8f0"
-CURSOR_COLOR = "#0b1220"
-
-_INK, _MUTED, _PAPER = "#16202c", "#64748b", "#ffffff"
 _WIDTH = 448  # pixels: all five legend entries fit on one line
 _MARGIN, _TITLE, _BAR, _LEGEND = 12, 30, 16, 26
 
@@ -97,16 +92,16 @@ def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = 1_000
     encoded = b""
     while attempts:
         quality, stride, shrink = attempts.pop(0)
-        chosen = images[::stride]
+        pictures = images[::stride]
         if shrink > 1:
-            chosen = [image.reduce(shrink) for image in chosen]
+            pictures = [image.reduce(shrink) for image in pictures]
         buffer = io.BytesIO()
-        chosen[0].save(
+        pictures[0].save(
             buffer,
             format="WEBP",
             save_all=True,
-            append_images=chosen[1:],
-            duration=[max(1, round(1000 * min(stride, len(images) - k * stride) / fps)) for k in range(len(chosen))],
+            append_images=pictures[1:],
+            duration=[max(1, round(1000 * min(stride, len(images) - k * stride) / fps)) for k in range(len(pictures))],
             loop=0,
             quality=quality,
             method=1,  # the slower methods take up to ten times as long for files of the same size
@@ -127,7 +122,7 @@ def label_font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Image.Image:
     """Everything that does not change from frame to frame."""
-    picture = Image.new("RGB", (_WIDTH, _TITLE + height + _MARGIN + _BAR + _LEGEND + 2), _PAPER)
+    picture = Image.new("RGB", (_WIDTH, _TITLE + height + _MARGIN + _BAR + _LEGEND + 2), PAPER_COLOR)
     draw = ImageDraw.Draw(picture)
     room = _WIDTH - 2 * _MARGIN - 80  # the frame counter stands at the right
     font = label_font(13, bold=True)
@@ -136,22 +131,22 @@ def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Ima
         while line and draw.textlength(line + "…", font=font) > room:
             line = line[:-1]
         line = line.rstrip() + "…"
-    draw.text((_MARGIN, _TITLE // 2), line, fill=_INK, font=font, anchor="lm")
+    draw.text((_MARGIN, _TITLE // 2), line, fill=TEXT_COLOR, font=font, anchor="lm")
     top = _TITLE + height + _MARGIN
     cell = (_WIDTH - 2 * _MARGIN) / len(phase)
     for index, value in enumerate(phase.tolist()):
         left, right = round(_MARGIN + index * cell), round(_MARGIN + (index + 1) * cell)
         # cells narrower than a pixel still have to leave a trace
-        draw.rectangle((left, top, max(left, right - 1), top + _BAR - 1), fill=_color(value))
+        draw.rectangle((left, top, max(left, right - 1), top + _BAR - 1), fill=phase_color(value))
     return picture
 
 
 def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any]], height: int) -> None:
     draw = ImageDraw.Draw(picture)
     counter = f"{index + 1} / {len(phase)}"
-    draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=_MUTED, font=label_font(11), anchor="rm")
+    draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=FAINT_TEXT_COLOR, font=label_font(11), anchor="rm")
     x, top = cursor_x(index, len(phase)), _TITLE + height + _MARGIN
-    draw.rectangle((x - 2, top - 4, x + 2, top + _BAR + 3), fill=_PAPER)  # a halo, so that it shows on any colour
+    draw.rectangle((x - 2, top - 4, x + 2, top + _BAR + 3), fill=PAPER_COLOR)  # a halo, so that it shows on any colour
     draw.rectangle((x - 1, top - 4, x + 1, top + _BAR + 3), fill=CURSOR_COLOR)
     draw.polygon([(x - 5, top - 9), (x + 5, top - 9), (x, top - 3)], fill=CURSOR_COLOR)
     left, middle = float(_MARGIN), top + _BAR + _LEGEND // 2 + 3
@@ -159,10 +154,8 @@ def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any
         now = int(entry) == int(phase[index])
         font = label_font(11, bold=now)
         draw.rounded_rectangle((left, middle - 5, left + 9, middle + 4), radius=2, fill=PHASE_COLORS[entry])
-        draw.text((left + 15, middle), entry.label, fill=_INK if now else _MUTED, font=font, anchor="lm")
+        draw.text(
+            (left + 15, middle), entry.label, fill=TEXT_COLOR if now else FAINT_TEXT_COLOR, font=font, anchor="lm"
+        )
         # spaced by the bold width, so that the entries do not move when the phase changes
         left += 15 + draw.textlength(entry.label, font=label_font(11, bold=True)) + 13
-
-
-def _color(phase: int) -> str:
-    return PHASE_COLORS[Phase(phase)] if phase >= 0 else NO_PHASE_COLOR

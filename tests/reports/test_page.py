@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from pcm_rl.phases import Phase
 from pcm_rl.reports import figures as report_figures
-from pcm_rl.reports.animation import PHASE_COLORS
+from pcm_rl.reports.colors import PHASE_COLORS
 from pcm_rl.reports.html import METRICS, amount, duration, percent
 from pcm_rl.reports.page import write_report
 
