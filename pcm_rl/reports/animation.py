@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
 
 from pcm_rl.phases import Phase
 from pcm_rl.reports.colors import (
@@ -21,8 +23,30 @@ from pcm_rl.reports.colors import (
     phase_color,
 )
 
+MAX_FRAMES = 120
+MAX_BYTES = 1_000_000  # of an animation in a page; base64 adds a third
+
 _WIDTH = 448  # pixels: all five legend entries fit on one line
 _MARGIN, _TITLE, _BAR, _LEGEND = 12, 30, 16, 26
+
+
+def animate_recording(path: Path, title: str) -> tuple[bytes, tuple[int, int], int, dict[str, str]]:
+    """A recorded episode (see :func:`~pcm_rl.reports.films.save_recording`) as an animation for a page.
+
+    Args:
+        path: The recording.
+        title: Stands above the pictures, before the initial state.
+
+    Returns:
+        The animated WebP, its width and height, the number of recorded frames, and what the recording says of itself.
+    """
+    with safe_open(path, framework="np") as file:
+        about = dict(file.metadata() or {})
+        frames, phase = file.get_tensor("frames"), file.get_tensor("phase")
+    stride = max(1, math.ceil(len(frames) / MAX_FRAMES))
+    state = f" · initial state {about['init_state']}" if "init_state" in about else ""
+    pictures = annotate(frames[::stride], phase[::stride], title=title + state)
+    return encode_webp(pictures, 12.0, max_bytes=MAX_BYTES), pictures[0].size, len(frames), about
 
 
 def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, title: str) -> list[Image.Image]:
@@ -67,7 +91,7 @@ def cursor_x(index: int, count: int) -> int:
     return round(_MARGIN + (index + 0.5) * (_WIDTH - 2 * _MARGIN) / count)
 
 
-def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = 1_000_000) -> bytes:
+def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = MAX_BYTES) -> bytes:
     """Encode pictures as an endless animated WebP that stays small.
 
     Where the file comes out larger than ``max_bytes``, quality is lowered first, then pictures are left out (each of

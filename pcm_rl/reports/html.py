@@ -14,36 +14,6 @@ from numpy.typing import NDArray
 Row = dict[str, Any]
 DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
 
-#: Every column of metrics.csv: name, unit, meaning, healthy range. ``<phase>`` stands for each phase's label.
-METRICS: tuple[tuple[str, str, str, str], ...] = (
-    ("step", "", "training step, one update of the policy", ""),
-    ("success", "0 to 1", "share of the sampled trajectories that succeeded", "rising"),
-    ("trajectories", "count", "trajectories rolled out in the step", "groups x group size"),
-    ("groups", "count", "groups: trajectories of one task and one initial state", ""),
-    ("groups_mixed", "count", "groups with both a success and a failure; only these carry signal", "above 0"),
-    ("groups_dropped", "count", "groups given up because their simulator failed again and again", "0"),
-    ("chunks_valid", "chunks", "executed chunks that could have been kept", ""),
-    ("chunks_kept", "chunks", "chunks that went through the backward pass", ""),
-    ("kept_fraction", "0 to 1", "chunks_kept / chunks_valid", "the lower, the cheaper the update"),
-    ("loss", "", "clipped GRPO objective, negated", "around 0; says little"),
-    ("entropy", "nats", "mean entropy of an action token", "falls slowly, not to 0"),
-    ("clip_fraction", "0 to 1", "share of action tokens whose ratio was clipped", "below 0.2"),
-    ("kl_approx", "nats", "estimated divergence from the policy that acted", "below 0.05"),
-    ("mean_ratio", "", "mean probability ratio of a token, new to old policy", "near 1"),
-    ("max_ratio", "", "largest probability ratio of a token, new to old policy", "below 10"),
-    ("grad_norm", "", "norm of the gradient before clipping", "steady, without spikes"),
-    ("explained_variance", "", "share of the outcomes' variance that the critic foresaw", "above 0"),
-    ("rollout_s", "s", "time to collect the trajectories", ""),
-    ("select_s", "s", "time to score the phases, draw the chunks and fit the critic", "far below update_s"),
-    ("update_s", "s", "time of the forward and backward passes and the optimiser", ""),
-    ("step_s", "s", "time of the whole step", ""),
-    ("env_steps", "steps", "environment steps executed in the step", ""),
-    ("worker_restarts", "count", "simulators that died or hung and were built anew, since the run began", "0"),
-    ("score/<phase>", "action units", "C: distance of the mean actions of successes and failures", "differs by phase"),
-    ("keep_prob/<phase>", "0 to 1", "weight that a chunk of the phase is drawn with", "from the floor to 1"),
-    ("candidates/<phase>", "chunks / trajectory", "chunks of the phase that could have been kept", ""),
-    ("kept/<phase>", "chunks / trajectory", "chunks of the phase that were kept", ""),
-)
 NOTES = """<ul>
 <li><b>PCM's estimator is biased.</b> The kept chunks carry no importance weights, so the gradient leans towards the
 phases that are kept: |bias| ≤ Σ (1 &minus; p) ‖g‖ over the phases, with p the keep probability and g the gradient of a
@@ -129,7 +99,7 @@ th { font-weight:600; } tr:last-child > * { border-bottom:0; }
 .metrics { font-size:13px; min-width:720px; } .metrics td:last-child { white-space:nowrap; }
 .scroll { overflow-x:auto; }
 .bar { height:7px; margin-top:4px; border-radius:4px; background:var(--muted); opacity:.55; min-width:2px; }
-.bar.own { background:var(--accent); opacity:1; }
+.bar.first { background:var(--accent); opacity:1; }
 .ratio { color:var(--muted); font-size:13px; margin-left:6px; }
 .cost td { width:36%; } .cost td:nth-child(2) { width:12%; } .cost th { white-space:nowrap; }
 .pairs { width:auto; } .pairs th { padding-right:40px; }
@@ -151,8 +121,8 @@ def esc(text: object) -> str:
 def card(name: str, title: str, lead: str, body: str, *, wide: bool = False) -> str:
     """One card; ``body`` is HTML, the rest is text."""
     kind = "card wide" if wide else "card"
-    said = f'<p class="lead">{esc(lead)}</p>' if lead else ""
-    return f'<section class="{kind}" id="{name}"><h2>{esc(title)}</h2>{said}{body}</section>'
+    intro = f'<p class="lead">{esc(lead)}</p>' if lead else ""
+    return f'<section class="{kind}" id="{name}"><h2>{esc(title)}</h2>{intro}{body}</section>'
 
 
 def missing(why: str) -> str:
@@ -233,13 +203,16 @@ def figure(svg: str) -> str:
     return f'<div class="figure">{svg}</div>'
 
 
-def bar(row: Row, rows: list[Row], pcm: Row, key: str, text: Callable[[float], str]) -> str:
-    """A table cell with ``row[key]``, its ratio to PCM's, and a bar as long as its share of the largest in ``rows``."""
-    value, own = number(row, key), number(pcm, key)
+def bar(row: Row, rows: list[Row], key: str, text: Callable[[float], str]) -> str:
+    """A table cell with ``row[key]``, its ratio to the first row's, and a bar for its share of the largest one."""
+    first = rows[0]
+    value, base = number(row, key), number(first, key)
     if not (math.isfinite(value) and value >= 0):
         return f"<td>{DASH}</td>"
-    ratio = f'<span class="ratio">{value / own:.2f}{TIMES} pcm</span>' if own > 0 and row is not pcm else ""
+    ratio = ""
+    if base > 0 and row is not first:
+        ratio = f'<span class="ratio">{value / base:.2f}{TIMES} {esc(first.get("method", DASH))}</span>'
     longest = max(other for other in (number(each, key) for each in rows) if math.isfinite(other))
     width = 100 * value / longest if longest > 0 else 0
-    kind = "bar own" if row is pcm else "bar"
+    kind = "bar first" if row is first else "bar"
     return f'<td>{esc(text(value))}{ratio}<div class="{kind}" style="width:{width:.1f}%"></div></td>'
