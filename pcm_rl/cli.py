@@ -86,10 +86,10 @@ def _eval(options: argparse.Namespace) -> None:
 
 def _profile(options: argparse.Namespace) -> None:
     from pcm_rl.reports.console import table_console
-    from pcm_rl.reports.run_end import cost_table
+    from pcm_rl.reports.run_end import update_cost_table
     from pcm_rl.training.forecast import memory_lines, time_lines
     from pcm_rl.training.trainer import Trainer
-    from pcm_rl.training.update_cost import profile_update
+    from pcm_rl.training.update_cost import compared_methods, profile_update
 
     config = load_config(options.config, options.overrides)
     trainer = Trainer(config)
@@ -110,9 +110,9 @@ def _profile(options: argparse.Namespace) -> None:
         memory = memory_lines(trainer.policy, batch)
         trainer.probe(rows)  # decides on recomputation, as it would before the first update
     # an update costs the same whatever the advantages are
-    methods = tuple(name for name, method in METHODS.items() if method.advantage == "group")
-    costs = profile_update(trainer.policy, batch, config, methods=methods)
-    table_console().print(cost_table([cost.as_dict() for cost in costs]))
+    others = {name: method for name, method in METHODS.items() if method.advantage == "group"}
+    costs = profile_update(trainer.policy, batch, config, methods=compared_methods(config) | others)
+    table_console().print(update_cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 
 

@@ -116,7 +116,7 @@ def _caveat(rows: Sequence[Row]) -> str | None:
     return f"{pairs} pairs: a bootstrap interval of the difference covers {largest_coverage(pairs):.0%} at most"
 
 
-def cost_table(rows: Sequence[Row], baseline: str) -> Table:
+def spending_table(rows: Sequence[Row], baseline: str) -> Table:
     """Means over seeds of what each column spent, and the ratios of the baseline to it over common seeds.
 
     Args:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pcm_rl.compare.jobs import Job, Outcome, run_jobs
 from pcm_rl.compare.plan import Comparison, PlannedRun, begin_or_continue, plan_runs, run_state
-from pcm_rl.compare.report import MEASURES, cost_table, measure_table, statistics_rows
+from pcm_rl.compare.report import MEASURES, measure_table, spending_table, statistics_rows
 from pcm_rl.compare.tables import Row, write_csv, write_tables
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.reports.console import table_console
@@ -77,7 +77,7 @@ def compare(
 def _print_statistics(results: Sequence[Row], aggregates: Sequence[Row], baseline: str) -> None:
     console = table_console()
     tables = [measure_table(aggregates, measure, baseline) for measure in MEASURES]
-    for table in (*tables, cost_table(results, baseline)):
+    for table in (*tables, spending_table(results, baseline)):
         console.print(table)
 
 

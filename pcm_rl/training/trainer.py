@@ -41,7 +41,7 @@ from pcm_rl.processes.launch import joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import RunLog, step_line
 from pcm_rl.reports.page import write_report
-from pcm_rl.reports.run_end import closing_lines, film_run, hardware, write_budget
+from pcm_rl.reports.run_end import film_run, hardware, run_end_text, write_budget
 from pcm_rl.rollouts.collect import collect_episodes, episode_outcomes
 from pcm_rl.rollouts.demonstrations import demonstrations
 from pcm_rl.rollouts.environments import make_vector_env, phase_rule
@@ -350,7 +350,7 @@ class Trainer:
         if self.config.record:
             film_run(self.config, evaluation, self.say)
         report = write_report(self.folder)
-        self.say(closing_lines(self.summary, report))
+        self.say(run_end_text(self.summary, report))
 
 
 def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Trainer:
