@@ -121,8 +121,10 @@ def _compare(options: argparse.Namespace) -> None:
     from pcm_rl.compare.run import compare
 
     variants = _named(options.variant, "--variant")
-    asked = Comparison(options.config, options.overrides, options.methods, variants, options.budgets, options.seeds)
-    compare(asked, jobs=options.jobs, baseline=options.baseline)
+    comparison = Comparison(
+        options.config, options.overrides, options.methods, variants, options.budgets, options.seeds
+    )
+    compare(comparison, jobs=options.jobs, baseline=options.baseline)
 
 
 def _plot(options: argparse.Namespace) -> None:

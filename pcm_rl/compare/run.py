@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pcm_rl.compare.jobs import Job, Outcome, run_jobs
-from pcm_rl.compare.plan import Comparison, PlannedRun, begin_or_continue, plan_runs, run_state
+from pcm_rl.compare.plan import Comparison, PlannedRun, plan_runs, prepare_run, run_state
 from pcm_rl.compare.report import MEASURES, measure_table, spending_table, statistics_rows
 from pcm_rl.compare.tables import Row, write_csv, write_tables
 from pcm_rl.config import Config, ConfigError
@@ -19,7 +19,7 @@ BASELINE = "full-valid"
 
 
 def compare(
-    asked: Comparison, *, jobs: int = 1, baseline: str | None = None, say: Callable[[str], None] = say_now
+    comparison: Comparison, *, jobs: int = 1, baseline: str | None = None, say: Callable[[str], None] = say_now
 ) -> Path:
     """Do the runs that are not finished yet, then write and print what all of them show.
 
@@ -27,7 +27,7 @@ def compare(
     All columns of a seed start from the same policy and meet the same initial states.
 
     Args:
-        asked: What to compare.
+        comparison: What to compare.
         jobs: Processes at a time.
         baseline: Method or variant to which differences are taken; None is ``full-valid``, or the first column where
             there is none.
@@ -42,14 +42,14 @@ def compare(
         FileNotFoundError: There is no such recipe.
         ChildProcessError: Runs failed; the others are done, and the tables are of them.
     """
-    runs = plan_runs(asked)
+    runs = plan_runs(comparison)
     methods = list(dict.fromkeys(run.method for run in runs))
     base = baseline or (BASELINE if BASELINE in methods else methods[0])
     if base not in methods:
         raise ConfigError(f"the baseline {base!r} is not compared; choose from {', '.join(methods)}")
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    folder = asked.folder
+    folder = comparison.folder
     todo = [run for run in runs if run_state(run) != "finished"]
     say(f"{len(runs)} runs in {folder}: {len(runs) - len(todo)} finished, {len(todo)} to do, {jobs} at a time")
     _record_demonstrations(todo, say)
@@ -105,7 +105,7 @@ class _Progress:
 
 
 def _job(run: PlannedRun) -> Job:
-    return Job(run.name, run.config.folder / "train.log", lambda: begin_or_continue(run), run.config.threads or 1)
+    return Job(run.name, run.config.folder / "train.log", lambda: prepare_run(run), run.config.threads or 1)
 
 
 def _record_demonstrations(runs: Sequence[PlannedRun], say: Callable[[str], None]) -> None:

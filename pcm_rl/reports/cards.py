@@ -12,7 +12,7 @@ from pcm_rl.phases import Phase
 from pcm_rl.reports import figures
 from pcm_rl.reports import html as parts
 from pcm_rl.reports.animation import animate_recording
-from pcm_rl.reports.columns import METRICS, PHASE, Column
+from pcm_rl.reports.columns import EACH_PHASE, METRICS, Column
 from pcm_rl.reports.figures import ACCENT, INK, MUTED, STAGE_COLORS
 from pcm_rl.reports.html import DASH, TIMES, esc, last, mapping, mean, missing, number, percent
 from pcm_rl.reports.run_files import RunFiles
@@ -188,7 +188,7 @@ def glossary(run: RunFiles) -> str:
     """Every metric: unit, meaning, healthy range and last value."""
     rows = ""
     for column in (*METRICS, *(Column(name, "", "logged by this run only") for name in run.extra)):
-        latest = "by phase, above" if PHASE in column.name else parts.plain(last(run.metrics[column.name]))
+        latest = "by phase, above" if EACH_PHASE in column.name else parts.plain(last(run.metrics[column.name]))
         cells = (column.unit, column.meaning, column.healthy, latest)
         rows += f"<tr><th><code>{esc(column.name)}</code></th>"
         rows += "".join(f"<td>{esc(text)}</td>" for text in cells) + "</tr>"

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from pcm_rl.phases import Phase
 
-PHASE = "<phase>"  # in a name: one column for each phase, with its label in this place
+EACH_PHASE = "<phase>"  # in a name: one column for each phase, with its label in this place
 
 
 class Column(NamedTuple):
     """One quantity.
 
     Attributes:
-        name: Header of its column; with :data:`PHASE` in it, of one column for each phase.
+        name: Header of its column; with :data:`EACH_PHASE` in it, of one column for each phase.
         unit: What it is counted in; empty for a number without a unit.
         meaning: What it is.
         healthy: What a run that goes well shows; empty where that depends on the task.
@@ -30,7 +30,9 @@ class Column(NamedTuple):
 
     def headers(self) -> list[str]:
         """Headers in the file, in order."""
-        return [self.name.replace(PHASE, phase.label) for phase in Phase] if PHASE in self.name else [self.name]
+        return (
+            [self.name.replace(EACH_PHASE, phase.label) for phase in Phase] if EACH_PHASE in self.name else [self.name]
+        )
 
 
 METRICS = (
@@ -58,14 +60,16 @@ METRICS = (
     Column("env_steps", "steps", "environment steps executed in the step"),
     Column("worker_restarts", "count", "simulators that died or hung and were built anew, since the run began", "0"),
     Column(
-        f"score/{PHASE}",
+        f"score/{EACH_PHASE}",
         "action units",
         "C: distance of the mean actions of successes and failures",
         "differs by phase",
     ),
-    Column(f"keep_prob/{PHASE}", "0 to 1", "weight that a chunk of the phase is drawn with", "from the floor to 1"),
-    Column(f"candidates/{PHASE}", "chunks / trajectory", "chunks of the phase that could have been kept"),
-    Column(f"kept/{PHASE}", "chunks / trajectory", "chunks of the phase that were kept"),
+    Column(
+        f"keep_prob/{EACH_PHASE}", "0 to 1", "weight that a chunk of the phase is drawn with", "from the floor to 1"
+    ),
+    Column(f"candidates/{EACH_PHASE}", "chunks / trajectory", "chunks of the phase that could have been kept"),
+    Column(f"kept/{EACH_PHASE}", "chunks / trajectory", "chunks of the phase that were kept"),
 )
 EVALUATION = (
     Column("step", "", "training step after which the policy was evaluated; 0 is before training"),

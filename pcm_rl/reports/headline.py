@@ -48,8 +48,10 @@ def _sides(run: RunFiles) -> tuple[list[Side], str]:
 def _gain(before: dict[str, Any], after: dict[str, Any]) -> str:
     points = 100 * (number(after, "success") - number(before, "success"))
     sentence = "Success on evaluation episodes" + (f": {points:+.1f} points" if math.isfinite(points) else "")
-    ends = [(number(one, "high"), number(other, "low")) for one, other in ((before, after), (after, before))]
-    if all(high >= low for high, low in ends):
+    (low_before, high_before), (low_after, high_after) = (
+        [number(side, end) for end in ("low", "high")] for side in (before, after)
+    )
+    if high_before >= low_after and high_after >= low_before:
         sentence += "; the intervals overlap, more evaluation episodes would narrow them"
     return sentence
 

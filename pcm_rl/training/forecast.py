@@ -25,7 +25,7 @@ def time_lines(costs: Sequence[UpdateCost], rollout_s: float, config: Config) ->
         rollout_s: Seconds of collecting a step's trajectories.
         config: The run.
     """
-    cost = {one.method: one for one in costs}
+    cost = {entry.method: entry for entry in costs}
     selected, full = cost[config.method], cost["full-valid"]
     step = rollout_s + selected.select_s + selected.update_s
     full_step = rollout_s + full.update_s
