@@ -12,6 +12,7 @@ from pcm_rl.compare.report import MEASURES, measure_table, spending_table, stati
 from pcm_rl.compare.tables import Row, write_csv, write_tables
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.reports.console import table_console
+from pcm_rl.reports.numbers import duration
 from pcm_rl.rollouts.demonstrations import demonstrations
 from pcm_rl.training.trainer import say_now
 
@@ -98,9 +99,10 @@ class _Progress:
         self.finished += 1
         summary = json.loads((self._folders[name] / "summary.json").read_text())
         before, after = (summary[when]["success"] for when in ("before", "after"))
+        left = f"about {duration(round(outcome.left))} left" if outcome.left else "none left"
         self.say(
             f"[{self.finished}/{len(self._folders)}] {name}: success {before:.1%} -> {after:.1%} in "
-            f"{_duration(outcome.seconds)}; {f'about {_duration(outcome.left)} left' if outcome.left else 'none left'}"
+            f"{duration(round(outcome.seconds))}; {left}"
         )
 
 
@@ -119,9 +121,3 @@ def _record_demonstrations(runs: Sequence[PlannedRun], say: Callable[[str], None
     for path, config in missing.items():
         say(f"demonstrations for all runs: {path}, recorded with seed {config.seed}")
         demonstrations(config, say)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

@@ -14,7 +14,8 @@ from pcm_rl.reports import html as parts
 from pcm_rl.reports.animation import animate_recording
 from pcm_rl.reports.columns import EACH_PHASE, METRICS, Column
 from pcm_rl.reports.figures import ACCENT, INK, MUTED, STAGE_COLORS
-from pcm_rl.reports.html import DASH, TIMES, esc, last, mapping, mean, missing, number, percent
+from pcm_rl.reports.html import esc, missing
+from pcm_rl.reports.numbers import DASH, TIMES, amount, duration, last, mapping, mean, number, percent, plain, to_float
 from pcm_rl.reports.run_files import RunFiles
 
 HEALTH = (
@@ -49,7 +50,7 @@ def time_split(run: RunFiles) -> str:
     share = {name: float(stage.sum()) / total for name, stage in seconds.items()}
     entries = [(color, f"{name} {percent(share[name])}") for name, color in STAGE_COLORS.items()]
     ceiling = f"{1.0 / (1.0 - share['update']):.2f}{TIMES}" if share["update"] < 1.0 else "unbounded"
-    slowest = parts.duration(float(np.nan_to_num(run.metrics["step_s"]).max()))
+    slowest = duration(float(np.nan_to_num(run.metrics["step_s"]).max()))
     lead = (
         f"The update takes {percent(share['update'])} of the time, so the ceiling that selecting chunks can still "
         f"gain is {ceiling}: a step whose update were free. The slowest step took {slowest}."
@@ -99,7 +100,7 @@ def kept(run: RunFiles) -> str:
 def budget_curve(run: RunFiles) -> str:
     """What each budget captures of the score."""
     values = run.budget.get("curve")
-    curve = np.array([parts.to_float(value) for value in values] if isinstance(values, list) else [])
+    curve = np.array([to_float(value) for value in values] if isinstance(values, list) else [])
     if not curve.size or np.isnan(curve).any():
         why = run.problems.get("budget.json", "budget.json holds no curve; no group was mixed yet.")
         return parts.card("budget-curve", "How many chunks are enough", "", missing(why))
@@ -128,9 +129,9 @@ def update_cost(run: RunFiles) -> str:
         why = run.problems.get("summary.json", "summary.json holds no profile of the update.")
         return parts.card("update-cost", title, lead, missing(why))
     cells = "".join(
-        f"<tr><th>{esc(row.get('method', DASH))}</th><td>{parts.plain(number(row, 'rows'))}</td>"
+        f"<tr><th>{esc(row.get('method', DASH))}</th><td>{plain(number(row, 'rows'))}</td>"
         + parts.bar(row, rows, "update_s", lambda value: f"{value:.3g} s")
-        + parts.bar(row, rows, "activation_bytes", parts.amount)
+        + parts.bar(row, rows, "activation_bytes", amount)
         + "</tr>"
         for row in rows
     )
@@ -188,7 +189,7 @@ def glossary(run: RunFiles) -> str:
     """Every metric: unit, meaning, healthy range and last value."""
     rows = ""
     for column in (*METRICS, *(Column(name, "", "logged by this run only") for name in run.extra)):
-        latest = "by phase, above" if EACH_PHASE in column.name else parts.plain(last(run.metrics[column.name]))
+        latest = "by phase, above" if EACH_PHASE in column.name else plain(last(run.metrics[column.name]))
         cells = (column.unit, column.meaning, column.healthy, latest)
         rows += f"<tr><th><code>{esc(column.name)}</code></th>"
         rows += "".join(f"<td>{esc(text)}</td>" for text in cells) + "</tr>"

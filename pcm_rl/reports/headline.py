@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from pcm_rl.reports.figures import trailing_mean, window_of
-from pcm_rl.reports.html import DASH, TIMES, duration, esc, interval, last, mapping, number, percent
+from pcm_rl.reports.html import esc, interval
+from pcm_rl.reports.numbers import DASH, TIMES, duration, last, mapping, number, percent
 from pcm_rl.reports.run_files import RunFiles
 
 Side = tuple[str, dict[str, Any]]  # when, and the success at that time

@@ -1,4 +1,4 @@
-"""What the HTML report is made of, apart from data: its words, its style sheet, cards, and how numbers are written."""
+"""What the HTML report is made of, apart from data: its words, its style sheet and cards."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ from collections.abc import Callable
 from string import Template
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pcm_rl.reports.numbers import DASH, TIMES, number, percent
 
 Row = dict[str, Any]
-DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
-
 NOTES = """<ul>
 <li><b>PCM's estimator is biased.</b> The kept chunks carry no importance weights, so the gradient leans towards the
 phases that are kept: |bias| ≤ Σ (1 &minus; p) ‖g‖ over the phases, with p the keep probability and g the gradient of a
@@ -128,67 +125,6 @@ def card(name: str, title: str, lead: str, body: str, *, wide: bool = False) -> 
 def missing(why: str) -> str:
     """What stands in a card in place of what the run does not have."""
     return f'<p class="missing">{esc(why)}</p>'
-
-
-def percent(share: float) -> str:
-    """0.934 -> ``93.4 %``."""
-    return f"{100 * share:.1f} %".replace(".0 %", " %") if math.isfinite(share) else DASH
-
-
-def duration(seconds: float) -> str:
-    """7500 -> ``2 h 05 min``."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return DASH
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
-
-
-def amount(size: float) -> str:
-    """Bytes in decimal units: 4.1e9 -> ``4.1 GB``."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} B"
-
-
-def plain(value: float) -> str:
-    """A number short enough for a table; a dash for nan."""
-    if not math.isfinite(value):
-        return DASH
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e12 else f"{value:.4g}"
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def to_float(value: Any) -> float:
-    """The number a cell or a JSON value stands for, nan if it stands for none."""
-    try:
-        result = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return result if math.isfinite(result) else math.nan  # no axis can show an infinity
-
-
-def number(row: dict[str, Any], key: str) -> float:
-    """A key of a mapping as a number, nan if it is absent."""
-    return to_float(row.get(key))
-
-
-def mean(values: NDArray[np.float64]) -> float:
-    """Mean of the entries that are not nan; nan if there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def last(values: NDArray[np.float64]) -> float:
-    """The last entry that is not nan; nan if there is none."""
-    known = values[~np.isnan(values)]
-    return float(known[-1]) if known.size else math.nan
 
 
 def interval(side: dict[str, Any]) -> str:

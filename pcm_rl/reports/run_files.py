@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from pcm_rl.reports.columns import EVALUATION, METRICS, headers
 from pcm_rl.reports.figures import Array
-from pcm_rl.reports.html import DASH, mapping, mean, to_float
+from pcm_rl.reports.numbers import DASH, mapping, mean, to_float
 
 MAX_POINTS = 400  # more cannot be told apart on a page, and would only make it heavy
 

@@ -10,6 +10,7 @@ from torch import nn
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config
+from pcm_rl.reports.numbers import duration
 from pcm_rl.training.memory import ROOM, available_bytes, row_bytes
 from pcm_rl.training.update_cost import UpdateCost
 
@@ -29,7 +30,7 @@ def time_lines(costs: Sequence[UpdateCost], rollout_s: float, config: Config) ->
     selected, full = cost[config.method], cost["full-valid"]
     step = rollout_s + selected.select_s + selected.update_s
     full_step = rollout_s + full.update_s
-    trajectories, total = config.groups * config.group_size, _clock(config.steps * step)
+    trajectories, total = config.groups * config.group_size, duration(config.steps * step)
     return [
         f"a step of {trajectories} trajectories: rollout {rollout_s:.1f} s, selection {selected.select_s:.3f} s, "
         f"update {selected.update_s:.2f} s with {config.method} ({selected.rows} chunks), {full.update_s:.2f} s with "
@@ -71,9 +72,3 @@ def _tokens(policy: VLAWrapperBase, rows: TensorDictBase) -> int:
 def _bytes(module: nn.Module) -> int:
     tensors: list[torch.Tensor] = [*module.parameters(), *module.buffers()]
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

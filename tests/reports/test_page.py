@@ -11,7 +11,7 @@ from pcm_rl.phases import Phase
 from pcm_rl.reports import figures as report_figures
 from pcm_rl.reports.colors import PHASE_COLORS
 from pcm_rl.reports.columns import EVALUATION, METRICS, headers
-from pcm_rl.reports.html import amount, duration, percent
+from pcm_rl.reports.numbers import amount, duration, percent
 from pcm_rl.reports.page import write_report
 
 LABELS = [phase.label for phase in Phase]
