@@ -22,14 +22,13 @@ from common import PHASES_DRAWN, by_run, read_comparison, read_csv
 from matplotlib.ticker import MaxNLocator
 
 from pcm_rl import Phase
+from pcm_rl.reports.colors import PHASE_COLORS
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "random-valid": "#d97706",
           "top-phase": "#9ca3af", "top-advantage": "#2563eb", "top-critic": "#dc2626",
           "full-critic": "#c026d3"}  # fmt: skip
 MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
-PHASE_COLORS = {"active-grip": "#0f766e", "pre-grasp": "#d97706", "release-ramp": "#7c3aed", "approach": "#2563eb",
-                "tail": "#9ca3af"}  # fmt: skip
 MARKS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # successes whose price is shown
 Row = dict[str, str]
 
@@ -108,7 +107,8 @@ def phases(rows: list[Row], runs: list[Row], path: Path) -> None:
     ):
         for name in names:
             points = _by_step(rows, f"{prefix}/{name}")
-            panel.plot([p[0] for p in points], [p[1] for p in points], color=PHASE_COLORS[name], lw=1.5, label=name)
+            color = PHASE_COLORS[next(phase for phase in Phase if phase.label == name)]
+            panel.plot([p[0] for p in points], [p[1] for p in points], color=color, lw=1.5, label=name)
         panel.set_xlabel("step")
         panel.set_ylabel(label)
         panel.set_ylim(bottom=0)
@@ -253,7 +253,7 @@ def theory(path: Path) -> None:
     for phase in Phase:
         mine = [row for row in rows if row["phase"] == phase.label]
         points = [(float(row["C"]), float(row["V"])) for row in mine if row["C"] != "nan"]
-        color = PHASE_COLORS[phase.label]
+        color = PHASE_COLORS[phase]
         panels[0].plot([p[0] for p in points], [p[1] for p in points], "o", ms=4, color=color, label=phase.label)
         for x, name in enumerate(("neyman", "uniform", "pcm")):
             panels[1].plot(x, statistics.fmean(float(row[f"kept, {name}"]) for row in mine), "o", color=color)

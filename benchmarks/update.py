@@ -15,11 +15,11 @@ import dataclasses
 import torch
 from common import CHUNKS, TRAJECTORIES, synthetic_batch, write_csv
 
-from pcm_rl.config import Config, UpdateConfig
+from pcm_rl.config import METHODS, Config, UpdateConfig
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.training.update_cost import UpdateCost, profile_update
 
-METHODS = ("pcm", "random-valid", "full-valid", "full-padded")
+COMPARED = {name: METHODS[name] for name in ("pcm", "random-valid", "full-valid", "full-padded")}
 
 
 def ratios(cost: UpdateCost, pcm: UpdateCost) -> dict[str, float]:
@@ -48,7 +48,7 @@ def main() -> None:
         batch = synthetic_batch(lengths)
         for micro_rows in (None, 240):
             config = dataclasses.replace(Config(), update=UpdateConfig(minibatches=4, micro_rows=micro_rows))
-            costs = profile_update(policy, batch, config, methods=METHODS, repeats=options.repeats)
+            costs = profile_update(policy, batch, config, methods=COMPARED, repeats=options.repeats)
             expected = int(lengths.clamp_max(config.selection.budget).sum())
             assert costs[0].rows == costs[1].rows == expected, "backward rows must be sum_i min(B, N_i)"
             assert costs[2].rows == int(lengths.sum()) and costs[3].rows == TRAJECTORIES * CHUNKS

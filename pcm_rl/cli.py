@@ -86,10 +86,10 @@ def _eval(options: argparse.Namespace) -> None:
 
 def _profile(options: argparse.Namespace) -> None:
     from pcm_rl.reports.console import table_console
-    from pcm_rl.reports.run_end import cost_table
+    from pcm_rl.reports.run_end import update_cost_table
     from pcm_rl.training.forecast import memory_lines, time_lines
     from pcm_rl.training.trainer import Trainer
-    from pcm_rl.training.update_cost import profile_update
+    from pcm_rl.training.update_cost import compared_methods, profile_update
 
     config = load_config(options.config, options.overrides)
     trainer = Trainer(config)
@@ -110,9 +110,9 @@ def _profile(options: argparse.Namespace) -> None:
         memory = memory_lines(trainer.policy, batch)
         trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as it would before the first update
     # an update costs the same whatever the advantages are
-    methods = tuple(name for name, method in METHODS.items() if method.advantage == "group")
-    costs = profile_update(trainer.policy, batch, config, methods=methods)
-    table_console().print(cost_table([cost.as_dict() for cost in costs]))
+    others = {name: method for name, method in METHODS.items() if method.advantage == "group"}
+    costs = profile_update(trainer.policy, batch, config, methods=compared_methods(config) | others)
+    table_console().print(update_cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 
 
@@ -121,8 +121,10 @@ def _compare(options: argparse.Namespace) -> None:
     from pcm_rl.compare.run import compare
 
     variants = _named(options.variant, "--variant")
-    asked = Comparison(options.config, options.overrides, options.methods, variants, options.budgets, options.seeds)
-    compare(asked, jobs=options.jobs, baseline=options.baseline)
+    comparison = Comparison(
+        options.config, options.overrides, options.methods, variants, options.budgets, options.seeds
+    )
+    compare(comparison, jobs=options.jobs, baseline=options.baseline)
 
 
 def _plot(options: argparse.Namespace) -> None:
@@ -133,7 +135,7 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from pcm_rl.evals.export import export_run
-    from pcm_rl.policies.openvla.export import push
+    from pcm_rl.policies.openvla.merged import push
 
     print(f"written: {export_run(options.run_folder, options.folder, adapters=options.adapters)}")
     if options.push is not None:

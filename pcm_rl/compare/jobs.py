@@ -92,11 +92,11 @@ def run_jobs(jobs: Iterable[Job], parallel: int, ended: Callable[[Outcome], None
                     continue
                 if process is not None:
                     running.append(_Running(job, process, time.monotonic()))
-            for one in [one for one in running if one.process.poll() is not None]:
-                running.remove(one)
-                seconds.append(time.monotonic() - one.started)
+            for gone in [run for run in running if run.process.poll() is not None]:
+                running.remove(gone)
+                seconds.append(time.monotonic() - gone.started)
                 left = _left(seconds, running, len(waiting), parallel)
-                ended(Outcome(one.job, seconds[-1], _error(one), left))
+                ended(Outcome(gone.job, seconds[-1], _error(gone), left))
             time.sleep(POLL)
 
 
@@ -118,7 +118,7 @@ def _stopping(running: list[_Running]) -> Iterator[None]:
     try:
         yield
     finally:
-        _stop([one.process for one in running])
+        _stop([run.process for run in running])
 
 
 def _start(job: Job) -> subprocess.Popen[bytes] | None:
@@ -148,7 +148,7 @@ def _lock(log: IO[bytes], job: Job) -> None:
 
 def _left(seconds: list[float], running: list[_Running], waiting: int, parallel: int) -> float:
     mean = sum(seconds) / max(len(seconds), 1)
-    rest = [max(0.0, mean - (time.monotonic() - one.started)) for one in running]
+    rest = [max(0.0, mean - (time.monotonic() - run.started)) for run in running]
     return (sum(rest) + mean * waiting) / min(parallel, max(len(rest) + waiting, 1))
 
 

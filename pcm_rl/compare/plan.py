@@ -11,6 +11,7 @@ from functools import reduce
 from pathlib import Path
 
 from pcm_rl.config import METHODS, SET_BY_METHODS, Config, ConfigError, config_keys, load_config, save_config
+from pcm_rl.training.checkpoint import find_checkpoint
 
 _SET_BY_COMPARE = {"seed": "--seeds", "name": "name=... for all columns", "run_dir": "run_dir=... for all columns"}
 _TRAIN = (sys.executable, "-m", "pcm_rl.cli", "train")
@@ -77,7 +78,7 @@ def column_name(method: str, budget: int | str | None) -> str:
     return method if budget in (None, "") else f"{method}-b{budget}"
 
 
-def plan_runs(asked: Comparison) -> list[PlannedRun]:
+def plan_runs(comparison: Comparison) -> list[PlannedRun]:
     """Every run, all columns of the first seed first, so that an interrupted comparison holds whole pairs.
 
     Runs use one thread where the recipe does not say how many, and make no films unless an override says so.
@@ -86,18 +87,20 @@ def plan_runs(asked: Comparison) -> list[PlannedRun]:
         ConfigError: A method is unknown, two columns have one name, or an override is the comparison's to set.
         FileNotFoundError: There is no such recipe.
     """
-    _check_overrides(asked.overrides, asked.methods)
-    for name, values in (("methods", asked.methods), ("budgets", asked.budgets), ("seeds", asked.seeds)):
+    _check_overrides(comparison.overrides, comparison.methods)
+    for name, values in (("methods", comparison.methods), ("budgets", comparison.budgets), ("seeds", comparison.seeds)):
         if len(set(values)) < len(values):
             raise ConfigError(f"{name} must differ from one another, got {', '.join(map(str, values))}")
-    columns = [column for method, changes in _columns(asked) for column in _with_budgets(asked, method, changes)]
-    if not columns or not asked.seeds:
-        raise ConfigError(f"nothing to run: got {len(columns)} columns and {len(asked.seeds)} seeds")
+    columns = [
+        column for method, changes in _columns(comparison) for column in _with_budgets(comparison, method, changes)
+    ]
+    if not columns or not comparison.seeds:
+        raise ConfigError(f"nothing to run: got {len(columns)} columns and {len(comparison.seeds)} seeds")
     names = [column.column for column in columns]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ConfigError(f"two columns are named {', '.join(twice)}; give the variant another name")
-    folder = asked.folder
-    return [_placed(column, seed, folder) for seed in asked.seeds for column in columns]
+    folder = comparison.folder
+    return [_placed(column, seed, folder) for seed in comparison.seeds for column in columns]
 
 
 def _check_overrides(overrides: Sequence[str], methods: Sequence[str]) -> None:
@@ -108,10 +111,10 @@ def _check_overrides(overrides: Sequence[str], methods: Sequence[str]) -> None:
         raise ConfigError(f"{wrong[0]} is set by --methods; name a method, or give a --variant")
 
 
-def _columns(asked: Comparison) -> list[tuple[str, tuple[str, ...]]]:
+def _columns(comparison: Comparison) -> list[tuple[str, tuple[str, ...]]]:
     """Name and overrides of every column."""
-    columns = [(method, _overrides(method)) for method in asked.methods]
-    for name, overrides in asked.variants.items():
+    columns = [(method, _overrides(method)) for method in comparison.methods]
+    for name, overrides in comparison.variants.items():
         if name in METHODS:
             raise ConfigError(f"{name!r} is a method; name the variant otherwise, such as {name}-2:method={name},...")
         changes: list[str] = []
@@ -130,18 +133,18 @@ def _overrides(method: str) -> tuple[str, ...]:
     return METHODS[method].overrides()
 
 
-def _with_budgets(asked: Comparison, method: str, changes: tuple[str, ...]) -> list[PlannedRun]:
+def _with_budgets(comparison: Comparison, method: str, changes: tuple[str, ...]) -> list[PlannedRun]:
     """The column at each budget; a single one where the selection has none or the column sets its own."""
-    base = _load(asked, changes)
+    base = _load(comparison, changes)
     if base.selection.rule.budget == "none":
         return [PlannedRun(method, None, changes, base)]
-    configs = [_load(asked, (f"selection.budget={budget}", *changes)) for budget in asked.budgets] or [base]
+    configs = [_load(comparison, (f"selection.budget={budget}", *changes)) for budget in comparison.budgets] or [base]
     found = {config.selection.budget: config for config in configs}
     return [PlannedRun(method, budget, changes, config) for budget, config in found.items()]
 
 
-def _load(asked: Comparison, changes: Sequence[str]) -> Config:
-    config = load_config(asked.recipe, ["record=false", *asked.overrides, *changes])
+def _load(comparison: Comparison, changes: Sequence[str]) -> Config:
+    config = load_config(comparison.recipe, ["record=false", *comparison.overrides, *changes])
     return config if config.threads is not None else dataclasses.replace(config, threads=1)
 
 
@@ -159,8 +162,7 @@ def run_state(run: PlannedRun) -> str:
     """
     folder = run.config.folder
     finished = _has_summary(folder)
-    saved = any((folder / name / "state.json").is_file() for name in ("checkpoint", "checkpoint.previous"))
-    if not finished and not saved:
+    if not finished and find_checkpoint(folder / "checkpoint") is None:
         return "new"
     if changed := changed_keys(load_config(folder / "config.yaml"), run.config):
         made, now = (", ".join(f"{key}={pair[i]}" for key, pair in changed.items()) for i in (0, 1))
@@ -188,11 +190,11 @@ def _value(config: Config, key: str) -> object:
     return value
 
 
-def begin_or_continue(run: PlannedRun) -> list[str] | None:
-    """The ``pcm-rl train`` that begins a run, whose configuration is written first, or continues it.
+def prepare_run(run: PlannedRun) -> list[str] | None:
+    """Make the folder of a run ready, and give the ``pcm-rl train`` that begins or continues it.
 
     Returns:
-        None where the run has finished.
+        The command; None where the run has finished.
 
     Raises:
         ConfigError: The folder holds a run of another configuration.

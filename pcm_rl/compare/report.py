@@ -36,17 +36,22 @@ def statistics_rows(rows: Sequence[Row], baseline: str) -> list[Row]:
     columns = _columns(rows)
     result = []
     for measure in MEASURES:
-        scores = {key: {row["seed"]: float(row[measure]) for row in mine} for key, mine in columns.items()}
-        for (method, budget), mine in scores.items():
-            other = next((key for key in ((baseline, budget), (baseline, "")) if key in scores), None)
-            interval = stratified_interval(list(mine.values()))
+        table = {column: {row["seed"]: float(row[measure]) for row in part} for column, part in columns.items()}
+        for column, scores in table.items():
+            base = _baseline(table, column, baseline)
+            interval = stratified_interval(list(scores.values()))
             difference = _NOTHING
-            if other is not None and other != (method, budget):
-                common = [seed for seed in mine if seed in scores[other]]
-                if common:
-                    difference = paired_difference([mine[s] for s in common], [scores[other][s] for s in common])
-            result.append(_statistics_row(measure, (method, budget), mine, interval, other, difference))
+            if base is not None and base != column:
+                seeds = [seed for seed in scores if seed in table[base]]
+                if seeds:
+                    difference = paired_difference([scores[s] for s in seeds], [table[base][s] for s in seeds])
+            result.append(_statistics_row(measure, column, scores, interval, base, difference))
     return result
+
+
+def _baseline(columns: Mapping[Column, object], column: Column, baseline: str) -> Column | None:
+    """The column that ``column`` is compared with: at its budget, or without one."""
+    return next((key for key in ((baseline, column[1]), (baseline, "")) if key in columns), None)
 
 
 def _statistics_row(
@@ -86,12 +91,12 @@ def measure_table(rows: Sequence[Row], measure: str, baseline: str) -> Table:
         measure: A key of :data:`MEASURES`.
         baseline: The one that they were made with.
     """
-    mine = [row for row in rows if row["measure"] == measure]
+    rows = [row for row in rows if row["measure"] == measure]
     table = Table(
         "column", "seeds", f"IQM [{LEVEL:.0%}]", f"minus {baseline}", "detectable",
-        title=f"{MEASURES[measure]}, in %", caption=_caveat(mine),
+        title=f"{MEASURES[measure]}, in %", caption=_caveat(rows),
     )  # fmt: skip
-    for row in mine:
+    for row in rows:
         aggregate = f"{100 * row['iqm']:.1f}" + _range(row["iqm_low"], row["iqm_high"], ".1f")
         difference = detectable = ""
         if row["pairs"]:
@@ -116,7 +121,7 @@ def _caveat(rows: Sequence[Row]) -> str | None:
     return f"{pairs} pairs: a bootstrap interval of the difference covers {largest_coverage(pairs):.0%} at most"
 
 
-def cost_table(rows: Sequence[Row], baseline: str) -> Table:
+def spending_table(rows: Sequence[Row], baseline: str) -> Table:
     """Means over seeds of what each column spent, and the ratios of the baseline to it over common seeds.
 
     Args:
@@ -127,20 +132,22 @@ def cost_table(rows: Sequence[Row], baseline: str) -> Table:
     caption = "seconds say something only of runs that had the machine to themselves (--jobs 1)"
     table = Table("column", *titles, title=f"cost of a run, mean over seeds; base: {baseline}", caption=caption)
     columns = _columns(rows)
-    for (method, budget), mine in columns.items():
-        other = next((columns[key] for key in ((baseline, budget), (baseline, "")) if key in columns), [])
-        cells = [column_name(method, budget)]
+    for column, part in columns.items():
+        base = _baseline(columns, column, baseline)
+        base_rows = [] if base is None else columns[base]
+        cells = [column_name(*column)]
         for key, form in (("gradient_chunks", ",.0f"), ("update_s", ".1f"), ("seconds", ".1f")):
-            cells += [f"{statistics.fmean(float(row[key]) for row in mine):{form}}", _ratio(other, mine, key)]
+            cells += [f"{statistics.fmean(float(row[key]) for row in part):{form}}", _ratio(base_rows, part, key)]
         table.add_row(*cells)
     table.columns[0].no_wrap = True
     return table
 
 
-def _ratio(base: Sequence[Row], mine: Sequence[Row], key: str) -> str:
-    seeds = {row["seed"] for row in base} & {row["seed"] for row in mine}
-    ours, theirs = (sum(float(row[key]) for row in rows if row["seed"] in seeds) for rows in (mine, base))
-    return f"{theirs / ours:.2f}x" if ours and theirs else ""
+def _ratio(base: Sequence[Row], rows: Sequence[Row], key: str) -> str:
+    """Sum of ``key`` in ``base`` over that in ``rows``, of the seeds that both have."""
+    seeds = {row["seed"] for row in base} & {row["seed"] for row in rows}
+    dividend, divisor = (sum(float(row[key]) for row in part if row["seed"] in seeds) for part in (base, rows))
+    return f"{dividend / divisor:.2f}x" if dividend and divisor else ""
 
 
 def _columns(rows: Sequence[Row]) -> dict[Column, list[Row]]:

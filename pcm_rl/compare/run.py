@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pcm_rl.compare.jobs import Job, Outcome, run_jobs
-from pcm_rl.compare.plan import Comparison, PlannedRun, begin_or_continue, plan_runs, run_state
-from pcm_rl.compare.report import MEASURES, cost_table, measure_table, statistics_rows
+from pcm_rl.compare.plan import Comparison, PlannedRun, plan_runs, prepare_run, run_state
+from pcm_rl.compare.report import MEASURES, measure_table, spending_table, statistics_rows
 from pcm_rl.compare.tables import Row, write_csv, write_tables
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.reports.console import table_console
+from pcm_rl.reports.numbers import duration
 from pcm_rl.rollouts.demonstrations import demonstrations
 from pcm_rl.training.trainer import say_now
 
@@ -19,7 +20,7 @@ BASELINE = "full-valid"
 
 
 def compare(
-    asked: Comparison, *, jobs: int = 1, baseline: str | None = None, say: Callable[[str], None] = say_now
+    comparison: Comparison, *, jobs: int = 1, baseline: str | None = None, say: Callable[[str], None] = say_now
 ) -> Path:
     """Do the runs that are not finished yet, then write and print what all of them show.
 
@@ -27,7 +28,7 @@ def compare(
     All columns of a seed start from the same policy and meet the same initial states.
 
     Args:
-        asked: What to compare.
+        comparison: What to compare.
         jobs: Processes at a time.
         baseline: Method or variant to which differences are taken; None is ``full-valid``, or the first column where
             there is none.
@@ -42,14 +43,14 @@ def compare(
         FileNotFoundError: There is no such recipe.
         ChildProcessError: Runs failed; the others are done, and the tables are of them.
     """
-    runs = plan_runs(asked)
+    runs = plan_runs(comparison)
     methods = list(dict.fromkeys(run.method for run in runs))
     base = baseline or (BASELINE if BASELINE in methods else methods[0])
     if base not in methods:
         raise ConfigError(f"the baseline {base!r} is not compared; choose from {', '.join(methods)}")
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
-    folder = asked.folder
+    folder = comparison.folder
     todo = [run for run in runs if run_state(run) != "finished"]
     say(f"{len(runs)} runs in {folder}: {len(runs) - len(todo)} finished, {len(todo)} to do, {jobs} at a time")
     _record_demonstrations(todo, say)
@@ -77,7 +78,7 @@ def compare(
 def _print_statistics(results: Sequence[Row], aggregates: Sequence[Row], baseline: str) -> None:
     console = table_console()
     tables = [measure_table(aggregates, measure, baseline) for measure in MEASURES]
-    for table in (*tables, cost_table(results, baseline)):
+    for table in (*tables, spending_table(results, baseline)):
         console.print(table)
 
 
@@ -98,14 +99,15 @@ class _Progress:
         self.finished += 1
         summary = json.loads((self._folders[name] / "summary.json").read_text())
         before, after = (summary[when]["success"] for when in ("before", "after"))
+        left = f"about {duration(round(outcome.left))} left" if outcome.left else "none left"
         self.say(
             f"[{self.finished}/{len(self._folders)}] {name}: success {before:.1%} -> {after:.1%} in "
-            f"{_duration(outcome.seconds)}; {f'about {_duration(outcome.left)} left' if outcome.left else 'none left'}"
+            f"{duration(round(outcome.seconds))}; {left}"
         )
 
 
 def _job(run: PlannedRun) -> Job:
-    return Job(run.name, run.config.folder / "train.log", lambda: begin_or_continue(run), run.config.threads or 1)
+    return Job(run.name, run.config.folder / "train.log", lambda: prepare_run(run), run.config.threads or 1)
 
 
 def _record_demonstrations(runs: Sequence[PlannedRun], say: Callable[[str], None]) -> None:
@@ -119,9 +121,3 @@ def _record_demonstrations(runs: Sequence[PlannedRun], say: Callable[[str], None
     for path, config in missing.items():
         say(f"demonstrations for all runs: {path}, recorded with seed {config.seed}")
         demonstrations(config, say)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {seconds:02d} s" if minutes else f"{seconds} s"

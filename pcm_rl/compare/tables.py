@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from pcm_rl.compare.plan import PlannedRun
 from pcm_rl.config import ConfigError
+from pcm_rl.support.writing import replacing
 
 Row = dict[str, Any]
 SECONDS = ("rollout_s", "select_s", "update_s")
@@ -60,12 +60,10 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     if not rows:
         return
     columns = dict.fromkeys(key for row in (max(rows, key=len), *rows) for key in row)
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="") as file:
+    with replacing(path) as partial, partial.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(columns))
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def area_under_curve(steps: Sequence[float], success: Sequence[float]) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,12 +22,13 @@ from pcm_rl.reports.films import film_tasks, require_video
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.support.writing import replacing
 from pcm_rl.training.build import make_policy
 from pcm_rl.training.checkpoint import load_policy, policy_metadata
 from pcm_rl.training.trainer import EVALUATION_SEED, say_now
 
 STATES = ("held-out", "all")
-OWN = "run"  # name of the column of the run's own environment
+RUN_COLUMN = "run"  # the column of the run's own environment
 POLICY = Path("checkpoint") / "policy.safetensors"  # within a run's folder
 
 
@@ -60,8 +60,10 @@ class Protocol:
             raise ConfigError(f"states must be one of {', '.join(STATES)}, got {self.states!r}")
         if self.episodes is not None and self.episodes < 1:
             raise ConfigError(f"episodes must be at least 1, got {self.episodes}")
-        if OWN in self.also:
-            raise ConfigError(f"{OWN!r} is the column of the run's own environment; give the other one another name")
+        if RUN_COLUMN in self.also:
+            raise ConfigError(
+                f"{RUN_COLUMN!r} is the column of the run's own environment; give the other one another name"
+            )
 
     @property
     def actions(self) -> str:
@@ -135,7 +137,7 @@ def evaluate_run(
     table_console().print(result_table({column.name: column.config.env for column in columns}, evaluations))
     say(f"written: {folder / 'eval.json'}")
     if protocol.films:
-        number = film_tasks(columns[0].config.env, evaluations[0], folder / "films", OWN)
+        number = film_tasks(columns[0].config.env, evaluations[0], folder / "films", RUN_COLUMN)
         say(f"written: {number} film{'s' * (number != 1)} in {folder / 'films'}")
     return folder / "eval.json"
 
@@ -143,9 +145,8 @@ def evaluate_run(
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     """Write in one move, an episode a line."""
     text = re.sub(r"\[\s+(\d+),\s+(true|false),\s+(\d+)\s+\]", r"[\1, \2, \3]", json.dumps(record, indent=1))
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(text)
 
 
 def _columns(folder: Path, overrides: Sequence[str], protocol: Protocol) -> list[Column]:
@@ -153,7 +154,7 @@ def _columns(folder: Path, overrides: Sequence[str], protocol: Protocol) -> list
     if (folder / "config.yaml").is_file() and not (folder / POLICY).is_file():
         raise FileNotFoundError(f"{folder} has no checkpoint yet (no {POLICY.as_posix()})")
     columns: list[Column] = []
-    for name, more in {OWN: [], **protocol.also}.items():
+    for name, more in {RUN_COLUMN: [], **protocol.also}.items():
         config = load_run_config(folder, [*overrides, *more])
         env = config.env
         split = InitialStates.of(config)
@@ -212,6 +213,6 @@ def _roll_out(column: Column, policy_file: Path, protocol: Protocol, say: Callab
             greedy=protocol.greedy,
         )
     say(f"{column.name}: {evaluation.line()}, {time.perf_counter() - started:.0f} s")
-    if protocol.films and column.name == OWN:
+    if protocol.films and column.name == RUN_COLUMN:
         return evaluation
     return dataclasses.replace(evaluation, rows=evaluation.rows[:0])  # images of all columns would fill the memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +11,42 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from safetensors import safe_open
 
 from pcm_rl.phases import Phase
+from pcm_rl.reports.colors import (
+    CURSOR_COLOR,
+    FAINT_TEXT_COLOR,
+    PAPER_COLOR,
+    PHASE_COLORS,
+    TEXT_COLOR,
+    phase_color,
+)
 
-#: One colour per phase, in every figure and animation. The warm ones are the phases around the grasp; all five are
-#: told apart with the common colour deficiencies, on white and on black.
-PHASE_COLORS: dict[Phase, str] = {
-    Phase.ACTIVE_GRIP: "#d9480f",
-    Phase.PRE_GRASP: "#f0a20c",
-    Phase.RELEASE_RAMP: "#9c5fc4",
-    Phase.APPROACH: "#2f7fd1",
-    Phase.TAIL: "#94a3b8",
-}
-NO_PHASE_COLOR = "#e2e8f0"
-CURSOR_COLOR = "#0b1220"
+MAX_FRAMES = 120
+MAX_BYTES = 1_000_000  # of an animation in a page; base64 adds a third
 
-_INK, _MUTED, _PAPER = "#16202c", "#64748b", "#ffffff"
 _WIDTH = 448  # pixels: all five legend entries fit on one line
 _MARGIN, _TITLE, _BAR, _LEGEND = 12, 30, 16, 26
+
+
+def animate_recording(path: Path, title: str) -> tuple[bytes, tuple[int, int], int, dict[str, str]]:
+    """A recorded episode (see :func:`~pcm_rl.reports.films.save_recording`) as an animation for a page.
+
+    Args:
+        path: The recording.
+        title: Stands above the pictures, before the initial state.
+
+    Returns:
+        The animated WebP, its width and height, the number of recorded frames, and what the recording says of itself.
+    """
+    with safe_open(path, framework="np") as file:
+        about = dict(file.metadata() or {})
+        frames, phase = file.get_tensor("frames"), file.get_tensor("phase")
+    stride = max(1, math.ceil(len(frames) / MAX_FRAMES))
+    state = f" · initial state {about['init_state']}" if "init_state" in about else ""
+    pictures = annotate(frames[::stride], phase[::stride], title=title + state)
+    return encode_webp(pictures, 12.0, max_bytes=MAX_BYTES), pictures[0].size, len(frames), about
 
 
 def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, title: str) -> list[Image.Image]:
@@ -72,7 +91,7 @@ def cursor_x(index: int, count: int) -> int:
     return round(_MARGIN + (index + 0.5) * (_WIDTH - 2 * _MARGIN) / count)
 
 
-def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = 1_000_000) -> bytes:
+def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = MAX_BYTES) -> bytes:
     """Encode pictures as an endless animated WebP that stays small.
 
     Where the file comes out larger than ``max_bytes``, quality is lowered first, then pictures are left out (each of
@@ -97,16 +116,16 @@ def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = 1_000
     encoded = b""
     while attempts:
         quality, stride, shrink = attempts.pop(0)
-        chosen = images[::stride]
+        pictures = images[::stride]
         if shrink > 1:
-            chosen = [image.reduce(shrink) for image in chosen]
+            pictures = [image.reduce(shrink) for image in pictures]
         buffer = io.BytesIO()
-        chosen[0].save(
+        pictures[0].save(
             buffer,
             format="WEBP",
             save_all=True,
-            append_images=chosen[1:],
-            duration=[max(1, round(1000 * min(stride, len(images) - k * stride) / fps)) for k in range(len(chosen))],
+            append_images=pictures[1:],
+            duration=[max(1, round(1000 * min(stride, len(images) - k * stride) / fps)) for k in range(len(pictures))],
             loop=0,
             quality=quality,
             method=1,  # the slower methods take up to ten times as long for files of the same size
@@ -127,7 +146,7 @@ def label_font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Image.Image:
     """Everything that does not change from frame to frame."""
-    picture = Image.new("RGB", (_WIDTH, _TITLE + height + _MARGIN + _BAR + _LEGEND + 2), _PAPER)
+    picture = Image.new("RGB", (_WIDTH, _TITLE + height + _MARGIN + _BAR + _LEGEND + 2), PAPER_COLOR)
     draw = ImageDraw.Draw(picture)
     room = _WIDTH - 2 * _MARGIN - 80  # the frame counter stands at the right
     font = label_font(13, bold=True)
@@ -136,22 +155,22 @@ def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Ima
         while line and draw.textlength(line + "…", font=font) > room:
             line = line[:-1]
         line = line.rstrip() + "…"
-    draw.text((_MARGIN, _TITLE // 2), line, fill=_INK, font=font, anchor="lm")
+    draw.text((_MARGIN, _TITLE // 2), line, fill=TEXT_COLOR, font=font, anchor="lm")
     top = _TITLE + height + _MARGIN
     cell = (_WIDTH - 2 * _MARGIN) / len(phase)
     for index, value in enumerate(phase.tolist()):
         left, right = round(_MARGIN + index * cell), round(_MARGIN + (index + 1) * cell)
         # cells narrower than a pixel still have to leave a trace
-        draw.rectangle((left, top, max(left, right - 1), top + _BAR - 1), fill=_color(value))
+        draw.rectangle((left, top, max(left, right - 1), top + _BAR - 1), fill=phase_color(value))
     return picture
 
 
 def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any]], height: int) -> None:
     draw = ImageDraw.Draw(picture)
     counter = f"{index + 1} / {len(phase)}"
-    draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=_MUTED, font=label_font(11), anchor="rm")
+    draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=FAINT_TEXT_COLOR, font=label_font(11), anchor="rm")
     x, top = cursor_x(index, len(phase)), _TITLE + height + _MARGIN
-    draw.rectangle((x - 2, top - 4, x + 2, top + _BAR + 3), fill=_PAPER)  # a halo, so that it shows on any colour
+    draw.rectangle((x - 2, top - 4, x + 2, top + _BAR + 3), fill=PAPER_COLOR)  # a halo, so that it shows on any colour
     draw.rectangle((x - 1, top - 4, x + 1, top + _BAR + 3), fill=CURSOR_COLOR)
     draw.polygon([(x - 5, top - 9), (x + 5, top - 9), (x, top - 3)], fill=CURSOR_COLOR)
     left, middle = float(_MARGIN), top + _BAR + _LEGEND // 2 + 3
@@ -159,10 +178,8 @@ def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any
         now = int(entry) == int(phase[index])
         font = label_font(11, bold=now)
         draw.rounded_rectangle((left, middle - 5, left + 9, middle + 4), radius=2, fill=PHASE_COLORS[entry])
-        draw.text((left + 15, middle), entry.label, fill=_INK if now else _MUTED, font=font, anchor="lm")
+        draw.text(
+            (left + 15, middle), entry.label, fill=TEXT_COLOR if now else FAINT_TEXT_COLOR, font=font, anchor="lm"
+        )
         # spaced by the bold width, so that the entries do not move when the phase changes
         left += 15 + draw.textlength(entry.label, font=label_font(11, bold=True)) + 13
-
-
-def _color(phase: int) -> str:
-    return PHASE_COLORS[Phase(phase)] if phase >= 0 else NO_PHASE_COLOR

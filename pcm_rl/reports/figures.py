@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from pcm_rl.phases import Phase
-from pcm_rl.reports.animation import PHASE_COLORS
+from pcm_rl.reports.colors import PHASE_COLORS
 
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]

@@ -27,13 +27,13 @@ from pcm_rl.config import EnvConfig
 from pcm_rl.envs import ChunkedEnv
 from pcm_rl.episodes import CHUNK, IS_PAD, label_episodes
 from pcm_rl.phases import Phase
-from pcm_rl.reports.animation import NO_PHASE_COLOR, PHASE_COLORS, label_font
+from pcm_rl.reports.animation import label_font
+from pcm_rl.reports.colors import PAPER_COLOR, TEXT_COLOR, phase_color
 from pcm_rl.rollouts.environments import make_task, phase_rule
 from pcm_rl.rollouts.evaluate import Evaluation, place
 
 FRAME_STEP = 2  # environment steps a frame: 10 frames a second of LIBERO's 20 Hz
 STRIP = 72  # pixels of text below a picture
-INK = "#16202c"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,10 +85,10 @@ def film_tasks(config: EnvConfig, evaluation: Evaluation, folder: Path, name: st
         old.unlink()
     tasks = range(config.num_tasks)
     first = [evaluation.first(success=success, task=task) for task in tasks for success in (True, False)]
-    chosen = [index for index in first if index is not None]
-    for film in film_episodes(config, evaluation, chosen):
+    episodes = [index for index in first if index is not None]
+    for film in film_episodes(config, evaluation, episodes):
         write_mp4(folder / f"{name}-task{film.task:02d}-{_ending(film.success)}.mp4", film)
-    return len(chosen)
+    return len(episodes)
 
 
 def film_episodes(
@@ -238,21 +238,21 @@ def captioned(film: Film) -> NDArray[np.uint8]:
         ``[F, H + STRIP, W, 3]`` uint8, height and width rounded up to even numbers, as H.264 needs them.
     """
     _, height, width, _ = film.frames.shape
-    told = film.instruction or f"initial state {film.init_state}"
+    text = film.instruction or f"initial state {film.init_state}"
     font = label_font(11)
-    lines = textwrap.wrap(told, int(width / font.getlength("n")), max_lines=3, placeholder="…")
-    blank = Image.new("RGB", (width + width % 2, height + STRIP + height % 2), "#ffffff")
-    ImageDraw.Draw(blank).multiline_text((6, height + 4), "\n".join(lines), INK, font, spacing=2)
+    lines = textwrap.wrap(text, int(width / font.getlength("n")), max_lines=3, placeholder="…")
+    blank = Image.new("RGB", (width + width % 2, height + STRIP + height % 2), PAPER_COLOR)
+    ImageDraw.Draw(blank).multiline_text((6, height + 4), "\n".join(lines), TEXT_COLOR, font, spacing=2)
     pictures = []
     for frame, step, phase in zip(film.frames.numpy(), film.step.tolist(), film.phase.tolist(), strict=True):
         picture = blank.copy()
         picture.paste(Image.fromarray(frame), (0, 0))
         draw, middle = ImageDraw.Draw(picture), height + STRIP - 13
-        colour, name = (PHASE_COLORS[Phase(phase)], Phase(phase).label) if phase >= 0 else (NO_PHASE_COLOR, "")
+        name = Phase(phase).label if phase >= 0 else ""
         end = f" · {_ending(film.success)}" if step == film.steps else ""
-        draw.text((6, middle), f"step {step}/{film.steps}{end}", fill=INK, font=font, anchor="lm")
-        draw.text((width - 22, middle), name, fill=INK, font=font, anchor="rm")
-        draw.rectangle((width - 17, middle - 5, width - 7, middle + 5), fill=colour)
+        draw.text((6, middle), f"step {step}/{film.steps}{end}", fill=TEXT_COLOR, font=font, anchor="lm")
+        draw.text((width - 22, middle), name, fill=TEXT_COLOR, font=font, anchor="rm")
+        draw.rectangle((width - 17, middle - 5, width - 7, middle + 5), fill=phase_color(phase))
         pictures.append(np.asarray(picture))
     return np.stack(pictures)
 

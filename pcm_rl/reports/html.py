@@ -1,4 +1,4 @@
-"""What the HTML report is made of, apart from data: its words, its style sheet, cards, and how numbers are written."""
+"""What the HTML report is made of, apart from data: its words, its style sheet and cards."""
 
 from __future__ import annotations
 
@@ -8,42 +8,9 @@ from collections.abc import Callable
 from string import Template
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+from pcm_rl.reports.numbers import DASH, TIMES, number, percent
 
 Row = dict[str, Any]
-DASH, TIMES = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}"
-
-#: Every column of metrics.csv: name, unit, meaning, healthy range. ``<phase>`` stands for each phase's label.
-METRICS: tuple[tuple[str, str, str, str], ...] = (
-    ("step", "", "training step, one update of the policy", ""),
-    ("success", "0 to 1", "share of the sampled trajectories that succeeded", "rising"),
-    ("trajectories", "count", "trajectories rolled out in the step", "groups x group size"),
-    ("groups", "count", "groups: trajectories of one task and one initial state", ""),
-    ("groups_mixed", "count", "groups with both a success and a failure; only these carry signal", "above 0"),
-    ("groups_dropped", "count", "groups given up because their simulator failed again and again", "0"),
-    ("chunks_valid", "chunks", "executed chunks that could have been kept", ""),
-    ("chunks_kept", "chunks", "chunks that went through the backward pass", ""),
-    ("kept_fraction", "0 to 1", "chunks_kept / chunks_valid", "the lower, the cheaper the update"),
-    ("loss", "", "clipped GRPO objective, negated", "around 0; says little"),
-    ("entropy", "nats", "mean entropy of an action token", "falls slowly, not to 0"),
-    ("clip_fraction", "0 to 1", "share of action tokens whose ratio was clipped", "below 0.2"),
-    ("kl_approx", "nats", "estimated divergence from the policy that acted", "below 0.05"),
-    ("mean_ratio", "", "mean probability ratio of a token, new to old policy", "near 1"),
-    ("max_ratio", "", "largest probability ratio of a token, new to old policy", "below 10"),
-    ("grad_norm", "", "norm of the gradient before clipping", "steady, without spikes"),
-    ("explained_variance", "", "share of the outcomes' variance that the critic foresaw", "above 0"),
-    ("rollout_s", "s", "time to collect the trajectories", ""),
-    ("select_s", "s", "time to score the phases, draw the chunks and fit the critic", "far below update_s"),
-    ("update_s", "s", "time of the forward and backward passes and the optimiser", ""),
-    ("step_s", "s", "time of the whole step", ""),
-    ("env_steps", "steps", "environment steps executed in the step", ""),
-    ("worker_restarts", "count", "simulators that died or hung and were built anew, since the run began", "0"),
-    ("score/<phase>", "action units", "C: distance of the mean actions of successes and failures", "differs by phase"),
-    ("keep_prob/<phase>", "0 to 1", "weight that a chunk of the phase is drawn with", "from the floor to 1"),
-    ("candidates/<phase>", "chunks / trajectory", "chunks of the phase that could have been kept", ""),
-    ("kept/<phase>", "chunks / trajectory", "chunks of the phase that were kept", ""),
-)
 NOTES = """<ul>
 <li><b>PCM's estimator is biased.</b> The kept chunks carry no importance weights, so the gradient leans towards the
 phases that are kept: |bias| ≤ Σ (1 &minus; p) ‖g‖ over the phases, with p the keep probability and g the gradient of a
@@ -129,7 +96,7 @@ th { font-weight:600; } tr:last-child > * { border-bottom:0; }
 .metrics { font-size:13px; min-width:720px; } .metrics td:last-child { white-space:nowrap; }
 .scroll { overflow-x:auto; }
 .bar { height:7px; margin-top:4px; border-radius:4px; background:var(--muted); opacity:.55; min-width:2px; }
-.bar.own { background:var(--accent); opacity:1; }
+.bar.first { background:var(--accent); opacity:1; }
 .ratio { color:var(--muted); font-size:13px; margin-left:6px; }
 .cost td { width:36%; } .cost td:nth-child(2) { width:12%; } .cost th { white-space:nowrap; }
 .pairs { width:auto; } .pairs th { padding-right:40px; }
@@ -151,74 +118,13 @@ def esc(text: object) -> str:
 def card(name: str, title: str, lead: str, body: str, *, wide: bool = False) -> str:
     """One card; ``body`` is HTML, the rest is text."""
     kind = "card wide" if wide else "card"
-    said = f'<p class="lead">{esc(lead)}</p>' if lead else ""
-    return f'<section class="{kind}" id="{name}"><h2>{esc(title)}</h2>{said}{body}</section>'
+    intro = f'<p class="lead">{esc(lead)}</p>' if lead else ""
+    return f'<section class="{kind}" id="{name}"><h2>{esc(title)}</h2>{intro}{body}</section>'
 
 
 def missing(why: str) -> str:
     """What stands in a card in place of what the run does not have."""
     return f'<p class="missing">{esc(why)}</p>'
-
-
-def percent(share: float) -> str:
-    """0.934 -> ``93.4 %``."""
-    return f"{100 * share:.1f} %".replace(".0 %", " %") if math.isfinite(share) else DASH
-
-
-def duration(seconds: float) -> str:
-    """7500 -> ``2 h 05 min``."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return DASH
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
-
-
-def amount(size: float) -> str:
-    """Bytes in decimal units: 4.1e9 -> ``4.1 GB``."""
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= scale:
-            return f"{size / scale:.3g} {unit}"
-    return f"{size:.0f} B"
-
-
-def plain(value: float) -> str:
-    """A number short enough for a table; a dash for nan."""
-    if not math.isfinite(value):
-        return DASH
-    return f"{value:,.0f}" if value == round(value) and abs(value) < 1e12 else f"{value:.4g}"
-
-
-def mapping(value: Any) -> dict[str, Any]:
-    """The value if it is a mapping, else an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def to_float(value: Any) -> float:
-    """The number a cell or a JSON value stands for, nan if it stands for none."""
-    try:
-        result = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
-    return result if math.isfinite(result) else math.nan  # no axis can show an infinity
-
-
-def number(row: dict[str, Any], key: str) -> float:
-    """A key of a mapping as a number, nan if it is absent."""
-    return to_float(row.get(key))
-
-
-def mean(values: NDArray[np.float64]) -> float:
-    """Mean of the entries that are not nan; nan if there is none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else math.nan
-
-
-def last(values: NDArray[np.float64]) -> float:
-    """The last entry that is not nan; nan if there is none."""
-    known = values[~np.isnan(values)]
-    return float(known[-1]) if known.size else math.nan
 
 
 def interval(side: dict[str, Any]) -> str:
@@ -233,13 +139,16 @@ def figure(svg: str) -> str:
     return f'<div class="figure">{svg}</div>'
 
 
-def bar(row: Row, rows: list[Row], pcm: Row, key: str, text: Callable[[float], str]) -> str:
-    """A table cell with ``row[key]``, its ratio to PCM's, and a bar as long as its share of the largest in ``rows``."""
-    value, own = number(row, key), number(pcm, key)
+def bar(row: Row, rows: list[Row], key: str, text: Callable[[float], str]) -> str:
+    """A table cell with ``row[key]``, its ratio to the first row's, and a bar for its share of the largest one."""
+    first = rows[0]
+    value, base = number(row, key), number(first, key)
     if not (math.isfinite(value) and value >= 0):
         return f"<td>{DASH}</td>"
-    ratio = f'<span class="ratio">{value / own:.2f}{TIMES} pcm</span>' if own > 0 and row is not pcm else ""
+    ratio = ""
+    if base > 0 and row is not first:
+        ratio = f'<span class="ratio">{value / base:.2f}{TIMES} {esc(first.get("method", DASH))}</span>'
     longest = max(other for other in (number(each, key) for each in rows) if math.isfinite(other))
     width = 100 * value / longest if longest > 0 else 0
-    kind = "bar own" if row is pcm else "bar"
+    kind = "bar first" if row is first else "bar"
     return f'<td>{esc(text(value))}{ratio}<div class="{kind}" style="width:{width:.1f}%"></div></td>'

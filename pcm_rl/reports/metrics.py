@@ -4,22 +4,14 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torchrl.record.loggers import get_logger
 
-from pcm_rl.phases import Phase
-
-PHASE_COLUMNS = [f"{name}/{phase.label}" for name in ("score", "keep_prob", "candidates", "kept") for phase in Phase]
-METRICS = [
-    "step", "success", "trajectories", "groups", "groups_mixed", "groups_dropped",
-    "chunks_valid", "chunks_kept", "kept_fraction",
-    "loss", "entropy", "clip_fraction", "kl_approx", "mean_ratio", "max_ratio", "grad_norm",
-    "explained_variance", "rollout_s", "select_s", "update_s", "step_s", "env_steps", "worker_restarts", *PHASE_COLUMNS,
-]  # fmt: skip
-EVALUATION = ["step", "success", "low", "high", "successes", "episodes"]
+from pcm_rl.reports.columns import EVALUATION, METRICS, headers
+from pcm_rl.support.writing import replacing
 
 
 class CsvTable:
@@ -27,7 +19,7 @@ class CsvTable:
 
     Args:
         path: The file; created with its header if missing.
-        columns: Column names; ``columns[0]`` is the step.
+        columns: Column names; ``columns[0]`` is the step. Others that the file has already stay behind them.
         keep_until: Drop rows of later steps, which an interrupted run wrote after its last checkpoint.
     """
 
@@ -36,13 +28,13 @@ class CsvTable:
         rows: list[dict[str, str]] = []
         if path.exists() and keep_until is not None:
             with path.open(newline="") as file:
-                rows = [row for row in csv.DictReader(file) if int(row[columns[0]]) <= keep_until]
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+                reader = csv.DictReader(file)
+                rows = [row for row in reader if int(row[columns[0]]) <= keep_until]
+                self.columns = list(dict.fromkeys([*columns, *(reader.fieldnames or ())]))
+        with replacing(path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(rows)
-        os.replace(partial, path)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Write one row; absent and nan entries stay empty.
@@ -65,17 +57,37 @@ class RunLog:
         folder: The run folder.
         logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``.
         keep_until: See :class:`CsvTable`.
+        extra: Further columns of ``metrics.csv``, behind those of :data:`~pcm_rl.reports.columns.METRICS`: what a rule
+            or an advantage of one's own measures.
+
+    Raises:
+        ValueError: If an extra column has the name of another one.
     """
 
-    def __init__(self, folder: Path, logger: str = "none", keep_until: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, logger: str = "none", keep_until: int | None = None, extra: Sequence[str] = ()
+    ) -> None:
+        columns = [*headers(METRICS), *extra]
+        if repeated := sorted({name for name in extra if columns.count(name) > 1}):
+            raise ValueError(f"metrics.csv has a column {repeated[0]!r} already; give the extra one another name")
         folder.mkdir(parents=True, exist_ok=True)
-        self.metrics = CsvTable(folder / "metrics.csv", METRICS, keep_until)
-        self.evaluation = CsvTable(folder / "evaluation.csv", EVALUATION, keep_until)
+        self.metrics = CsvTable(folder / "metrics.csv", columns, keep_until)
+        self.evaluation = CsvTable(folder / "evaluation.csv", headers(EVALUATION), keep_until)
+        self._undeclared: set[str] = set()
         self._logger = None if logger == "none" else get_logger(logger, str(folder), "tensorboard")
 
     def step(self, row: Mapping[str, float]) -> None:
-        """Record a training step."""
-        self.metrics.append(row)
+        """Record a training step.
+
+        Warns:
+            RuntimeWarning: The first time that a name has no column; only the logger gets its values.
+        """
+        undeclared = set(row) - set(self.metrics.columns)
+        if new := sorted(undeclared - self._undeclared):
+            self._undeclared |= undeclared
+            # a step took minutes: a name that nobody declared is no reason to lose it
+            warnings.warn(f"metrics.csv has no column for {', '.join(new)}: not written there", RuntimeWarning, 2)
+        self.metrics.append({name: value for name, value in row.items() if name not in undeclared})
         self._scalars("train", row)
 
     def evaluated(self, row: Mapping[str, float]) -> None:

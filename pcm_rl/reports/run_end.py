@@ -58,8 +58,8 @@ def hardware(processes: int = 1) -> str:
     return f"{name}, {os.cpu_count()} cores{gpu}, torch {torch.__version__}{several}"
 
 
-def cost_table(costs: list[dict[str, Any]]) -> Table:
-    """Update cost of each method beside the first one's."""
+def update_cost_table(costs: list[dict[str, Any]]) -> Table:
+    """Update cost of each method as a multiple of the first one's."""
     table = Table("update, same batch", "chunk rows", "seconds", "x", "activations, MiB", "x")
     base = costs[0]
     for cost in costs:
@@ -75,13 +75,13 @@ def cost_table(costs: list[dict[str, Any]]) -> Table:
     return table
 
 
-def closing_lines(summary: dict[str, Any], report: Path) -> str:
-    """Success before and after with its interval, what an update costs by each method, and where the report is."""
+def run_end_text(summary: dict[str, Any], report: Path) -> str:
+    """What a person reads last: success before and after, what an update costs by each method, where the report is."""
     console = Console(width=100)
     with console.capture() as capture:
         for when in ("before", "after"):
             console.print(f"success {when:>6}: {Success(**summary[when])}", highlight=False, markup=False)
         if summary.get("profile"):
-            console.print(cost_table(summary["profile"]))
+            console.print(update_cost_table(summary["profile"]))
         console.print(f"report: {report}", highlight=False, soft_wrap=True)
     return capture.get()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pcm_rl.config import Config, ConfigError
 from pcm_rl.episodes import EPISODE, INSTRUCTION
 from pcm_rl.processes.messages import set_texts
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.support.writing import replacing
 
 _TEXT = f"{INSTRUCTION}.utf8"
 _SAME = ("env", "kwargs", "tasks", "chunk_length", "images")  # what a dataset must share with the run that uses it
@@ -32,9 +32,8 @@ def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str,
     told = demos.get(INSTRUCTION, None)
     if told is not None:
         tensors[_TEXT] = _bytes(told.tolist())
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def load_demonstrations(path: str | Path) -> TensorDict:

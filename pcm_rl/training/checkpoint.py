@@ -1,10 +1,8 @@
-"""Checkpoints: safetensors and JSON, written to a temporary name and renamed. Nothing is ever unpickled."""
+"""Checkpoints: safetensors and JSON, which replace the older ones in one move. Nothing is ever unpickled."""
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
+
+from pcm_rl.support.writing import replacing, replacing_folder
 
 FORMAT = 1
 
@@ -38,25 +38,21 @@ def save_checkpoint(
         critic: Its weights go to ``critic.safetensors``.
         metadata: Strings written into ``policy.safetensors``.
     """
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_policy(policy, partial / "policy.safetensors", metadata)
-    save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
-    if critic is not None:
-        save_policy(critic, partial / "critic.safetensors")
-    random = {name: generator.get_state() for name, generator in generators.items()}
-    random["torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        random["cuda"] = torch.cuda.get_rng_state()
-    save_file(random, partial / "random.safetensors")
-    (partial / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1, allow_nan=False))
-    previous = folder.with_name(folder.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, previous)
-    os.replace(partial, folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    with replacing_folder(folder, previous=_previous(folder)) as partial:
+        save_policy(policy, partial / "policy.safetensors", metadata)
+        save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
+        if critic is not None:
+            save_policy(critic, partial / "critic.safetensors")
+        save_file(_random_states(generators), partial / "random.safetensors")
+        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1, allow_nan=False))
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """Where the last complete checkpoint of that name is; None if there is none.
+
+    It is not ``folder`` itself if a save was cut between its two moves.
+    """
+    return next((place for place in (folder, _previous(folder)) if (place / "state.json").is_file()), None)
 
 
 def load_checkpoint(
@@ -76,13 +72,10 @@ def load_checkpoint(
         FileNotFoundError: If there is no complete checkpoint.
         ValueError: If it is of another format, does not fit the policy, or holds no critic where one is wanted.
     """
-    if not (folder / "state.json").is_file():
-        previous = folder.with_name(folder.name + ".previous")  # a save was cut between its two renames
-        if not (previous / "state.json").is_file():
-            raise FileNotFoundError(
-                f"no checkpoint at {folder}; a run writes one every save_every steps and at its end"
-            )
-        folder = previous
+    found = find_checkpoint(folder)
+    if found is None:
+        raise FileNotFoundError(f"no checkpoint at {folder}; a run writes one every save_every steps and at its end")
+    folder = found
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     if state.get("format") != FORMAT:
         raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
@@ -92,12 +85,7 @@ def load_checkpoint(
             raise ValueError(f"{folder} holds no critic: its run had advantage.name=group, and goes on with that only")
         load_policy(critic, folder / "critic.safetensors")
     _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
-    random = load_file(folder / "random.safetensors")
-    for name, generator in generators.items():
-        generator.set_state(random[name])
-    torch.set_rng_state(random["torch"])
-    if "cuda" in random and torch.cuda.is_available():
-        torch.cuda.set_rng_state(random["cuda"])
+    _set_random_states(generators, load_file(folder / "random.safetensors"))
     return state
 
 
@@ -107,10 +95,9 @@ def save_policy(policy: nn.Module, path: Path, metadata: dict[str, str] | None =
     Frozen parameters are left out: they are those of the checkpoint that the policy was built from.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in _own_state(policy).items()}
-    partial = path.with_name(path.name + ".partial")
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in _trained_state(policy).items()}
+    with replacing(path) as partial:
+        save_file(tensors, partial, metadata)
 
 
 def load_policy(policy: nn.Module, path: str | Path) -> None:
@@ -122,31 +109,52 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no policy file at {path}")
-    own = _own_state(policy)
+    state = _trained_state(policy)
     with safe_open(path, "pt") as file:
         names = set(file.keys())
-        if names != set(own):
-            raise ValueError(f"{path} does not fit the policy: differing tensors {sorted(names ^ set(own))[:4]}")
+        if names != set(state):
+            raise ValueError(f"{path} does not fit the policy: differing tensors {sorted(names ^ set(state))[:4]}")
         for name in sorted(names):
             tensor = file.get_tensor(name)
-            if tensor.shape != own[name].shape:
+            if tensor.shape != state[name].shape:
                 raise ValueError(
-                    f"{path}: {name} has shape {tuple(tensor.shape)}, the policy {tuple(own[name].shape)}; "
+                    f"{path}: {name} has shape {tuple(tensor.shape)}, the policy {tuple(state[name].shape)}; "
                     "was it trained with another policy.width, policy.num_bins or env.chunk_length?"
                 )
-            own[name].copy_(tensor)
+            state[name].copy_(tensor)
 
 
-def _own_state(policy: nn.Module) -> dict[str, Tensor]:
-    own = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    own |= {name for name, _ in policy.named_buffers()}
-    return {name: value for name, value in policy.state_dict().items() if name in own}
+def _trained_state(policy: nn.Module) -> dict[str, Tensor]:
+    """Buffers and trainable parameters, the tensors of the policy themselves."""
+    names = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    names |= {name for name, _ in policy.named_buffers()}
+    return {name: value for name, value in policy.state_dict().items() if name in names}
 
 
 def policy_metadata(path: str | Path) -> dict[str, str]:
     """The strings that :func:`save_policy` wrote beside the weights."""
     with safe_open(path, "pt") as file:
         return file.metadata() or {}
+
+
+def _previous(folder: Path) -> Path:
+    return folder.with_name(folder.name + ".previous")
+
+
+def _random_states(generators: dict[str, Generator]) -> dict[str, Tensor]:
+    states = {name: generator.get_state() for name, generator in generators.items()}
+    states["torch"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _set_random_states(generators: dict[str, Generator], states: dict[str, Tensor]) -> None:
+    for name, generator in generators.items():
+        generator.set_state(states[name])
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

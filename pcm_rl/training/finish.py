@@ -12,7 +12,7 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config
 from pcm_rl.reports.page import write_report
-from pcm_rl.reports.run_end import closing_lines, film_run, write_budget
+from pcm_rl.reports.run_end import film_run, run_end_text, write_budget
 from pcm_rl.rollouts.evaluate import Evaluation
 from pcm_rl.training.update_cost import profile_update
 
@@ -46,4 +46,4 @@ def report_run(
     (config.folder / "summary.json").write_text(json.dumps(summary, indent=1))
     if config.record:
         film_run(config, evaluation, say)
-    say(closing_lines(summary, write_report(config.folder)))
+    say(run_end_text(summary, write_report(config.folder)))

@@ -11,6 +11,7 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config
 from pcm_rl.policies.family import CountsTokens, Recomputes
+from pcm_rl.reports.numbers import duration
 from pcm_rl.training.memory import ROOM, available_bytes, row_bytes
 from pcm_rl.training.update_cost import UpdateCost
 
@@ -22,20 +23,21 @@ def time_lines(costs: Sequence[UpdateCost], rollout_s: float, config: Config) ->
     """Seconds of a step and of a run, and how much of a step there is to gain.
 
     Args:
-        costs: Of the update, ``pcm`` and ``full-valid`` among them.
+        costs: Of the update, the run's method and ``full-valid`` among them.
         rollout_s: Seconds of collecting a step's trajectories.
         config: The run.
     """
-    cost = {one.method: one for one in costs}
-    pcm, full = cost["pcm"], cost["full-valid"]
-    step = rollout_s + pcm.select_s + pcm.update_s
-    whole = rollout_s + full.update_s
-    trajectories, total = config.groups * config.group_size, _clock(config.steps * step)
+    cost = {entry.method: entry for entry in costs}
+    selected, full = cost[config.method], cost["full-valid"]
+    step = rollout_s + selected.select_s + selected.update_s
+    full_step = rollout_s + full.update_s
+    trajectories, total = config.groups * config.group_size, duration(config.steps * step)
     return [
-        f"a step of {trajectories} trajectories: rollout {rollout_s:.1f} s, selection {pcm.select_s:.3f} s, update "
-        f"{pcm.update_s:.2f} s with pcm ({pcm.rows} chunks), {full.update_s:.2f} s with all {full.rows} executed ones",
-        f"{config.steps} steps with pcm: {total}, evaluations apart; each is {whole / step:.2f}x as fast as with all "
-        f"chunks (an update that costs nothing: {whole / rollout_s:.2f}x)",
+        f"a step of {trajectories} trajectories: rollout {rollout_s:.1f} s, selection {selected.select_s:.3f} s, "
+        f"update {selected.update_s:.2f} s with {config.method} ({selected.rows} chunks), {full.update_s:.2f} s with "
+        f"all {full.rows} executed ones",
+        f"{config.steps} steps with {config.method}: {total}, evaluations apart; each is {full_step / step:.2f}x as "
+        f"fast as with all chunks (an update that costs nothing: {full_step / rollout_s:.2f}x)",
     ]
 
 
@@ -70,9 +72,3 @@ def _tokens(policy: VLAWrapperBase, rows: TensorDictBase) -> int:
 def _bytes(module: nn.Module) -> int:
     tensors: list[torch.Tensor] = [*module.parameters(), *module.buffers()]
     return sum(tensor.nbytes for tensor in tensors)
-
-
-def _clock(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

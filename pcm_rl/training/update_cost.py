@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.sampler import PCMSampler
-from pcm_rl.config import METHODS, Config
+from pcm_rl.config import METHODS, Config, Method
 from pcm_rl.episodes import pad_episodes
 from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
 from pcm_rl.training.memory import ActivationMeter
+
+BASELINES = ("full-valid", "full-padded")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class UpdateCost:
     """Cost of one update.
 
     Attributes:
-        method: A name in ``METHODS``.
+        method: Its name.
         rows: Chunk rows that went forward and backward.
         select_s: Median seconds of the selection.
         update_s: Median seconds of the update (all minibatches of one pass).
@@ -45,12 +47,18 @@ class UpdateCost:
         return asdict(self)
 
 
+def compared_methods(config: Config) -> dict[str, Method]:
+    """The method of a configuration first, whether or not it has a name, then what it is compared with: full GRPO."""
+    method = Method(config.selection.name, config.selection.padding, config.advantage.name)
+    return {config.method: method} | {name: METHODS[name] for name in BASELINES}
+
+
 def profile_update(
     policy: VLAWrapperBase,
     batch: TensorDictBase,
     config: Config,
     *,
-    methods: tuple[str, ...] = ("pcm", "full-valid", "full-padded"),
+    methods: Mapping[str, Method] | None = None,
     repeats: int = 3,
     seconds: float = 60.0,
     probs: Tensor | None = None,
@@ -61,25 +69,25 @@ def profile_update(
         policy: The policy; in the end as it was.
         batch: ``[M]`` rows of complete groups with phases and advantages, no padding rows.
         config: Its ``selection``, ``update`` and ``env.max_chunks`` are used.
-        methods: Names in ``METHODS``.
+        methods: Name -> selection and padding; None takes :func:`compared_methods`. Advantages are those of ``batch``.
         repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift hits all alike.
         seconds: No repetition begins after so many. Where updates take minutes, as those of a 7B do, the warm-up is all
             there is, and it is what is given: its overhead is small beside them.
         probs: Keep probabilities to sample with, ``[K]``; None starts fresh.
 
-    Raises:
-        KeyError: If a method is unknown.
+    Returns:
+        A cost for each method, in their order.
     """
+    methods = compared_methods(config) if methods is None else methods
     padded = pad_episodes(batch, config.env.max_chunks)
     trials: dict[str, list[tuple[int, float, float, int]]] = {name: [] for name in methods}
     started = time.perf_counter()
     for repeat in range(repeats + 1):
         if repeat and time.perf_counter() - started > seconds:
             break
-        for name in methods:
-            source = padded if METHODS[name].padding == "keep" else batch
-            trial = _trial(policy, source, config, name, probs, count_bytes=repeat == 0)
-            trials[name].append(trial)
+        for name, method in methods.items():
+            rows = padded if method.padding == "keep" else batch
+            trials[name].append(_trial(policy, rows, config, method, probs, count_bytes=repeat == 0))
     costs = []
     for name, runs in trials.items():
         timed = runs[1:] or runs
@@ -89,11 +97,16 @@ def profile_update(
 
 
 def _trial(
-    policy: VLAWrapperBase, batch: TensorDictBase, config: Config, name: str, probs: Tensor | None, *, count_bytes: bool
+    policy: VLAWrapperBase,
+    batch: TensorDictBase,
+    config: Config,
+    method: Method,
+    probs: Tensor | None,
+    *,
+    count_bytes: bool,
 ) -> tuple[int, float, float, int]:
-    chosen = METHODS[name]
     sampler = PCMSampler(
-        config.selection.budget, selection=chosen.selection, padding=chosen.padding, floor=config.selection.floor
+        config.selection.budget, selection=method.selection, padding=method.padding, floor=config.selection.floor
     )
     if probs is not None:
         sampler.keep.load_state_dict({"probs": probs.tolist(), "buffer": [], "scored": [True] * len(probs)})

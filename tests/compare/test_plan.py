@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from pcm_rl.compare.plan import Comparison, begin_or_continue, changed_keys, plan_runs, run_state
+from pcm_rl.compare.plan import Comparison, changed_keys, plan_runs, prepare_run, run_state
 from pcm_rl.config import Config, ConfigError, SelectionConfig, load_config
 
 
@@ -87,7 +87,7 @@ def test_states_of_a_run(tmp_path):
     assert run_state(run) == "new" and not folder.exists()
     folder.mkdir(parents=True)
     (folder / "metrics.csv").write_text("step\n")  # cut during the supervised start: nothing is lost by a new one
-    command = begin_or_continue(run)
+    command = prepare_run(run)
     assert command[-2:] == ["--config", str(folder / "config.yaml")] and not (folder / "metrics.csv").exists()
     assert load_config(folder / "config.yaml") == run.config
 
@@ -97,11 +97,11 @@ def test_states_of_a_run(tmp_path):
     (folder / "summary.json").write_text('{"after": {"succ')
     (folder / "metrics.csv").write_text("step\n1\n")
     assert run_state(run) == "unfinished"
-    assert begin_or_continue(run)[-2:] == ["--resume", str(folder)] and (folder / "metrics.csv").exists()
+    assert prepare_run(run)[-2:] == ["--resume", str(folder)] and (folder / "metrics.csv").exists()
     (folder / "summary.json").write_text(json.dumps({"before": {}}))
     assert run_state(run) == "unfinished"
     (folder / "summary.json").write_text(json.dumps({"before": {}, "after": {}}))
-    assert run_state(run) == "finished" and begin_or_continue(run) is None
+    assert run_state(run) == "finished" and prepare_run(run) is None
 
 
 @pytest.mark.parametrize("file", ["summary.json", "checkpoint/state.json"])
@@ -110,7 +110,7 @@ def test_a_changed_configuration_is_refused(tmp_path, file):
     (run,) = plan_runs(asked)
     saved = run.config.folder / file
     saved.parent.mkdir(parents=True)
-    begin_or_continue(run)
+    prepare_run(run)
     saved.write_text(json.dumps({"after": {}}))
     (changed,) = plan_runs(dataclasses.replace(asked, overrides=[*asked.overrides, "update.lr=0.01", "steps=3"]))
     with pytest.raises(
@@ -118,5 +118,5 @@ def test_a_changed_configuration_is_refused(tmp_path, file):
     ):
         run_state(changed)
     with pytest.raises(ConfigError):
-        begin_or_continue(changed)
+        prepare_run(changed)
     assert load_config(run.config.folder / "config.yaml") == run.config  # as it was

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from rich.console import Console
 
-from pcm_rl.compare.report import cost_table, measure_table, statistics_rows
+from pcm_rl.compare.report import measure_table, spending_table, statistics_rows
 
 
 def row(method, budget, seed, after, chunks=100):
@@ -60,8 +60,8 @@ def test_tables_show_percent_and_name_the_baseline():
 
 
 def test_cost_ratios_are_of_common_seeds():
-    shown = text(cost_table(ROWS, "full-valid"))
+    shown = text(spending_table(ROWS, "full-valid"))
     pcm = next(line for line in shown.splitlines() if "pcm-b8" in line)
     assert "4.00x" in pcm and "350" in pcm  # 100 against 25 on seeds 0 and 1; mean of 25, 25 and 999
-    random = next(line for line in text(cost_table(ROWS, "random-valid")).splitlines() if "pcm-b8" in line)
+    random = next(line for line in text(spending_table(ROWS, "random-valid")).splitlines() if "pcm-b8" in line)
     assert "0.80x" in random

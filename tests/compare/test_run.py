@@ -8,7 +8,7 @@ import pytest
 
 from pcm_rl.compare.jobs import run_jobs
 from pcm_rl.compare.plan import Comparison, plan_runs
-from pcm_rl.compare.run import _duration, compare
+from pcm_rl.compare.run import compare
 from pcm_rl.config import ConfigError, save_config
 from pcm_rl.training.trainer import Trainer, train
 
@@ -129,12 +129,3 @@ def test_missing_demonstrations_are_recorded_once_before_the_runs(tmp_path, monk
     compare(Comparison(None, overrides, seeds=[4, 5]), jobs=2, say=lines.append)
     assert seen == [True]
     assert sum("recorded with seed 4" in line for line in lines) == 1
-
-
-def test_durations():
-    assert [_duration(seconds) for seconds in (0.4, 59.6, 61, 7322)] == [
-        "0 s",
-        "1 min 00 s",
-        "1 min 01 s",
-        "2 h 02 min",
-    ]

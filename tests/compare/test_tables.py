@@ -8,7 +8,7 @@ import pytest
 from pcm_rl.compare.plan import Comparison, plan_runs
 from pcm_rl.compare.tables import area_under_curve, write_csv, write_tables
 from pcm_rl.config import ConfigError
-from pcm_rl.reports.metrics import METRICS
+from pcm_rl.reports.columns import METRICS, headers
 
 SUCCESS = {"low": 0.1, "high": 0.9, "successes": 4, "episodes": 8}
 
@@ -33,7 +33,7 @@ def run(tmp_path):
         {"step": 2, "env_steps": 50, "rollout_s": 1.0, "step_s": 1.0},
         {"step": 3, "chunks_kept": 7.0, "env_steps": 1234567, "update_s": 0.123456789, "rollout_s": 2, "step_s": 3},
     ]
-    write_csv(folder / "metrics.csv", [{key: row.get(key, "") for key in METRICS} for row in steps])
+    write_csv(folder / "metrics.csv", [{key: row.get(key, "") for key in headers(METRICS)} for row in steps])
     curve = [(0, 0.25), (2, 0.75), (3, 0.5), (3, 0.5)]  # the last twice: cut between the evaluation and the summary
     write_csv(folder / "evaluation.csv", [{"step": step, "success": success, **SUCCESS} for step, success in curve])
     summary = {when: {"success": value, **SUCCESS} for when, value in (("before", 0.25), ("after", 0.5))}
@@ -72,7 +72,7 @@ def test_evaluations_stand_beside_what_was_spent(run, tmp_path):
 def test_steps_keep_whole_numbers_and_six_digits(run, tmp_path):
     write_tables([run], tmp_path)
     rows = read(tmp_path / "compare-steps.csv")
-    assert list(rows[0]) == ["method", "budget", "seed", *METRICS]
+    assert list(rows[0]) == ["method", "budget", "seed", *headers(METRICS)]
     assert [row["chunks_kept"] for row in rows] == ["10", "", "7"]
     assert (rows[2]["env_steps"], rows[2]["update_s"]) == ("1234567", "0.123457")
 

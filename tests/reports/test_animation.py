@@ -5,7 +5,8 @@ import pytest
 from PIL import Image, ImageColor
 
 from pcm_rl.phases import Phase
-from pcm_rl.reports.animation import CURSOR_COLOR, NO_PHASE_COLOR, PHASE_COLORS, annotate, cursor_x, encode_webp
+from pcm_rl.reports.animation import annotate, cursor_x, encode_webp
+from pcm_rl.reports.colors import CURSOR_COLOR, NO_PHASE_COLOR, PHASE_COLORS
 
 
 def episode(count, height=20, width=30):

@@ -9,7 +9,7 @@ import torch
 
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.reports import films
-from pcm_rl.reports.page import _animation
+from pcm_rl.reports.animation import animate_recording
 from pcm_rl.reports.run_end import film_run
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import evaluate
@@ -101,7 +101,7 @@ def test_the_reports_films_replace_older_ones(evaluated):
     lines: list[str] = []
     film_run(config, evaluation, lines.append)
     assert [path.name for path in folder.iterdir()] == ["failure.safetensors"] and not lines
-    _, _, frames, about = _animation(folder / "failure.safetensors", "failure")  # what the report reads
+    _, _, frames, about = animate_recording(folder / "failure.safetensors", "Failure")  # what the report reads
     assert frames == 11
     assert about == {"success": "false", "init_state": "1 of task 0", "frame_step": "2"}
 

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import pytest
 
-from pcm_rl import Phase
-from pcm_rl.reports.html import METRICS as EXPLAINED
-from pcm_rl.reports.metrics import METRICS, CsvTable, RunLog, step_line
+from pcm_rl.reports.metrics import CsvTable, RunLog, step_line
 
 ROW = {
     "step": 2, "success": 0.5, "groups": 8, "groups_mixed": 3, "chunks_kept": 360, "chunks_valid": 900,
     "kept_fraction": 0.4, "rollout_s": 3.0, "select_s": 0.0, "update_s": 1.0, "step_s": 4.0,
 }  # fmt: skip
+
+
+def header(folder):
+    return (folder / "metrics.csv").read_text().splitlines()[0].split(",")
 
 
 def test_table_appends_and_drops_what_comes_after_a_checkpoint(tmp_path):
@@ -25,6 +28,12 @@ def test_table_appends_and_drops_what_comes_after_a_checkpoint(tmp_path):
         table.append({"step": 4, "y": 1})
 
 
+def test_columns_that_are_no_longer_written_stay(tmp_path):
+    CsvTable(tmp_path / "t.csv", ["step", "old", "x"]).append({"step": 1, "old": 5, "x": 6})
+    CsvTable(tmp_path / "t.csv", ["step", "x", "new"], keep_until=1).append({"step": 2, "x": 7, "new": 8})
+    assert (tmp_path / "t.csv").read_text().split() == ["step,x,new,old", "1,6,,5", "2,7,8,"]
+
+
 def test_line_for_a_person():
     line = step_line(ROW, 60)
     for part in ("2/60", "50.0%", "groups 3/8", "360/900 (40%)", "3.00 s (75%)", "1.00 s (25%", "ceiling 1.33x"):
@@ -32,9 +41,28 @@ def test_line_for_a_person():
     assert "update skipped" in step_line({**ROW, "groups_mixed": 0}, 60)
 
 
-def test_every_metric_is_explained_in_the_report(tmp_path):
-    explained = {metric[0].replace("<phase>", phase.label) for metric in EXPLAINED for phase in Phase}
-    assert set(METRICS) == explained
-    log = RunLog(tmp_path, "tensorboard")
-    log.step(ROW)
+def test_scalars_go_to_the_logger(tmp_path):
+    RunLog(tmp_path, "tensorboard").step(ROW)
     assert list((tmp_path / "tensorboard").rglob("events*"))
+
+
+def test_extra_columns_come_last_and_survive_a_resume(tmp_path):
+    RunLog(tmp_path, extra=["novelty", "novelty/tail"]).step({**ROW, "novelty": 0.5})
+    assert header(tmp_path)[-2:] == ["novelty", "novelty/tail"]
+    RunLog(tmp_path, keep_until=2).step({**ROW, "step": 3, "novelty": 0.25})
+    assert [line.split(",")[-2:] for line in (tmp_path / "metrics.csv").read_text().splitlines()[1:]] == [
+        ["0.5", ""], ["0.25", ""]
+    ]  # fmt: skip
+    for extra in (["loss"], ["a", "a"]):
+        with pytest.raises(ValueError, match="already"):
+            RunLog(tmp_path, extra=extra)
+
+
+def test_an_undeclared_metric_is_named_once_and_costs_no_step(tmp_path):
+    log = RunLog(tmp_path)
+    with pytest.warns(RuntimeWarning, match="no column for novelty"):
+        log.step({**ROW, "novelty": 0.5})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log.step({**ROW, "step": 3, "novelty": 0.5})
+    assert "novelty" not in header(tmp_path) and len((tmp_path / "metrics.csv").read_text().splitlines()) == 3

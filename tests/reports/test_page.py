@@ -9,12 +9,13 @@ from safetensors.numpy import save_file
 
 from pcm_rl.phases import Phase
 from pcm_rl.reports import figures as report_figures
-from pcm_rl.reports.animation import PHASE_COLORS
-from pcm_rl.reports.html import METRICS, amount, duration, percent
+from pcm_rl.reports.colors import PHASE_COLORS
+from pcm_rl.reports.columns import EVALUATION, METRICS, headers
+from pcm_rl.reports.numbers import amount, duration, percent
 from pcm_rl.reports.page import write_report
 
 LABELS = [phase.label for phase in Phase]
-COLUMNS = [name.replace("<phase>", label) for name, *_ in METRICS for label in (LABELS if "<" in name else [""])]
+COLUMNS = headers(METRICS)
 CARDS = {
     "headline", "learning-curve", "time-split", "score", "keep-prob", "candidates", "kept", "budget-curve",
     "update-cost", "rollout-success", "rollout-failure", "health", "notes", "configuration", "metrics",
@@ -50,7 +51,7 @@ def write_run(path, steps=12, instruction="pick up the cube"):
         {"step": step, "success": value, "low": value - 0.1, "high": value + 0.05, "successes": 3, "episodes": 20}
         for step, value in ((0, 0.2), (6, 0.5), (12, 0.9))
     ]
-    write_csv(path / "evaluation.csv", evaluation, list(evaluation[0]))
+    write_csv(path / "evaluation.csv", evaluation, headers(EVALUATION))
     (path / "config.yaml").write_text(
         "env:\n  id: pcm_rl/PickPlace-v0\nselection: {name: pcm, budget: 12}\nseed: 7\nsteps: 12\ngroups: 2\n"
         "group_size: 4\nsecret_sauce: ${oc.env:NOT_SET_ANYWHERE}\n"
@@ -145,7 +146,7 @@ def test_time_split_and_ceiling(full):
     assert f"{1 / (1 - 54 / 102):.2f}\N{MULTIPLICATION SIGN}" in full
 
 
-def test_profile_ratios_are_against_pcm(full):
+def test_profile_ratios_are_against_the_first_method(full):
     assert "5.00\N{MULTIPLICATION SIGN} pcm" in full and "2.50\N{MULTIPLICATION SIGN} pcm" in full
     assert "4.1 GB" in full
 
@@ -157,13 +158,29 @@ def test_every_metric_is_explained_and_every_baseline_named(full):
         assert text in full
 
 
+def test_the_cost_of_another_method_stands_first_if_it_was_the_runs(tmp_path):
+    write_csv(tmp_path / "metrics.csv", [])
+    names = ("mine:rule<1>", "full-valid")
+    profile = [{"method": name, "rows": 5, "update_s": 1.0 + i, "activation_bytes": 8} for i, name in enumerate(names)]
+    (tmp_path / "summary.json").write_text(json.dumps({"profile": profile}))
+    page = report(tmp_path)
+    assert "2.00\N{MULTIPLICATION SIGN} mine:rule&lt;1&gt;" in page and 'class="bar first"' in page
+    assert "\N{MULTIPLICATION SIGN} pcm" not in page
+
+
+def test_a_metric_of_ones_own_is_listed_with_its_last_value(tmp_path):
+    write_csv(tmp_path / "metrics.csv", [{**row(1), "novelty": 0.25}], [*COLUMNS, "novelty"])
+    page = report(tmp_path)
+    assert "<code>novelty</code>" in page and "logged by this run only" in page and "<td>0.25</td>" in page
+
+
 def test_an_interpolation_in_the_configuration_is_shown_as_written(full):
     assert "${oc.env:NOT_SET_ANYWHERE}" in full
 
 
 def test_the_same_run_gives_the_same_page(tmp_path, full):
     assert report(write_run(tmp_path / "run")) == full
-    assert not (tmp_path / "run" / "report.html.part").exists()
+    assert not (tmp_path / "run" / "report.html.partial").exists()
 
 
 @pytest.mark.parametrize("mixed", [True, False])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from pcm_rl.config import Config
+from pcm_rl.config import Config, SelectionConfig
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.training.forecast import memory_lines, time_lines
 from pcm_rl.training.update_cost import UpdateCost
@@ -20,10 +20,17 @@ def test_times_by_hand():
     step, run = time_lines(COSTS, rollout_s=30.0, config=config)
     assert "80 trajectories" in step and "(960 chunks)" in step and "all 3280 executed" in step
     # a step is 30 + 0.5 + 9.5 = 40 s, 200 of them 8000 s; with all chunks 70 s; with a free update 30 s
-    assert "2.2 h" in run and "1.75x" in run and "2.33x" in run
+    assert "2 h 13 min" in run and "1.75x" in run and "2.33x" in run
 
 
-@pytest.mark.parametrize(("steps", "said"), [(1, "40 s"), (60, "40 min"), (900, "10.0 h")])
+def test_times_are_of_the_runs_own_method():
+    config = dataclasses.replace(Config(), selection=SelectionConfig("random"))
+    costs = [dataclasses.replace(COSTS[0], method="random-valid"), COSTS[1]]
+    step, run = time_lines(costs, rollout_s=30.0, config=config)
+    assert "with random-valid (960 chunks)" in step and "steps with random-valid" in run
+
+
+@pytest.mark.parametrize(("steps", "said"), [(1, "40 s"), (60, "40 min"), (900, "10 h 00 min")])
 def test_times_in_the_unit_that_a_person_reads(steps, said):
     assert f"{steps} steps with pcm: {said}," in time_lines(COSTS, 30.0, dataclasses.replace(Config(), steps=steps))[1]
 

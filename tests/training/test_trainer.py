@@ -89,8 +89,8 @@ def test_a_run_leaves_what_it_promises(finished):
     summary = json.loads((config.folder / "summary.json").read_text())
     assert [cost["method"] for cost in summary["profile"]] == ["pcm", "full-valid", "full-padded"]
     assert summary["before"]["episodes"] == summary["after"]["episodes"] == 16
-    closing = lines[-1]
-    assert "success before" in closing and "success  after" in closing and "full-padded" in closing
+    end = lines[-1]
+    assert "success before" in end and "success  after" in end and "full-padded" in end
     assert sum(line.startswith("step ") for line in lines) == 3
 
 
@@ -137,7 +137,10 @@ def test_a_policy_that_never_succeeds_says_so_and_skips_the_update(tiny):
 def test_full_padded_runs_and_pays_for_padding(tiny):
     config = tiny("padded", "steps=1", "eval_every=0", "selection.name=none", "selection.padding=keep")
     assert config.method == "full-padded"
-    trainer = train(config, say=silent)
+    lines: list[str] = []
+    trainer = train(config, say=lines.append)
+    assert [cost["method"] for cost in trainer.summary["profile"]] == ["full-padded", "full-valid"]
+    assert "pcm" not in lines[-1].replace(str(config.folder), ""), "the run's own method, and full GRPO"
     row = table(config)[0]
     if row["chunks_kept"]:
         assert float(row["chunks_kept"]) == 12 * int(row["groups_mixed"]) * config.group_size

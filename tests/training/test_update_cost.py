@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from pcm_rl.config import Config, EnvConfig, UpdateConfig
+from pcm_rl.config import METHODS, AdvantageConfig, Config, EnvConfig, Method, SelectionConfig, UpdateConfig
 from pcm_rl.episodes import pad_episodes
 from pcm_rl.training.memory import ActivationMeter
-from pcm_rl.training.update_cost import profile_update
+from pcm_rl.training.update_cost import compared_methods, profile_update
 
 LENGTHS, SUCCESS, GROUP = [15, 14, 3, 16], [1, 0, 1, 0], [0, 0, 0, 0]
 
@@ -35,12 +35,41 @@ def test_rows_and_memory_of_every_method(policy, make_batch):
     batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
     config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16), update=UpdateConfig(minibatches=1))
     before = copy.deepcopy(policy.state_dict())
-    methods = ("pcm", "random-valid", "full-valid", "full-padded")
+    methods = {name: METHODS[name] for name in ("pcm", "random-valid", "full-valid", "full-padded")}
     costs = {cost.method: cost for cost in profile_update(policy, batch, config, methods=methods, repeats=1)}
     assert [costs[m].rows for m in methods] == [39, 39, 48, 64]  # sum of min(12, N), of N, and 4 x 16
     memory = [costs[m].activation_bytes for m in methods]
     assert memory[0] == memory[1] < memory[2] < memory[3]
     assert all(torch.equal(before[key], value) for key, value in policy.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("selection", "names", "rows"),
+    [
+        (SelectionConfig("random", budget=5), ["random-valid", "full-valid", "full-padded"], [18, 48, 64]),
+        (SelectionConfig("none", padding="keep"), ["full-padded", "full-valid"], [64, 48]),
+        (SelectionConfig("random", padding="keep"), ["random-keep-group", "full-valid", "full-padded"], [48, 48, 64]),
+    ],
+)
+def test_the_methods_of_a_run_begin_with_its_own(policy, make_batch, selection, names, rows):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16), selection=selection)
+    costs = profile_update(policy, batch, config, repeats=0)
+    assert [cost.method for cost in costs] == names and [cost.rows for cost in costs] == rows
+
+
+def test_a_method_keeps_its_advantage():
+    config = dataclasses.replace(
+        Config(), selection=SelectionConfig("top-advantage"), advantage=AdvantageConfig("critic")
+    )
+    assert next(iter(compared_methods(config).items())) == ("top-critic", METHODS["top-critic"])
+
+
+def test_a_method_needs_no_name_of_ours(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16))
+    (cost,) = profile_update(policy, batch, config, methods={"mine": Method("random", "keep")}, repeats=0)
+    assert (cost.method, cost.rows) == ("mine", 48)
 
 
 def test_memory_follows_micro_rows(policy, make_batch):
@@ -49,7 +78,7 @@ def test_memory_follows_micro_rows(policy, make_batch):
     for micro_rows in (8, 16):
         update = UpdateConfig(minibatches=1, micro_rows=micro_rows)
         config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16), update=update)
-        (cost,) = profile_update(policy, batch, config, methods=("full-padded",), repeats=1)
+        (cost,) = profile_update(policy, batch, config, methods={"full-padded": METHODS["full-padded"]}, repeats=1)
         peak.append(cost.activation_bytes)
     assert peak[1] == pytest.approx(2 * peak[0], rel=0.05)
 

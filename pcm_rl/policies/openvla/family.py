@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
-from pcm_rl.policies.openvla.checkpoint import open_checkpoint
+from pcm_rl.policies.openvla.attention_check import check_bidirectional
 from pcm_rl.policies.openvla.lora import add_lora
+from pcm_rl.policies.openvla.model_folder import open_checkpoint
 from pcm_rl.policies.openvla.policy import OpenVLAPolicy
-from pcm_rl.policies.openvla.probe import check_bidirectional
 from pcm_rl.policies.openvla.quantize import quantize_language
 from pcm_rl.policies.openvla.sizes import CheckpointError
 

@@ -16,9 +16,9 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.episodes import INSTRUCTION, STATE
 from pcm_rl.policies.openvla.actions import ActionCodec
-from pcm_rl.policies.openvla.checkpoint import Checkpoint, load_model
-from pcm_rl.policies.openvla.export import save_merged
 from pcm_rl.policies.openvla.lora import save_adapters
+from pcm_rl.policies.openvla.merged import save_merged
+from pcm_rl.policies.openvla.model_folder import Checkpoint, load_model
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.prompt import Prompter
 from pcm_rl.policies.openvla.sizes import CheckpointError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcm_rl.policies.openvla.probe import check_bidirectional
+from pcm_rl.policies.openvla.attention_check import check_bidirectional
 from pcm_rl.training.memory import ActivationMeter
 from pcm_rl.training.probe import check_log_probs
 

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from pcm_rl.policies.openvla import OpenVLAPolicy, add_lora, open_checkpoint
-from pcm_rl.policies.openvla.export import push, save_merged
 from pcm_rl.policies.openvla.keys import HEAD, is_unused
+from pcm_rl.policies.openvla.merged import push, save_merged
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
 
 TEXTS = ["lift it", "put the bowl on the plate"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from pcm_rl.policies.openvla.attention_check import check_bidirectional
 from pcm_rl.policies.openvla.network import language
-from pcm_rl.policies.openvla.probe import check_bidirectional
 
 
 def causal(query, key, value, attn_mask=None, enable_gqa=False):

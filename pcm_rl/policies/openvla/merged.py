@@ -1,17 +1,19 @@
-"""Write a trained model in the layout of the checkpoint that it came from."""
+"""A trained model, merged into the checkpoint that it came from: written in the same layout, and uploaded."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
-from pcm_rl.policies.openvla.checkpoint import Checkpoint
 from pcm_rl.policies.openvla.keys import HEAD, model_key
 from pcm_rl.policies.openvla.lora import weight_deltas
+from pcm_rl.policies.openvla.model_folder import Checkpoint
+from pcm_rl.support.writing import replacing_folder
 
 COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
 
@@ -41,27 +43,30 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name}
     if strangers := sorted({*deltas, *trained} - {model_key(key) for key in checkpoint.shards}):
         raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {strangers[0]}")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for shard in sorted(set(checkpoint.shards.values())):
-        with safe_open(checkpoint.folder / shard, "pt") as file:
-            merged = {key: file.get_tensor(key) for key in file.keys()}
-        for key, weight in merged.items():
-            name = model_key(key)
-            if name in deltas:
-                merged[key] = (weight.float() + deltas[name].cpu()).to(weight.dtype)
-            elif name in trained:
-                first = checkpoint.sizes.first_action_id if key == HEAD else 0
-                own = trained[name].detach().cpu().to(weight.dtype)
-                weight[first : first + len(own)] = own
-        save_file(merged, partial / shard, {"format": "pt"})
-    for path in checkpoint.folder.iterdir():
-        if path.suffix in COPIED and path.is_file():
-            shutil.copyfile(path, partial / path.name)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    with replacing_folder(folder) as partial:
+        for shard in sorted(set(checkpoint.shards.values())):
+            save_file(_merged(checkpoint, shard, deltas, trained), partial / shard, {"format": "pt"})
+        for path in checkpoint.folder.iterdir():
+            if path.suffix in COPIED and path.is_file():
+                shutil.copyfile(path, partial / path.name)
     return folder
+
+
+def _merged(
+    checkpoint: Checkpoint, shard: str, deltas: Mapping[str, Tensor], trained: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The weights of one file of the checkpoint, with what was trained."""
+    with safe_open(checkpoint.folder / shard, "pt") as file:
+        weights = {key: file.get_tensor(key) for key in file.keys()}
+    for key, weight in weights.items():
+        name = model_key(key)
+        if name in deltas:
+            weights[key] = (weight.float() + deltas[name].cpu()).to(weight.dtype)
+        elif name in trained:
+            first = checkpoint.sizes.first_action_id if key == HEAD else 0
+            rows = trained[name].detach().cpu().to(weight.dtype)
+            weight[first : first + len(rows)] = rows
+    return weights
 
 
 def push(folder: str | Path, repository: str, *, private: bool = True) -> str:

@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pcm_rl.policies.openvla import CheckpointError, load_model, open_checkpoint
-from pcm_rl.policies.openvla.checkpoint import NORMALISATION
 from pcm_rl.policies.openvla.keys import HEAD, is_unused, model_key
+from pcm_rl.policies.openvla.model_folder import NORMALISATION
 
 INDEX = "model.safetensors.index.json"
 FIRST, SECOND = (f"model-0000{i}-of-00002.safetensors" for i in (1, 2))
