@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pcm_rl.config import Config
+from pcm_rl.reports.columns import evaluation_table, metrics_table
 
 DOCS = Path(__file__).parents[1] / "docs"
 PUBLIC = ("pcm_rl", "pcm_rl.algos", "pcm_rl.envs", "pcm_rl.policies", "pcm_rl.labellers")
@@ -103,6 +104,8 @@ def _first_sentence(value: Any) -> str:
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "options": ("configuration.md", options),
     "names": ("api.md", names),
+    "metrics": ("metrics.md", metrics_table),
+    "evaluation": ("metrics.md", evaluation_table),
 }
 
 

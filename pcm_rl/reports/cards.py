@@ -17,6 +17,7 @@ from pcm_rl.reports.figures import ACCENT, INK, MUTED, STAGE_COLORS
 from pcm_rl.reports.html import esc, missing
 from pcm_rl.reports.numbers import DASH, TIMES, amount, duration, last, mapping, mean, number, percent, plain, to_float
 from pcm_rl.reports.run_files import RunFiles
+from pcm_rl.rules import RULES
 
 HEALTH = (
     ("groups_mixed", "mixed groups"), ("entropy", "entropy (nats)"), ("clip_fraction", "clip fraction"),
@@ -74,7 +75,8 @@ def score(run: RunFiles) -> str:
 def keep_probability(run: RunFiles) -> str:
     """The keep probability of every phase."""
     lead = "The weight each phase's chunks are drawn with; fixed between refreshes, never below the floor."
-    if run.setting("selection.name") in ("random", "none"):
+    rule = RULES.get(run.setting("selection.name"))
+    if rule is not None and not rule.by_phase:
         lead += f" Recorded only: {run.setting('selection.name')} does not draw with it."
     return _phase_card(
         run, "keep_prob", "Keep probability", lead,

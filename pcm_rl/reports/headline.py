@@ -11,6 +11,7 @@ from pcm_rl.reports.figures import trailing_mean, window_of
 from pcm_rl.reports.html import esc, interval
 from pcm_rl.reports.numbers import DASH, TIMES, duration, last, mapping, number, percent
 from pcm_rl.reports.run_files import RunFiles
+from pcm_rl.rules import RULES
 
 Side = tuple[str, dict[str, Any]]  # when, and the success at that time
 
@@ -60,13 +61,15 @@ def _gain(before: dict[str, Any], after: dict[str, Any]) -> str:
 def _facts(run: RunFiles) -> list[tuple[str, str]]:
     planned, seconds = run.setting("steps"), number(run.summary, "seconds")
     valid, kept = (np.nansum(run.metrics[name]) for name in ("chunks_valid", "chunks_kept"))
+    rule = RULES.get(run.setting("selection.name"))
+    unlimited = rule is not None and rule.budget == "none"
     done = f"{last(run.metrics['step']):g}" if run.steps else "0"
     return [
         ("steps", f"{done} of {planned}" if planned not in (DASH, done) else done),
         ("time", duration(seconds if seconds == seconds else np.nansum(run.metrics["step_s"]))),
         ("chunks kept", f"{percent(kept / valid)} of {valid:,.0f}" if valid else DASH),
         ("selection", run.setting("selection.name")),
-        ("budget B", "not used" if run.setting("selection.name") == "none" else run.setting("selection.budget")),
+        ("budget B", "not used" if unlimited else run.setting("selection.budget")),
         (f"groups {TIMES} size", f"{run.setting('groups')} {TIMES} {run.setting('group_size')}"),
         ("seed", f"{run.setting('seed')} (one run)"),
         ("hardware", str(run.summary.get("hardware") or DASH)),

@@ -119,3 +119,23 @@ def episode_outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
     first = (rows.get(CHUNK_ID) == 0).nonzero().flatten()
     first = first[rows.get(EPISODE)[first].argsort()]
     return rows.get(SUCCESS)[first], rows.get(GROUP)[first]
+
+
+def rollout_metrics(rows: TensorDictBase, signal: Tensor, groups: int) -> dict[str, float]:
+    """What a step's rollouts were, as columns of ``metrics.csv``.
+
+    Args:
+        rows: ``[M]`` rows of all processes.
+        signal: ``[M]`` bool, rows of groups with both outcomes.
+        groups: Groups that were asked for.
+    """
+    success, group = episode_outcomes(rows)
+    found = len(group.unique())
+    return {
+        "success": float(success.float().mean()),
+        "trajectories": len(success),
+        "groups": found,
+        "groups_mixed": len(rows.get(GROUP)[signal].unique()),
+        "groups_dropped": groups - found,
+        "env_steps": int((~rows.get(IS_PAD)).sum()),
+    }

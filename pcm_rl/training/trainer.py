@@ -1,7 +1,6 @@
 """GRPO with chunk selection: collect, advantage, select, update, evaluate, save.
 
-Deviations from the paper are listed in ``docs/deviations.md``; every number that a run writes is explained in
-``docs/metrics.md``. Start it with ``pcm-rl train``.
+Deviations from the paper are in ``docs/deviations.md``, the numbers that a run writes in ``docs/metrics.md``.
 """
 
 from __future__ import annotations
@@ -17,21 +16,22 @@ import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
-from pcm_rl.config import Config, save_config
-from pcm_rl.episodes import GROUP, INSTRUCTION, IS_PAD, PHASE, label_episodes
+from pcm_rl.config import Config
+from pcm_rl.episodes import INSTRUCTION, PHASE, label_episodes
 from pcm_rl.processes.exchange import Complete
 from pcm_rl.processes.launch import joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import RunLog, step_line
 from pcm_rl.reports.run_end import hardware
-from pcm_rl.rollouts.collect import collect_episodes, episode_outcomes
+from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.environments import make_vector_env, phase_rule
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
-from pcm_rl.rollouts.rows import listens
+from pcm_rl.rollouts.rows import listens, rollout_metrics
 from pcm_rl.training.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
 from pcm_rl.training.finish import report_run
 from pcm_rl.training.grpo import GRPO
+from pcm_rl.training.run_folder import begin_run_folder, refuse_existing
 from pcm_rl.training.start import supervised_start
 
 EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
@@ -111,7 +111,8 @@ class Trainer:
         collected = time.perf_counter()
         self.step += 1
         signal = grpo.write_advantage(rows)
-        metrics = self._rollout_metrics(rows, signal) | {"rollout_s": collected - started}
+        metrics = {"step": self.step, **rollout_metrics(rows, signal, self.config.groups)}
+        metrics |= {"rollout_s": collected - started, "worker_restarts": self._restarts()}
         learned = {} if grpo.credit.fit is None else grpo.credit.fit(rows)
         if bool(signal.any()):
             kept = complete(grpo.select(rows, signal))
@@ -143,19 +144,9 @@ class Trainer:
         """Entries that credit and rule want of all rows, also of those that other processes collected."""
         return (*self.grpo.credit.reads, *self.grpo.sampler.rule.reads)
 
-    def _rollout_metrics(self, rows: TensorDict, signal: Tensor) -> dict[str, float]:
-        outcome, group = episode_outcomes(rows)
-        groups = len(group.unique())
-        return {
-            "step": self.step,
-            "success": float(outcome.float().mean()),
-            "trajectories": len(outcome),
-            "groups": groups,
-            "groups_mixed": len(rows.get(GROUP)[signal].unique()),
-            "groups_dropped": self.config.groups - groups,
-            "env_steps": int((~rows.get(IS_PAD)).sum()),
-            "worker_restarts": sum(self.ranks.gather_json(getattr(self.env, "restarts", 0))),
-        }
+    def _restarts(self) -> int:
+        """Workers that had to be started again, of all processes."""
+        return sum(self.ranks.gather_json(getattr(self.env, "restarts", 0)))
 
     def record(self, metrics: dict[str, float]) -> None:
         """Log a step and say it."""
@@ -217,7 +208,7 @@ class Trainer:
         self.step, self.seconds, self.summary = state["step"], state["seconds"], state["summary"]
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
-        self._open_log(self.step)
+        self._open_folder(self.step)
         self.say(f"resumed {self.folder} after step {self.step}")
 
     def finish(self) -> None:
@@ -236,15 +227,11 @@ class Trainer:
         report_run(self.config, self.policy, batch, self.grpo.sampler.keep.probs, evaluation, self.summary, self.say)
 
     @on_first_rank
-    def _open_folder(self) -> None:
-        refuse_existing(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        save_config(self.config, self.folder / "config.yaml")
-        self._open_log(None)
-
-    @on_first_rank
-    def _open_log(self, keep_until: int | None) -> None:
-        self.log = RunLog(self.folder, self.config.logger, keep_until)
+    def _open_folder(self, after_step: int | None = None) -> None:
+        """Begin the folder, or go on in it behind a step."""
+        if after_step is None:
+            begin_run_folder(self.config)
+        self.log = RunLog(self.folder, self.config.logger, after_step)
 
     @on_first_rank
     def _write_checkpoint(self) -> None:
@@ -261,11 +248,3 @@ class Trainer:
         """What a later run has to know of this policy before it starts from it, or exports it."""
         chunk = " ".join(map(str, self.env.single_action_space.shape or ()))
         return {"env": self.config.env.id, "held_out": self.states.describe()["evaluation"], "chunk": chunk}
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raise ``FileExistsError`` if ``folder`` already holds a run: nothing saved is overwritten."""
-    if (folder / "metrics.csv").exists():
-        raise FileExistsError(
-            f"{folder} already holds a run; continue it with --resume {folder}, give another name=..., or delete it"
-        )

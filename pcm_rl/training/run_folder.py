@@ -1,0 +1,26 @@
+"""The folder of a run: begun once, never overwritten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pcm_rl.config import Config, save_config
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raise ``FileExistsError`` if ``folder`` already holds a run: nothing saved is overwritten."""
+    if (folder / "metrics.csv").exists():
+        raise FileExistsError(
+            f"{folder} already holds a run; continue it with --resume {folder}, give another name=..., or delete it"
+        )
+
+
+def begin_run_folder(config: Config) -> None:
+    """Make the folder of a new run and write what it is made with.
+
+    Raises:
+        FileExistsError: If it already holds a run.
+    """
+    refuse_existing(config.folder)
+    config.folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, config.folder / "config.yaml")
