@@ -16,6 +16,10 @@ SUCCESS_KEYS = ("success", "is_success")  # of an environment's info, the first 
 _LOOKS_LIKE_SUCCESS = ("succe", "solved")
 
 
+class MissingSuccess(KeyError):
+    """An environment's info lacks the key that is to tell success."""
+
+
 class SuccessRule:
     """Whether a step was a success.
 
@@ -43,7 +47,7 @@ class SuccessRule:
         """Whether the step that gave `info`, `terminated` and `reward` was a success; `where` is for errors.
 
         Raises:
-            KeyError: `success` names a key that the info lacks.
+            MissingSuccess: `success` names a key that the info lacks.
             ValueError: The answer is not binary.
         """
         if callable(self.success):
@@ -53,7 +57,7 @@ class SuccessRule:
             self._warn_of_others(info)
             return terminated and reward > 0.0
         if key not in info:
-            raise KeyError(f"success={key!r} is not in the environment's info at {where}; it has {sorted(info)}")
+            raise MissingSuccess(f"success={key!r} is not in the environment's info at {where}; it has {sorted(info)}")
         return _binary(info[key], f"info[{key!r}]", where)
 
     def _warn_of_others(self, info: Mapping[str, Any]) -> None:
