@@ -77,7 +77,7 @@ def test_success_pays_once_stays_and_is_not_asked_for_again():
 
 def test_what_is_wrong_names_the_place():
     env = CounterEnv()
-    with pytest.raises(gymnasium.error.ResetNeeded, match="first step.. and after 7"):
+    with pytest.raises(gymnasium.error.ResetNeeded, match=r"first step.. and after 7"):
         play(env, 1)
     with pytest.raises(ValueError, match="counter has 0 to 1"):
         env.reset(options={"init_state": 2})
@@ -86,7 +86,7 @@ def test_what_is_wrong_names_the_place():
     with pytest.raises(ValueError, match="counter, initial state 1, step 1"):
         play(env, 1, np.nan)
     env.simulation.total = np.inf
-    with pytest.raises(RuntimeError, match="diverged.*counter, initial state 1, step 2"):
+    with pytest.raises(RuntimeError, match=r"diverged.*counter, initial state 1, step 2"):
         play(env, 1)
     play_on = CounterEnv()
     play_on.reset(options={"init_state": 0})
