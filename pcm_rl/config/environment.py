@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, one_of
+from pcm_rl.support.plugins import is_plugin
+
+_LABELLERS = "pcm_rl.labellers:label_by_time (periods of time) or pcm_rl.labellers:label_by_distance (hand and object)"
 
 
 @dataclass(frozen=True)
@@ -17,19 +21,29 @@ class EnvConfig:
         kwargs: Keyword arguments of the environment.
         tasks: Several tasks for one policy: a keyword argument with its value for each task, such as
             ``{task_id: [0, 1, 2]}``; several arguments are read side by side. Empty for a single task.
+        wrappers: Wrappers of each environment, the first one innermost: ``module:Class``, or a mapping
+            ``{name: module:Class, kwargs: {...}}``; such as ``gymnasium.wrappers:FlattenObservation`` for observations
+            in several parts.
         import_module: Module to import first, so that ``id`` is registered (``metaworld`` for MetaWorld's ids).
         num_envs: Environments stepped together; with several training processes, those of each.
         workers: One process an environment (simulators); False steps the environment's own vectorised core.
         timeout: Seconds without an answer after which a worker is taken for hung and restarted.
         chunk_length: L, steps a chunk.
         max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
-        gripper_index: Action dimension that commands the gripper.
+        gripper_index: Action dimension that commands the gripper; null where there is no gripper, which needs a
+            ``labeller`` or ``closed``.
         close_above: Gripper commands strictly above close.
+        close_below: Gripper commands strictly below close, in place of those above ``close_above``; null where it is
+            not so.
+        closed: ``module:function`` of actions ``[..., D]`` -> bool ``[...]``: which of them close the gripper, where
+            one number is not enough; in place of the three above.
         labeller: Phase rule as ``module:function`` (see ``pcm_rl.episodes.label_episodes``); None is the gripper rule.
         labeller_kwargs: Keyword arguments of that function, such as ``{near: 0.6}``.
         init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
             ``seed`` (``reset(seed=k)``).
-        success: Key of ``info`` that tells success, where it is not ``success``.
+        success: Key of ``info`` that tells success, or ``module:function``, called as ``function(env, info) -> bool``
+            after every step; null is ``success`` or ``is_success``, else an end with a positive reward.
+        reward: ``sum`` of the environment's rewards over a chunk, or ``success``: 1 for the chunk of the first success.
         num_states: Number of initial states a task (LIBERO: 50); None where the environment has no fixed number.
         eval_states: Initial states a task held out for evaluation, never trained on.
         images: Prepare images as OpenVLA expects them: keyword arguments of ``pcm_rl.envs.OpenVLAImages``, ``{}`` for
@@ -39,18 +53,22 @@ class EnvConfig:
     id: str = "pcm_rl/PickPlace-v0"
     kwargs: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, list[Any]] = field(default_factory=dict)
+    wrappers: list[Any] = field(default_factory=list)
     import_module: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
     num_envs: int = 80
     workers: bool = False
     timeout: float = 120.0
     chunk_length: int = 8
     max_chunks: int = 64
-    gripper_index: int = -1
+    gripper_index: Optional[int] = -1  # noqa: UP045
     close_above: float = 0.0
+    close_below: Optional[float] = None  # noqa: UP045
+    closed: Optional[str] = None  # noqa: UP045
     labeller: Optional[str] = None  # noqa: UP045
     labeller_kwargs: dict[str, Any] = field(default_factory=dict)
     init_state: str = "option"
     success: Optional[str] = None  # noqa: UP045
+    reward: str = "sum"
     num_states: Optional[int] = None  # noqa: UP045
     eval_states: int = 256
     images: Optional[dict[str, Any]] = None  # noqa: UP045
@@ -58,10 +76,14 @@ class EnvConfig:
     def __post_init__(self) -> None:
         at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
         one_of(self, "init_state", ("option", "seed"))
-        if self.labeller is not None and self.labeller.count(":") != 1:
-            raise ConfigError(f"labeller must be module:function, got {self.labeller!r}")
+        one_of(self, "reward", ("sum", "success"))
+        _check_plugin("labeller", self.labeller)
+        _check_plugin("closed", self.closed)
         if self.labeller_kwargs and self.labeller is None:
             raise ConfigError(f"labeller_kwargs are given without a labeller, got {dict(self.labeller_kwargs)}")
+        self._check_gripper()
+        for entry in self.wrappers:
+            _check_wrapper(entry)
         if twice := sorted(set(self.kwargs) & set(self.tasks)):
             raise ConfigError(f"{', '.join(twice)} stands in kwargs and in tasks; give it in one of them")
         lengths = {key: len(values) for key, values in self.tasks.items()}
@@ -69,6 +91,36 @@ class EnvConfig:
             raise ConfigError(f"tasks must give every argument as many values, at least one, got {lengths}")
         if self.num_tasks > 1 and self.num_states is None:
             raise ConfigError("several tasks need num_states, the number of initial states a task")
+
+    def _check_gripper(self) -> None:
+        given = [
+            f"{name}={value}"
+            for name, value, default in (
+                ("closed", self.closed, None),
+                ("close_below", self.close_below, None),
+                ("close_above", self.close_above, 0.0),
+            )
+            if value != default
+        ]
+        if len(given) > 1:
+            raise ConfigError(f"one rule says what closes the gripper, got {' and '.join(given)}; give one of them")
+        if self.gripper_index is not None:
+            return
+        if self.close_below is not None or self.close_above != 0.0:
+            raise ConfigError(f"{given[0]} is of a gripper, and gripper_index=null says that there is none")
+        if self.labeller is None and self.closed is None:
+            raise ConfigError(
+                "gripper_index=null says that there is no gripper, and phases are read off the gripper; give "
+                f"env.labeller=module:function, such as {_LABELLERS}"
+            )
+
+    @property
+    def wrapper_calls(self) -> list[tuple[str, dict[str, Any]]]:
+        """``module:Class`` and keyword arguments of every wrapper, the innermost first."""
+        return [
+            (entry, {}) if isinstance(entry, str) else (entry["name"], dict(entry.get("kwargs") or {}))
+            for entry in self.wrappers
+        ]
 
     @property
     def num_tasks(self) -> int:
@@ -80,22 +132,44 @@ class EnvConfig:
         return {**self.kwargs, **{key: values[task] for key, values in self.tasks.items()}}
 
 
+def _check_plugin(key: str, name: str | None) -> None:
+    if name is not None and name.count(":") != 1:
+        raise ConfigError(f"{key} must be module:function, got {name!r}")
+
+
+def _check_wrapper(entry: Any) -> None:
+    named = {"name": entry} if isinstance(entry, str) else entry
+    fits = isinstance(named, Mapping) and "name" in named and set(named) <= {"name", "kwargs"}
+    if not fits or not isinstance(named["name"], str) or not is_plugin(named["name"]):
+        raise ConfigError(
+            f"wrappers must be a list of module:Class or {{name: module:Class, kwargs: {{...}}}}, got {entry!r} in it"
+        )
+    if not isinstance(named.get("kwargs") or {}, Mapping):
+        raise ConfigError(f"wrappers: kwargs of {named['name']} must be a mapping, got {named['kwargs']!r}")
+
+
 @dataclass(frozen=True)
 class DemoConfig:
     """Demonstrations of the scripted expert.
 
     Attributes:
+        expert: ``module:function``, called as ``function(env)``, or ``function(env, mistakes=...)`` where it has that
+            parameter; gives an object with ``reset(init_state)`` and ``action(observation)``. None takes the built-in
+            expert of ``env.id``.
         path: Dataset file; recorded there if missing. None keeps it in memory.
         episodes: Number of successful demonstrations a task.
-        noise: Standard deviation of the noise on executed actions; the labels stay clean.
+        noise: Standard deviation of the noise on executed actions, where half the width of the action box is 1; the
+            labels stay clean, and so does the gripper's command.
         mistakes: Share of demonstrations with a deliberate mis-grasp and recovery, where the expert has them.
     """
 
+    expert: Optional[str] = None  # noqa: UP045
     path: Optional[str] = None  # noqa: UP045
     episodes: int = 30
     noise: float = 0.2
     mistakes: float = 0.3
 
     def __post_init__(self) -> None:
+        _check_plugin("expert", self.expert)
         at_least(1, self, "episodes")
         at_least(0.0, self, "noise", "mistakes")

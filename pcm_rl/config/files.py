@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -18,6 +19,11 @@ from pcm_rl.config.schema import Config
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Defaults, then the YAML file, then ``key=value`` overrides.
 
+    An override of a text field is taken as it is written: ``name=007`` is the text ``007``. Quotes around the whole of
+    it are left out, and ``null`` (or nothing) is None where the field may be None. Every other value is read as YAML.
+    An override of a mapping or a list takes its place, so that ``env.tasks={}`` empties it; one of a single entry, such
+    as ``env.kwargs.horizon=9``, leaves the other entries.
+
     Args:
         path: YAML file; None for the defaults.
         overrides: Such as ``["seed=1", "selection.budget=8"]``.
@@ -27,22 +33,7 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
             override that is not ``key=value``.
         FileNotFoundError: If the file does not exist.
     """
-    for override in overrides:
-        if "=" not in override:
-            raise ConfigError(f"expected key=value, got {override!r}")
-    if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
-    base = OmegaConf.structured(Config)
-    _unlock(base)
-    try:
-        given: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
-        given = OmegaConf.merge(given, OmegaConf.from_dotlist(list(overrides)))
-        _check_keys(given, Config, "")
-        config = OmegaConf.to_object(OmegaConf.merge(base, given))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
-    assert isinstance(config, Config)
-    return config
+    return _load(path, [_parsed(override) for override in overrides])
 
 
 def load_run_config(folder: str | Path, overrides: Sequence[str] = ()) -> Config:
@@ -51,12 +42,15 @@ def load_run_config(folder: str | Path, overrides: Sequence[str] = ()) -> Config
     Raises:
         FileNotFoundError: If the folder holds no run.
     """
-    path = Path(folder) / "config.yaml"
+    folder = Path(folder)
+    if folder.name in ("", ".."):
+        folder = folder.resolve()
+    path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run (no config.yaml)")
-    parent, name = str(Path(folder).parent), Path(folder).name
+    here = [("run_dir", str(folder.parent)), ("name", folder.name)]
     # the checkpoint holds the policy: the file that the run once started from may be gone
-    return load_config(path, [f"run_dir={parent}", f"name={name}", *overrides, "policy.init=null"])
+    return _load(path, [*here, *(_parsed(override) for override in overrides), ("policy.init", None)])
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -74,6 +68,55 @@ def config_keys(cls: type = Config, prefix: str = "") -> list[str]:
     return keys
 
 
+def _load(path: str | Path | None, changes: Iterable[tuple[str, Any]]) -> Config:
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"no configuration file at {path}")
+    base = OmegaConf.structured(Config)
+    _unlock(base)
+    try:
+        given: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        for key, value in changes:
+            OmegaConf.update(given, key, value, merge=_is_section(key), force_add=True)
+        _check_keys(given, Config, "")
+        config = OmegaConf.to_object(OmegaConf.merge(base, given))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+    assert isinstance(config, Config)
+    return config
+
+
+def _parsed(override: str) -> tuple[str, Any]:
+    """Key and value of ``key=value``; text stays as it is written, anything else is YAML."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"expected key=value, got {override!r}")
+    kind = _field_type(key)
+    if kind == str | None and text in ("", "null"):
+        return key, None
+    if kind in (str, str | None):
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        return key, text[1:-1] if quoted else text
+    try:
+        parsed: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{key}: {text!r} is no YAML: {' '.join(str(error).split())}") from error
+    return key, parsed["value"]
+
+
+def _field_type(key: str) -> Any:
+    """Type of the field with this dotted key, None where there is no such field."""
+    kind: Any = Config
+    for name in key.split("."):
+        kind = get_type_hints(kind).get(name) if is_dataclass(kind) else None
+    return kind
+
+
+def _is_section(key: str) -> bool:
+    return is_dataclass(_field_type(key))
+
+
 def _check_keys(given: Any, cls: type, prefix: str) -> None:
     known = {item.name: item for item in fields(cls)}
     for key in given:
@@ -82,9 +125,18 @@ def _check_keys(given: Any, cls: type, prefix: str) -> None:
             near += difflib.get_close_matches(f"{prefix}{key}", config_keys(), n=1, cutoff=0.3)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown key {prefix + str(key)!r}{hint}")
-        sub = known[key].default_factory
-        if isinstance(sub, type) and is_dataclass(sub) and isinstance(given._get_node(key), DictConfig):
+        sub, node = known[key].default_factory, given._get_node(key)
+        if isinstance(sub, type) and is_dataclass(sub) and isinstance(node, DictConfig):
             _check_keys(given[key], sub, f"{prefix}{key}.")
+        elif _field_type(f"{prefix}{key}") in (str, str | None):
+            _check_text(f"{prefix}{key}", node)
+
+
+def _check_text(key: str, node: Any) -> None:
+    # OmegaConf would make text of a number, another one than was written: 007 -> 7, 12e4567 -> inf
+    value = node._value()
+    if isinstance(value, bool | int | float):
+        raise ConfigError(f"{key} is text, and YAML reads {value!r} there; put it in quotes")
 
 
 def _unlock(node: DictConfig) -> None:

@@ -21,10 +21,10 @@ from tensordict import NestedKey, NonTensorData, TensorDict
 from torch import Tensor
 
 from pcm_rl import episodes
+from pcm_rl.envs.success import Success, SuccessRule
 from pcm_rl.episodes import Labeller, label_episodes
 from pcm_rl.phases import label_phases
 
-Success = str | Callable[[gymnasium.Env, dict[str, Any]], bool]
 _Row = dict[NestedKey, Tensor]
 Reader = tuple[str | None, Callable[[Any], Tensor]]
 _floats = partial(torch.tensor, dtype=torch.float32)
@@ -62,12 +62,14 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
     Args:
         env: Environment with a one-dimensional `Box` of floats as its action space.
         chunk_length: L, actions a chunk, at least 1.
-        gripper_index: Action dimension that commands the gripper.
+        gripper_index: Action dimension that commands the gripper. None where there is no gripper: the close fraction
+            that the labeller sees is 0, and the default labeller takes every chunk for an approach.
         close_above: Commands strictly above close the gripper.
         closed: `[..., D]` actions -> `[...]` bool, instead of the two above.
         labeller: Phase rule, see :func:`pcm_rl.episodes.label_episodes`.
-        success: Key of the environment's info, or `callable(env, info) -> bool`, asked after every step. None means
-            `info["success"]` where there is one, else termination with a positive reward.
+        success: Key of the environment's info, `callable(env, info) -> bool`, or the name of such a callable as
+            `module:function`; asked after every step. None means `info["success"]` or `info["is_success"]` where there
+            is one, else termination with a positive reward; see :class:`pcm_rl.envs.success.SuccessRule`.
         record: Build `info["episode"]`. False for workers that ship their own tensors.
         instruction: What the robot is told. None means the reset's `info["instruction"]`, if there is one.
         stop_on_success: End the episode, as terminated, at its first success. False leaves the end to the environment.
@@ -83,7 +85,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         env: gymnasium.Env,
         chunk_length: int = 8,
         *,
-        gripper_index: int = -1,
+        gripper_index: int | None = -1,
         close_above: float = 0.0,
         closed: Callable[[Tensor], Tensor] | None = None,
         labeller: Labeller = label_phases,
@@ -101,17 +103,18 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         super().__init__(env)
         self._chunks = self.action_space = _chunk_space(env.action_space, chunk_length)
         dimensions = self._chunks.shape[1]
-        if closed is None and not -dimensions <= gripper_index < dimensions:
-            raise ValueError(f"gripper_index is {gripper_index}; expected {-dimensions} to {dimensions - 1}")
+        gripper: dict[str, Any] = {"closed": no_gripper if closed is None else closed}
+        if closed is None and gripper_index is not None:
+            if not -dimensions <= gripper_index < dimensions:
+                raise ValueError(f"gripper_index is {gripper_index}; expected {-dimensions} to {dimensions - 1}")
+            gripper = {"gripper_index": gripper_index, "close_above": close_above}
         if reward not in ("sum", "success"):
             raise ValueError(f"reward is {reward!r}; expected 'sum' or 'success'")
         self.chunk_length, self.record, self.instruction = chunk_length, record, instruction
         self.stop_on_success, self.reward = stop_on_success, reward
-        self._success_rule = success
+        self._success_rule = SuccessRule(success)
         self._skips_frames = hasattr(env.unwrapped, "draw_cameras")
-        self._label = partial(
-            label_episodes, labeller=labeller, gripper_index=gripper_index, close_above=close_above, closed=closed
-        )
+        self._label: Callable[[TensorDict], Tensor] = partial(label_episodes, labeller=labeller, **gripper)
         self._readers = observation_readers(env.observation_space) if record else {}
         self._running = self._succeeded = False
         self._chunk_id = self._group_id = self._episode_id = 0
@@ -153,7 +156,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             Observation after the last executed step (copied), reward, terminated, truncated, info; see the class.
 
         Raises:
-            ValueError: The chunk has another shape or is not finite.
+            ValueError: The chunk has another shape or is not finite, or what tells success is not binary.
             KeyError: `success` names a key that the info lacks.
             gymnasium.error.ResetNeeded: No episode is running.
         """
@@ -182,23 +185,13 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             observation, reward, terminated, truncated, info = self.env.step(action)
             executed += 1
             total += float(reward)
-            self._succeeded |= self._succeeds(info, bool(terminated), float(reward))
+            self._succeeded |= self._success_rule(self.env, info, bool(terminated), float(reward), self._where)
             if terminated or truncated or (self._succeeded and self.stop_on_success):
                 break
         if self.reward == "success":
             total = float(self._succeeded and not before)
         terminated = bool(terminated) or (self._succeeded and self.stop_on_success)
         return observation, total, terminated, bool(truncated), executed, dict(info)
-
-    def _succeeds(self, info: dict[str, Any], terminated: bool, reward: float) -> bool:
-        rule = self._success_rule
-        if callable(rule):
-            return bool(rule(self.env, info))
-        if rule is None:
-            return bool(info["success"]) if "success" in info else terminated and reward > 0.0
-        if rule not in info:
-            raise KeyError(f"success={rule!r} is not in the environment's info at {self._where}; it has {sorted(info)}")
-        return bool(info[rule])
 
     @property
     def _where(self) -> str:
@@ -235,6 +228,11 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         self._episode_id += 1
         self._rows = []
         return episode
+
+
+def no_gripper(actions: Tensor) -> Tensor:
+    """`[..., D]` actions -> `[...]` bool, which of them close the gripper: none."""
+    return torch.zeros(actions.shape[:-1], dtype=torch.bool, device=actions.device)
 
 
 def _chunk_space(space: spaces.Space[Any], chunk_length: int) -> spaces.Box[np.floating]:

@@ -19,7 +19,17 @@ from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.support.writing import replacing
 
 _TEXT = f"{INSTRUCTION}.utf8"
-_SAME = ("env", "kwargs", "tasks", "chunk_length", "images")  # what a dataset must share with the run that uses it
+# what a dataset must share with the run that uses it
+_SAME = ("env", "kwargs", "tasks", "wrappers", "chunk_length", "images")
+# what recordings did not write when there was one way only
+_BEFORE = {
+    "tasks": "{}",
+    "images": "null",
+    "wrappers": "[]",
+    "gripper_index": "-1",
+    "success": "None",
+    "expert": "None",
+}
 
 
 def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str, str]) -> None:
@@ -67,15 +77,16 @@ def _texts(coded: Tensor) -> list[str]:
 def recording_settings(config: Config) -> dict[str, str]:
     """What a recording depends on; written into the dataset."""
     env, demos = config.env, config.demos
-    texts = {"kwargs": dict(env.kwargs), "tasks": dict(env.tasks)}
+    texts = {"kwargs": dict(env.kwargs), "tasks": dict(env.tasks), "wrappers": env.wrapper_calls}
     numbers = {"noise": demos.noise, "mistakes": demos.mistakes, "episodes": demos.episodes, "seed": config.seed}
     split = {"num_states": env.num_states, "eval_states": env.eval_states}
+    played = {"expert": demos.expert, "success": env.success, "gripper_index": env.gripper_index}
     return {
         "env": env.id,
         **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
         "images": json.dumps(env.images if env.images is None else dict(env.images), sort_keys=True),
         "chunk_length": str(env.chunk_length),
-        **{key: str(value) for key, value in (numbers | split).items()},
+        **{key: str(value) for key, value in (numbers | split | played).items()},
     }
 
 
@@ -90,7 +101,7 @@ def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
         parts.mkdir(parents=True, exist_ok=True)
         written.write_text(json.dumps(settings, indent=1))
         return
-    begun = json.loads(written.read_text())
+    begun = _BEFORE | json.loads(written.read_text())
     changed = [f"{key}={begun.get(key)}" for key in settings if begun.get(key) != settings[key]]
     if changed:
         raise ConfigError(
@@ -102,7 +113,7 @@ def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
 def check_fit(demos: TensorDict, path: Path, config: Config) -> None:
     """Raise ``ConfigError`` if the dataset is of something else, or of initial states that are held out now."""
     with safe_open(path, "pt") as file:
-        found = {"tasks": "{}", "images": "null", **(file.metadata() or {})}
+        found = _BEFORE | (file.metadata() or {})
     settings = recording_settings(config)
     for key in _SAME:
         if found.get(key) != settings[key]:

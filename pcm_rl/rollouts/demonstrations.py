@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -17,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensordict import NestedKey, NonTensorData, TensorDict
 from torch import Tensor
 
-from pcm_rl.config import Config
+from pcm_rl.config import Config, ConfigError
 from pcm_rl.envs.chunked import observation_readers, read_observation
-from pcm_rl.envs.experts import make_expert
+from pcm_rl.envs.experts import Expert, make_expert
+from pcm_rl.envs.success import MissingSuccess, Success, SuccessRule
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 from pcm_rl.rollouts.dataset import (
     begin_or_continue,
@@ -32,14 +34,8 @@ from pcm_rl.rollouts.environments import make_task
 from pcm_rl.rollouts.initial_states import InitialStates
 
 
-class Expert(Protocol):
-    """A scripted policy, queried once a step."""
-
-    def reset(self, init_state: int) -> None:
-        """Start an episode."""
-
-    def action(self, observation: Any) -> np.ndarray:
-        """Clean action ``[D]`` at an observation."""
+class TooFewSuccesses(RuntimeError):
+    """The initial states have run out before the expert succeeded often enough."""
 
 
 def record_demonstrations(
@@ -50,6 +46,8 @@ def record_demonstrations(
     episodes: int,
     chunk_length: int = 8,
     noise: float = 0.1,
+    gripper_index: int | None = -1,
+    success: Success | None = None,
     seed: int = 0,
     task: int = 0,
     keep: Path | None = None,
@@ -57,16 +55,19 @@ def record_demonstrations(
 ) -> TensorDict:
     """Successful episodes of the expert, one row a *step*: what it saw, and its next ``chunk_length`` clean actions.
 
-    The executed action is the clean one plus Gaussian noise on all dimensions but the last (the gripper), so that the
-    states cover mistakes while the labels do not teach them. Failed episodes are left out.
+    The executed action is the clean one plus Gaussian noise on all dimensions but the gripper's, clipped to the action
+    box, so that the states cover mistakes while the labels do not teach them. An episode ends at its first success.
+    Failed episodes are left out.
 
     Args:
-        env: Steps single actions; its ``info["success"]`` tells success.
+        env: Steps single actions.
         expert: The scripted policy.
         init_states: Initial states to try, in order.
         episodes: Successful episodes wanted.
         chunk_length: L.
-        noise: Standard deviation of the noise, in units of the action.
+        noise: Standard deviation of the noise, in units of half the width of the action box (1 where it is unbounded).
+        gripper_index: Action dimension without noise, the gripper's command; None where there is no gripper.
+        success: What tells success, as in :class:`~pcm_rl.envs.chunked.ChunkedEnv`.
         seed: Seed of the noise, together with ``task``.
         task: Which task this is, where there are several.
         keep: Folder in which every episode is kept as soon as it has ended, and from which a recording that was
@@ -79,8 +80,9 @@ def record_demonstrations(
         reset has an ``"instruction"``.
 
     Raises:
-        RuntimeError: If the initial states run out first.
+        TooFewSuccesses: If the initial states run out first.
     """
+    rule, disturbance = SuccessRule(success), _Disturbance(env.action_space, noise, gripper_index)
     recorded: list[TensorDict] = []
     tried = 0
     for init_state in init_states:
@@ -90,7 +92,8 @@ def record_demonstrations(
             episode = load_demonstrations(kept)
         else:
             rng = np.random.default_rng([seed, tried, task] if task else [seed, tried])
-            episode = _one_episode(env, expert, int(init_state), chunk_length, noise, rng)
+            executed = functools.partial(disturbance, rng)
+            episode = _one_episode(env, expert, int(init_state), chunk_length, rule, executed)
             if kept is not None:
                 save_demonstrations(episode, kept, {"init_state": str(int(init_state))})
         if len(episode):
@@ -99,38 +102,67 @@ def record_demonstrations(
             progress(len(recorded), tried)
         if len(recorded) == episodes:
             return torch.cat(recorded)
-    raise RuntimeError(f"the expert succeeded in {len(recorded)} of {tried} initial states, {episodes} were wanted")
+    raise TooFewSuccesses(f"the expert succeeded in {len(recorded)} of {tried} initial states, {episodes} were wanted")
+
+
+class _Disturbance:
+    """What is executed in place of a clean action: noise on all dimensions but the gripper's, within the box."""
+
+    def __init__(self, space: gym.Space[Any], noise: float, gripper_index: int | None) -> None:
+        if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
+            raise ValueError(f"demonstrations need an action space Box [D] (one action a step), got {space}")
+        (dimensions,) = space.shape
+        if gripper_index is not None and not -dimensions <= gripper_index < dimensions:
+            raise ValueError(f"gripper_index is {gripper_index}; expected {-dimensions} to {dimensions - 1}, or None")
+        self._space, self._noise = space, noise
+        self._arm = np.ones(dimensions, dtype=bool)
+        if gripper_index is not None:
+            self._arm[gripper_index] = False
+        half = 0.5 * (space.high.astype(np.float64) - space.low)
+        self._unit = np.where(np.isfinite(half), half, 1.0)[self._arm].astype(np.float32)
+
+    def __call__(self, rng: np.random.Generator, clean: np.ndarray) -> np.ndarray:
+        if clean.shape != self._space.shape or not np.isfinite(clean).all():
+            raise ValueError(f"the expert's action is {clean.tolist()}; expected {len(self._arm)} finite numbers")
+        action = clean.copy()
+        action[self._arm] += self._noise * rng.standard_normal(len(self._unit)).astype(np.float32) * self._unit
+        return np.clip(action, self._space.low, self._space.high, dtype=self._space.dtype)
 
 
 def _one_episode(
-    env: gym.Env, expert: Expert, init_state: int, chunk_length: int, noise: float, rng: np.random.Generator
+    env: gym.Env,
+    expert: Expert,
+    init_state: int,
+    chunk_length: int,
+    rule: SuccessRule,
+    executed: Callable[[np.ndarray], np.ndarray],
 ) -> TensorDict:
-    """The rows of an episode, none if it failed."""
+    """The rows of an episode, none if it failed; ``executed`` gives what is executed in place of a clean action."""
     readers = observation_readers(env.observation_space)
     observation, info = env.reset(options={"init_state": init_state})
     told = info.get("instruction")
     expert.reset(init_state)
     seen: list[dict[NestedKey, Tensor]] = []
     labels = []
-    ended = False
-    while not ended:
+    ended = succeeded = False
+    while not (ended or succeeded):
         clean = np.asarray(expert.action(observation), dtype=np.float32)
         seen.append(read_observation(readers, observation))
         labels.append(clean)
-        action = clean.copy()
-        action[:-1] += noise * rng.standard_normal(len(clean) - 1).astype(np.float32)
-        observation, _, terminated, truncated, info = env.step(np.clip(action, -1.0, 1.0))
+        observation, reward, terminated, truncated, info = env.step(executed(clean))
+        where = f"step {len(labels)} from initial state {init_state}"
+        succeeded = rule(env, info, bool(terminated), float(reward), where)
         ended = terminated or truncated
     rows = _rows(seen, np.stack(labels), init_state, chunk_length)
     if told is not None:
         rows.set(INSTRUCTION, NonTensorData(told, batch_size=rows.batch_size))
-    return rows if info["success"] else rows[:0]
+    return rows if succeeded else rows[:0]
 
 
 def _rows(seen: list[dict[NestedKey, Tensor]], labels: np.ndarray, init_state: int, chunk_length: int) -> TensorDict:
     steps = len(seen)
     padded = np.concatenate([labels, np.repeat(labels[-1:], chunk_length - 1, axis=0)])
-    chunks = np.ascontiguousarray(sliding_window_view(padded, chunk_length, axis=0).swapaxes(1, 2))
+    chunks = sliding_window_view(padded, chunk_length, axis=0).swapaxes(1, 2).copy()
     is_pad = np.arange(steps)[:, None] + np.arange(chunk_length) >= steps
     rows = TensorDict(
         {
@@ -152,7 +184,7 @@ def demonstrations(config: Config, say: Callable[[str], None] = print) -> Tensor
 
     Raises:
         ConfigError: If the dataset, or the interrupted recording, is of another environment or chunk length, or starts
-            from initial states that this run holds out for evaluation.
+            from initial states that this run holds out for evaluation; if there is no expert, or it fails too often.
     """
     path = None if config.demos.path is None else Path(config.demos.path)
     if path is not None and path.is_file():
@@ -176,23 +208,46 @@ def _record(config: Config, parts: Path | None, say: Callable[[str], None]) -> T
         env = make_task(config.env, task)
         name = f"demonstrations of task {task}" if config.env.tasks else "demonstrations"
         with contextlib.closing(env), _bar(name, config.demos.episodes) as progress:
-            mine = record_demonstrations(
-                env,
-                make_expert(config.env.id, env, mistakes=config.demos.mistakes),
-                _demo_states(config),
-                episodes=config.demos.episodes,
-                chunk_length=config.env.chunk_length,
-                noise=config.demos.noise,
-                seed=config.seed,
-                task=task,
-                keep=parts,
-                progress=progress,
-            )
+            mine = _record_task(config, env, task, parts, progress)
         mine.set(EPISODE, mine.get(EPISODE) + task * (config.env.num_states or 0))
         recorded.append(mine)
         if config.env.tasks:
             say(f"{name}: {config.demos.episodes} episodes, {len(mine)} steps")
     return torch.cat(recorded)
+
+
+def _record_task(
+    config: Config, env: gym.Env, task: int, parts: Path | None, progress: Callable[[int, int], None]
+) -> TensorDict:
+    expert = _expert(config, env)
+    try:
+        return record_demonstrations(
+            env,
+            expert,
+            _demo_states(config),
+            episodes=config.demos.episodes,
+            chunk_length=config.env.chunk_length,
+            noise=config.demos.noise,
+            gripper_index=config.env.gripper_index,
+            success=config.env.success,
+            seed=config.seed,
+            task=task,
+            keep=parts,
+            progress=progress,
+        )
+    except TooFewSuccesses as error:
+        raise ConfigError(
+            f"{error}; ask for fewer demos.episodes or less demos.noise, or look at env.success and the horizon"
+        ) from error
+    except MissingSuccess as error:
+        raise ConfigError(f"env.{error.args[0]}") from error
+
+
+def _expert(config: Config, env: gym.Env) -> Expert:
+    try:
+        return make_expert(config.env.id, env, mistakes=config.demos.mistakes, expert=config.demos.expert)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"demos.expert: {error}") from error
 
 
 @contextlib.contextmanager

@@ -11,9 +11,12 @@ from typing import Any
 
 import gymnasium as gym
 from gymnasium.vector import VectorEnv
+from torch import Tensor
 
 from pcm_rl.config import ConfigError, EnvConfig
 from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
+from pcm_rl.envs.chunked import no_gripper
+from pcm_rl.envs.success import SuccessRule
 from pcm_rl.support.plugins import load_plugin
 
 
@@ -41,6 +44,8 @@ def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -
     with _refused_as_config_error(config):
         _import_ids(config)
         env = gym.make(config.id, disable_env_checker=True, **config.task_kwargs(task), **extra)
+        for name, kwargs in config.wrapper_calls:
+            env = _wrapped(env, name, kwargs)
         if config.images is not None:
             env = OpenVLAImages(env, **config.images)
         return SeededStates(env) if config.init_state == "seed" else env
@@ -53,11 +58,10 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
         ConfigError: As :func:`make_env`.
     """
     chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
+    success_rule(config)  # said here, and not by a worker
     with _refused_as_config_error(config):
         _import_ids(config)
-        # others' vectorised cores step single actions; ours take chunks
-        core = str(gym.spec(config.id).vector_entry_point)
-        if not config.workers and core.startswith("pcm_rl.envs.") and not config.tasks:
+        if _has_core(config):
             return gym.make_vec(
                 config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
             )
@@ -67,17 +71,40 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
             workers=config.workers,
             timeout=config.timeout if config.workers else None,
             success=config.success,
+            reward=config.reward,
             **chunking,
         )
+
+
+def _has_core(config: EnvConfig) -> bool:
+    """Whether the environment's own vectorised core does all that is asked for."""
+    # others' vectorised cores step single actions; ours take chunks
+    ours = str(gym.spec(config.id).vector_entry_point).startswith("pcm_rl.envs.")
+    plain = not (config.tasks or config.wrappers or config.images is not None)
+    as_it_is = config.init_state == "option" and config.success is None and config.reward == "sum"
+    return ours and plain and as_it_is and not config.workers
+
+
+def success_rule(config: EnvConfig) -> SuccessRule:
+    """What counts as success.
+
+    Raises:
+        ConfigError: If ``env.success`` names nothing that can be called.
+    """
+    try:
+        return SuccessRule(config.success)
+    except ValueError as error:
+        raise ConfigError(f"env.success: {error}") from error
 
 
 def phase_rule(config: EnvConfig) -> dict[str, Any]:
     """How chunks get their phase: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``.
 
     Raises:
-        ConfigError: If ``env.labeller`` names nothing that can be called, or takes no such arguments.
+        ConfigError: If ``env.labeller`` or ``env.closed`` names nothing that can be called, or the labeller takes no
+            such arguments.
     """
-    rule: dict[str, Any] = {"gripper_index": config.gripper_index, "close_above": config.close_above}
+    rule = _gripper_rule(config)
     if config.labeller is not None:
         try:
             labeller = load_plugin(config.labeller)
@@ -86,6 +113,45 @@ def phase_rule(config: EnvConfig) -> dict[str, Any]:
             raise ConfigError(f"env.labeller={config.labeller} with {config.labeller_kwargs}: {error}") from error
         rule["labeller"] = functools.partial(labeller, **config.labeller_kwargs)
     return rule
+
+
+def _gripper_rule(config: EnvConfig) -> dict[str, Any]:
+    """What closes the gripper: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``."""
+    if config.closed is not None:
+        try:
+            return {"closed": _callable(config.closed)}
+        except ValueError as error:
+            raise ConfigError(f"env.closed={config.closed}: {error}") from error
+    if config.gripper_index is None:
+        return {"closed": no_gripper}
+    if config.close_below is not None:
+        return {"closed": functools.partial(_below, index=config.gripper_index, value=config.close_below)}
+    return {"gripper_index": config.gripper_index, "close_above": config.close_above}
+
+
+def _below(actions: Tensor, *, index: int, value: float) -> Tensor:
+    dimensions = actions.shape[-1]
+    if not -dimensions <= index < dimensions:
+        raise ValueError(f"gripper_index must lie in [-{dimensions}, {dimensions - 1}], got {index}")
+    return actions[..., index] < value
+
+
+def _callable(name: str) -> Any:
+    found = load_plugin(name)
+    if not callable(found):
+        raise ValueError(f"{found!r} cannot be called")
+    return found
+
+
+def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
+    try:
+        wrapped = _callable(name)(env, **kwargs)
+        if not isinstance(wrapped, gym.Env):
+            raise TypeError(f"expected a wrapped environment, got {wrapped!r}")
+    except (gym.error.Error, AssertionError, TypeError, ValueError) as error:  # Gymnasium's own wrappers assert
+        env.close()
+        raise ConfigError(f"env.wrappers: {name} with {kwargs}: {error}") from error
+    return wrapped
 
 
 def _import_ids(config: EnvConfig) -> None:

@@ -86,6 +86,81 @@ def test_tasks_are_read_side_by_side():
     assert Config().env.num_tasks == 1 and Config().env.task_kwargs(0) == {}
 
 
+TEXTS = ["007", "12e4567", "1.10", "on", "true", "run #2", "a=b", "1_000", "0x1F", "~", "[a, b]", "x: y"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_is_taken_as_it_is_written(text, tmp_path):
+    config = load_config(None, [f"name={text}", f"run_dir={tmp_path / text}"])
+    assert (config.name, config.folder) == (text, tmp_path / text / text)
+    config.folder.mkdir(parents=True)
+    save_config(config, config.folder / "config.yaml")
+    assert load_config(config.folder / "config.yaml") == config
+    assert load_run_config(config.folder, ["seed=1"]).folder == config.folder
+
+
+def test_a_run_is_continued_by_its_own_name(tmp_path, monkeypatch):
+    for name in ("7", "007", "null"):
+        (tmp_path / name).mkdir()
+        save_config(Config(name=name, steps=len(name)), tmp_path / name / "config.yaml")
+    for name in ("7", "007", "null"):
+        config = load_run_config(tmp_path / name)
+        assert (config.folder, config.steps) == (tmp_path / name, len(name))
+    monkeypatch.chdir(tmp_path / "007")
+    assert load_run_config(".").folder.samefile(tmp_path / "007")
+    monkeypatch.chdir(tmp_path)
+    assert load_run_config("7").folder == Path("7")
+
+
+def test_quotes_around_text_are_left_out_and_null_is_none_where_that_is_possible():
+    assert load_config(None, ["name='a b'"]).name == "a b" and load_config(None, ['name="null"']).name == "null"
+    assert load_config(None, ["name=it's"]).name == "it's"
+    assert load_config(None, ["env.success=null"]).env.success is None
+    assert load_config(None, ["env.success="]).env.success is None
+    assert load_config(None, ["run_dir=null"]).run_dir == "null"
+
+
+def test_what_is_no_text_is_yaml():
+    config = load_config(
+        None,
+        ["update.lr=1e-4", "record=off", "env.kwargs.sizes=[1, 2]", "policy.lora={rank: 4}", "policy.lora.targets=[a]"],
+    )
+    assert (config.update.lr, config.record, config.env.kwargs) == (1e-4, False, {"sizes": [1, 2]})
+    assert (config.policy.lora.rank, config.policy.lora.alpha, config.policy.lora.targets) == (4, 32, ["a"])
+    with pytest.raises(ConfigError, match=r"env\.kwargs: '\{a' is no YAML"):
+        load_config(None, ["env.kwargs={a"])
+
+
+def test_text_that_a_file_holds_without_quotes_must_be_text(tmp_path):
+    path = tmp_path / "c.yaml"
+    for text in ("007", "12e4567", "on"):
+        path.write_text(f"name: {text}\n")
+        with pytest.raises(ConfigError, match=r"name is text, and YAML reads .* put it in quotes"):
+            load_config(path)
+        path.write_text(f"name: '{text}'\n")
+        assert load_config(path).name == text
+    path.write_text("name: [\n")
+    with pytest.raises(ConfigError, match=r"c\.yaml is no YAML"):
+        load_config(path)
+
+
+def test_a_mapping_or_a_list_takes_the_place_of_the_recipes(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "env:\n  kwargs: {a: 1, b: 2}\n  tasks: {task: [0, 1]}\n  num_states: 5\n  images: {size: 96}\n"
+        "  wrappers: ['gymnasium.wrappers:FlattenObservation']\n"
+    )
+    assert load_config(path, ["env.tasks={}"]).env.tasks == {}
+    assert load_config(path, ["env.kwargs={}"]).env.kwargs == {}
+    assert load_config(path, ["env.kwargs={c: 3}"]).env.kwargs == {"c": 3}
+    assert load_config(path, ["env.kwargs.a=9"]).env.kwargs == {"a": 9, "b": 2}
+    assert load_config(path, ["env.kwargs={}", "env.kwargs.c=3"]).env.kwargs == {"c": 3}
+    assert load_config(path, ["env.images={}"]).env.images == {}
+    assert load_config(path).env.wrappers and load_config(path, ["env.wrappers=[]"]).env.wrappers == []
+    assert load_config(path, ["env.images=null"]).env.images is None
+    assert load_config(path, ["env={num_envs: 3}"]).env.num_states == 5
+
+
 def test_missing_files():
     with pytest.raises(FileNotFoundError, match=r"nowhere\.yaml"):
         load_config("nowhere.yaml")

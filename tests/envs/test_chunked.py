@@ -406,3 +406,20 @@ def test_torchrl_reads_the_pads_from_the_info():
     spec = {"action_is_pad": Unbounded((L,), dtype=torch.bool)}
     env.set_info_dict_reader(default_info_dict_reader(list(spec), spec=spec))
     assert env.rollout(10)["next", "action_is_pad"].sum(-1).tolist() == [0, 0, 5]
+
+
+def test_without_a_gripper_nothing_closes_it():
+    env = ChunkedEnv(ScriptedEnv(horizon=40), gripper_index=None, labeller=lambda fraction, valid: 1 + fraction.long())
+    env.reset()
+    for number in range(5):
+        *_, info = env.step(chunk(number, close=True))
+    assert info["episode"]["phase"].tolist() == [1] * 5
+    assert run(ChunkedEnv(ScriptedEnv(9), gripper_index=None))[1][-1]["episode"]["phase"].tolist() == [3, 3]
+
+
+def test_is_success_is_known_and_success_is_binary():
+    assert run(ChunkedEnv(ScriptedEnv(11, key="is_success")))[1][-1]["success"] is True
+    half = ChunkedEnv(ScriptedEnv(), success=lambda env, info: 0.3)
+    half.reset()
+    with pytest.raises(ValueError, match=r"is 0\.3 at chunk 0 of episode 0; success must be True or False"):
+        half.step(chunk(0))

@@ -15,8 +15,43 @@ def test_every_id_with_an_expert_is_registered():
 
 
 def test_an_environment_without_an_expert_names_those_with_one():
-    with pytest.raises(ValueError, match=r"'CartPole-v1'; those with one: pcm_rl/PickPlace-v0"):
+    with pytest.raises(
+        ValueError, match=r"'CartPole-v1'; those with one: pcm_rl/PickPlace-v0.*demos.expert=module:function"
+    ):
         make_expert("CartPole-v1", gymnasium.make("CartPole-v1"))
+
+
+class Idle:
+    def __init__(self, env, mistakes=None):
+        self.env, self.mistakes = env, mistakes
+
+    def reset(self, init_state):
+        pass
+
+    def action(self, observation):
+        return np.zeros(7, np.float32)
+
+
+def only_env(env):
+    return Idle(env)
+
+
+def nothing(env):
+    return None
+
+
+def test_an_expert_is_named_by_module_and_function():
+    env = gymnasium.make("CartPole-v1")
+    made = make_expert("CartPole-v1", env, mistakes=0.4, expert=f"{__name__}:Idle")
+    assert isinstance(made, Idle) and made.env is env and made.mistakes == 0.4
+    assert make_expert("pcm_rl/Reach-v0", env, mistakes=0.4, expert=f"{__name__}:only_env").mistakes is None
+    for name, text in (
+        ("no_such", "has no 'no_such'"),
+        ("np", "expected a function"),
+        ("nothing", r"gave None; expected an object with reset\(init_state\) and action"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            make_expert("CartPole-v1", env, expert=f"{__name__}:{name}")
 
 
 @pytest.mark.metaworld

@@ -241,3 +241,128 @@ def test_a_policy_of_images_and_text_is_fitted_to_a_dataset(make_openvla, tmp_pa
     assert torch.equal(token_cross_entropy(policy, read), before)
     losses = supervise(policy, read, steps=6, batch_size=6, lr=3e-3, generator=torch.Generator().manual_seed(0))
     assert token_cross_entropy(policy, read) < 0.9 * before and len(losses) == 6
+
+
+class Line(gym.Env):
+    """Someone else's benchmark: says `is_success`, goes on after it, and has neither `success` nor a gripper."""
+
+    def __init__(self, low=-1.0, high=1.0):
+        self.observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
+        self.action_space = gym.spaces.Box(low, high, (2,), np.float64)
+        self.sent = []
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.place, self.steps = np.full(2, float(options["init_state"])), 0
+        return self.place.astype(np.float32), {}
+
+    def step(self, action):
+        self.sent.append(action)
+        low, high = self.action_space.low, self.action_space.high
+        self.place = self.place - 0.25 * (2 * (action - low) / (high - low) - 1)
+        self.steps += 1
+        there = bool(np.abs(self.place).max() < 0.3)
+        return self.place.astype(np.float32), -1.0, False, self.steps == 30, {"is_success": there}
+
+
+class Homing:
+    def __init__(self, env):
+        self.space = env.action_space
+
+    def reset(self, init_state):
+        pass
+
+    def action(self, observation):
+        share = np.clip(observation, -1, 1) / 2 + 0.5
+        return self.space.low + share * (self.space.high - self.space.low)
+
+
+class Lost(Homing):
+    def action(self, observation):
+        return self.space.low
+
+
+if "Line-v0" not in gym.registry:
+    gym.register("Line-v0", Line)
+LINE = [
+    "env.id=Line-v0", "env.gripper_index=null", "env.labeller=pcm_rl.labellers:label_by_time", "demos.noise=0.3",
+    "demos.episodes=2", "env.num_states=6", "env.eval_states=2", f"demos.expert={__name__}:Homing",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("success", ["null", "is_success", f"{__name__}:is_there"])
+def test_success_is_read_as_the_environment_tells_it_and_ends_the_episode(success):
+    demos = demonstrations(load_config(None, [*LINE, f"env.success={success}"]), str)
+    lengths = demos["episode_id"].unique(return_counts=True)[1]
+    assert len(lengths) == 2 and (lengths < 30).all()
+
+
+def is_there(env, info):
+    return np.abs(env.unwrapped.place).max() < 0.3
+
+
+def test_noise_is_on_the_arm_and_within_the_box():
+    def sent(gripper_index, noise=0.8):
+        env = Line()
+        rows = record_demonstrations(env, Homing(env), [2], episodes=1, noise=noise, gripper_index=gripper_index)
+        clean = rows["vla_action", "chunk"][:, 0].numpy()
+        executed = np.stack(env.sent)
+        assert np.abs(executed).max() <= 1.0 and executed.dtype == np.float64
+        return (clean != executed).any(0).tolist()
+
+    assert sent(None) == [True, True]
+    assert sent(-1) == [True, False] and sent(1) == [True, False] and sent(0) == [False, True]
+    assert sent(None, noise=0.0) == [False, False]
+    with pytest.raises(ValueError, match=r"gripper_index is 2; expected -2 to 1"):
+        sent(2)
+
+
+def test_noise_is_in_units_of_the_action_box():
+    plain, wide = (
+        record_demonstrations(env, Homing(env), range(1, 4), episodes=3, noise=0.5, gripper_index=None)
+        for env in (Line(), Line(0.0, 512.0))
+    )
+    assert torch.equal(plain["episode_id"], wide["episode_id"])
+    torch.testing.assert_close(plain["observation", "state"], wide["observation", "state"])
+    torch.testing.assert_close(plain["vla_action", "chunk"], wide["vla_action", "chunk"] / 256 - 1)
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        (f"demos.expert={__name__}:Lost", r"succeeded in [01] of 4 initial states, 2 were wanted; ask for fewer"),
+        (f"demos.expert={__name__}:nobody", r"demos\.expert: .*has no 'nobody'"),
+        ("demos.expert=null", r"demos\.expert: no scripted expert for 'Line-v0'.*demos\.expert=module:function"),
+        ("demos.expert=Homing", "expert must be module:function"),
+        ("env.success=won", r"env\.success='won' is not in the environment's info at step 1 .*'is_success'"),
+    ],
+)
+def test_what_cannot_be_recorded_says_why(override, text):
+    with pytest.raises(ConfigError, match=text):
+        demonstrations(load_config(None, [*LINE, override]), str)
+
+
+def test_an_action_of_the_expert_that_is_none_is_named():
+    env = Line()
+    expert = Homing(env)
+    expert.action = lambda observation: [0.0, np.nan]
+    with pytest.raises(ValueError, match=r"the expert's action is \[0.0, nan\]; expected 2 finite numbers"):
+        record_demonstrations(env, expert, [2], episodes=1)
+
+
+def test_a_dataset_of_other_wrappers_is_refused(tmp_path):
+    wrapper = "{name: 'gymnasium.wrappers:RescaleAction', kwargs: {min_action: -1, max_action: 1}}"
+    options = [*LINE, f"demos.path={tmp_path / 'demos.safetensors'}", f"env.wrappers=[{wrapper}]"]
+    demonstrations(load_config(None, options), str)
+    assert len(demonstrations(load_config(None, options), str))
+    with pytest.raises(ConfigError, match=r"recorded with wrappers=\[\[\"gymnasium.wrappers:RescaleAction"):
+        demonstrations(load_config(None, [*options, "env.wrappers=[]"]), str)
+
+
+def test_a_dataset_of_before_there_were_wrappers_fits(tmp_path):
+    path = tmp_path / "demos.safetensors"
+    config = load_config(None, [*LINE, f"demos.path={path}"])
+    demos = demonstrations(config, str)
+    known = {"env": "Line-v0", "kwargs": "{}", "chunk_length": "8"}
+    save_demonstrations(demos, path, known)
+    assert len(demonstrations(config, str))

@@ -7,19 +7,17 @@ for a CPU possible.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pcm_rl.envs.libero import package as libero_package
 from pcm_rl.envs.libero.physics import control_step
-from pcm_rl.envs.options import checked_action, chosen_init_state
+from pcm_rl.envs.simulator import OBSERVATION_LIMIT, FloatArray, SimulatorEnv, clipped_state
 
-FloatArray = NDArray[np.float64]
 Observation: TypeAlias = "NDArray[np.float32] | dict[str, NDArray[Any]]"
 
 POSITION_UNIT = 0.25  # metres per unit of the absolute positions in an observation
@@ -27,7 +25,6 @@ RELATIVE_UNIT = 0.1  # of the positions relative to the end effector: centimetre
 FINGER_UNIT = 0.04  # of a finger's joint position: the travel of one finger
 FINGER_SPEED_UNIT = 0.1  # metres per second per unit of the speed at which the opening changes
 WORKSPACE_CENTRE = (0.55, 0.0, 0.15)  # metres from the robot's base to the origin of the absolute positions
-OBSERVATION_LIMIT = 10.0  # observations are clipped to this; nothing within the robot's reach comes near it
 
 # Steps of an episode as OpenVLA's evaluation has them; the paper, like SimpleVLA-RL, takes 512 for all.
 HORIZONS = {"libero_spatial": 220, "libero_object": 280, "libero_goal": 300, "libero_10": 520, "libero_90": 400}
@@ -49,7 +46,7 @@ _STATE_SLICES = {
 }
 
 
-class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
+class LiberoEnv(SimulatorEnv[Observation]):
     """One task of a LIBERO suite.
 
     **Action**, `Box(-1, 1, (7,), float32)`: `dx, dy, dz` (1 asks for 5 cm), `drx, dry, drz` (1 asks for 0.5 rad) of the
@@ -128,16 +125,13 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         stop_on_success: bool = True,
     ) -> None:
         """Builds the simulation, which takes some seconds."""
-        self._simulation: Any = None
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; expected None or 'rgb_array'")
+        super().__init__(render_mode=render_mode, stop_on_success=stop_on_success)
         if observation not in OBSERVATIONS:
             raise ValueError(f"observation is {observation!r}; expected one of {', '.join(OBSERVATIONS)}")
         self.suite, self.task_id, self.settle_steps = suite, task_id, settle_steps
         self.horizon = _suite_horizon(suite) if horizon is None else horizon
         if self.horizon < 1 or settle_steps < 0:
             raise ValueError(f"horizon {horizon}, settle_steps {settle_steps}; expected at least 1 and at least 0")
-        self.stop_on_success, self.render_mode = stop_on_success, render_mode
         self.height, self.width = _frame_shape(camera_size)
 
         benchmark = libero_package.load_suite(suite, task_id)
@@ -158,75 +152,29 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         self.observation_slices = {**_STATE_SLICES, "task": slice(_STATE_SIZE, size)}
         self.observation_space = self._space(observation, size)
         self.action_space = spaces.Box(-1.0, 1.0, (7,), np.float32)
-        self._init_state: int | None = None
-        self._elapsed, self._succeeded = 0, False
         self._frames: dict[str, NDArray[np.uint8]] = {}
 
     @property
-    def simulation(self) -> Any:
-        """LIBERO's own environment (`ControlEnv`), for whatever the observation does not hold."""
-        if self._simulation is None:
-            raise RuntimeError("the environment is closed; make a new one")
-        return self._simulation
+    def _task_name(self) -> str:
+        return f"{self.suite} task {self.task_id}"
 
-    @property
-    def num_init_states(self) -> int:
-        """Number of initial states the task comes with."""
-        return len(self._init_states)
-
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Starts an episode from one of the task's initial states.
-
-        Args:
-            seed: Seeds the draw of initial states.
-            options: `{"init_state": k}` with `k` in `[0, num_init_states)`; without it `k` is drawn.
-
-        Returns:
-            The observation, and `{"init_state": k, "success": False, "instruction": str}`.
-
-        Raises:
-            ValueError: An option is unknown, or `k` outside its range.
-        """
-        super().reset(seed=seed)
-        self._init_state = chosen_init_state(
-            options or {}, self.num_init_states, f"{self.suite} task {self.task_id}", self.np_random
-        )
+    def _restore(self, init_state: FloatArray) -> None:
         simulation = self.simulation
         with libero_package.fixed_global_seed():
             simulation.reset()
         # Survives both a soft reset and set_init_state, and would make an episode depend on the one before.
         for robot in simulation.robots:
             robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
-        simulation.set_init_state(self._init_states[self._init_state])
+        simulation.set_init_state(init_state)
         for _ in range(self.settle_steps):
             control_step(simulation, [0.0] * 6 + [-1.0])
-        self._elapsed, self._succeeded = 0, False
-        info = {"init_state": self._init_state, "success": False, "instruction": self.instruction}
-        return self._observation(draw=True), info
 
-    def step(self, action: NDArray[np.float32]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Executes one action for 0.05 s of simulated time.
+    def _advance(self, action: FloatArray) -> dict[str, Any]:
+        control_step(self.simulation, action)  # 0.05 s of simulated time
+        return {}
 
-        Returns:
-            Observation, reward, terminated, truncated, and `{"success": bool}`.
-
-        Raises:
-            ValueError: The action has another shape or is not finite.
-            gymnasium.error.ResetNeeded: No episode has been started.
-        """
-        simulation = self.simulation
-        if self._init_state is None:
-            raise gymnasium.error.ResetNeeded("call reset() before the first step()")
-        control_step(simulation, checked_action(action, 7, self._where()))
-        self._elapsed += 1
-        first_success = not self._succeeded and bool(simulation.check_success())
-        self._succeeded = self._succeeded or first_success
-        terminated = self.stop_on_success and self._succeeded
-        truncated = not terminated and self._elapsed >= self.horizon
-        observation = self._observation(draw=self.draw_cameras or terminated or truncated)
-        return observation, float(first_success), terminated, truncated, {"success": self._succeeded}
+    def _succeeds(self) -> bool:
+        return bool(self.simulation.check_success())
 
     def observe(self) -> NDArray[np.float32]:
         """The privileged state `[30 + T]` of the present moment, float32, whatever the mode of observation.
@@ -256,29 +204,16 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
                 np.eye(self.num_tasks)[self.task_id],
             ]
         )
-        if not np.isfinite(observation).all():
-            raise RuntimeError(f"the simulation has diverged: the state is not finite in {self._where()}")
-        clipped: NDArray[np.float32] = observation.clip(-OBSERVATION_LIMIT, OBSERVATION_LIMIT).astype(np.float32)
-        return clipped
+        return clipped_state(self._finite(observation))
 
-    def render(self) -> NDArray[np.uint8] | None:
-        """Renders the agent's view, `[H, W, 3]`, upright; `None` without a render mode."""
-        if self.render_mode is None:
-            gymnasium.logger.warn("render() was called without render_mode='rgb_array'; it returns None")
-            return None
+    def _frame(self) -> NDArray[np.uint8]:
         return self._draw("agentview")
 
-    def close(self) -> None:
-        """Frees the simulation; a closed environment cannot be stepped. Closing twice is fine."""
-        if self._simulation is not None:
-            self._simulation.close()
-            self._simulation = None
-
-    def _observation(self, *, draw: bool) -> Observation:
+    def _observation(self, *, last: bool) -> Observation:
         space: spaces.Space[Any] = self.observation_space
         if not isinstance(space, spaces.Dict):
             return self.observe()
-        if draw:
+        if last or self.draw_cameras:
             self._frames = {key: self._draw(camera) for camera, key in self.cameras.items()}
         parts: dict[str, NDArray[Any]] = {**self._frames, "proprio": self._proprio()}
         return parts | ({"state": self.observe()} if "state" in space.spaces else {})
@@ -306,11 +241,8 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
         known = self._simulation.sim.model.camera_names
         for camera in cameras:
             if camera not in known:
-                raise ValueError(f"unknown camera {camera!r}; {self.suite} task {self.task_id} has {', '.join(known)}")
+                raise ValueError(f"unknown camera {camera!r}; {self._task_name} has {', '.join(known)}")
         return {camera: CAMERA_KEYS.get(camera, camera) for camera in cameras}
-
-    def _where(self) -> str:
-        return f"{self.suite} task {self.task_id}, initial state {self._init_state}, step {self._elapsed}"
 
     def _pose(self, name: str) -> tuple[FloatArray, FloatArray]:
         """Position `[3]` in the world and flattened rotation matrix `[9]` of an object, a fixture or a region."""
@@ -320,7 +252,7 @@ class LiberoEnv(gymnasium.Env[Observation, NDArray[np.float32]]):
             return data.site_xpos[site], data.site_xmat[site]
         body = bodies.get(name, next((bodies[owner] for owner in bodies if name.startswith(owner)), None))
         if body is None:
-            raise ValueError(f"{name!r} of {self.suite} task {self.task_id} has no pose; known: {sorted(bodies)}")
+            raise ValueError(f"{name!r} of {self._task_name} has no pose; known: {sorted(bodies)}")
         return data.body_xpos[body], data.body_xmat[body]
 
 

@@ -23,7 +23,7 @@ import gymnasium
 import numpy as np
 from numpy.typing import NDArray
 
-from pcm_rl.envs.libero.env import FINGER_SPEED_UNIT, FINGER_UNIT, RELATIVE_UNIT, LiberoEnv
+from pcm_rl.envs.libero.env import FINGER_SPEED_UNIT, FINGER_UNIT, RELATIVE_UNIT, LiberoEnv, Observation
 from pcm_rl.envs.libero.grasps import Placement, handling
 
 FloatArray = NDArray[np.float64]
@@ -115,21 +115,21 @@ class LiberoExpert:
         """The phase that the last action belonged to, one of `PHASES`."""
         return self._phase
 
-    def reset(self) -> None:
-        """Begins an episode; nothing but :attr:`phase` is remembered between actions."""
+    def reset(self, init_state: int | None = None) -> None:
+        """Begins an episode, from whatever initial state; only :attr:`phase` is remembered between actions."""
         self._phase = "reach"
 
-    def action(self, observation: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    def action(self, observation: Observation | None = None) -> NDArray[np.float32]:
         """The expert's action.
 
         Args:
-            observation: `[30 + T]` of the same task, for instance from another process; by default that of the
-                environment's present state.
+            observation: `[30 + T]` of the same task, for instance from another process. By default, and in place of a
+                `Dict` with images, the environment's present state is asked for.
 
         Returns:
             `[7]` in [-1, 1].
         """
-        view = self._decode(self._env.observe() if observation is None else observation)
+        view = self._decode(observation if isinstance(observation, np.ndarray) else self._env.observe())
         errand = self._plan(view)
         self._phase = _choose_phase(view, errand, self._placement)
         if self._phase == "reach":

@@ -13,21 +13,16 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
-import gymnasium
 import numpy as np
 from gymnasium import spaces
 from numpy.typing import NDArray
 
 from pcm_rl.envs.metaworld.instructions import INSTRUCTIONS
-from pcm_rl.envs.options import checked_action, chosen_init_state
-
-FloatArray = NDArray[np.float64]
+from pcm_rl.envs.simulator import OBSERVATION_LIMIT, FloatArray, SimulatorEnv, clipped_state
 
 MAX_HORIZON = 500  # MetaWorld's simulator refuses to be stepped further
-OBSERVATION_LIMIT = 10.0  # observations are clipped to this; nothing on the table comes near it
 HAND_CENTRE = (0.0, 0.65, 0.2)  # metres in the world, the origin of the hand's position: the middle of the workspace
 POSITION_UNIT = 0.25  # metres per unit of the hand's position
 RELATIVE_UNIT = 0.1  # of positions relative to the hand: centimetres decide a grasp
@@ -46,7 +41,7 @@ _UNIT = np.array(
 )  # fmt: skip
 
 
-class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
+class MetaWorldEnv(SimulatorEnv[NDArray[np.float32]]):
     """One task of MetaWorld, observed as a vector with the goal in it.
 
     **Action**, `Box(-1, 1, (4,), float32)`: `dx, dy, dz` of the hand (1 asks for 1 cm), and the effort of the gripper:
@@ -90,6 +85,8 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}  # noqa: RUF012 - Gymnasium's own declaration
+    _action_type = np.float32
+    _step_limit = MAX_HORIZON
 
     def __init__(
         self,
@@ -102,9 +99,7 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         stop_on_success: bool = True,
     ) -> None:
         """Builds the simulation; the first of a task in a process takes half a second more."""
-        self._simulation: Any = None
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; expected None or 'rgb_array'")
+        super().__init__(render_mode=render_mode, stop_on_success=stop_on_success)
         if not 1 <= horizon <= MAX_HORIZON:
             raise ValueError(f"horizon is {horizon}; expected 1 to {MAX_HORIZON}, beyond which MetaWorld cannot step")
         if task not in INSTRUCTIONS:
@@ -112,76 +107,31 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise ValueError(f"unknown task {task!r}; {hint}known: {', '.join(INSTRUCTIONS)}")
         self.task, self.horizon, self.task_seed = task, horizon, task_seed
-        self.render_mode, self.camera_size, self.stop_on_success = render_mode, camera_size, stop_on_success
-        self.instruction = INSTRUCTIONS[task]
+        self.camera_size, self.instruction = camera_size, INSTRUCTIONS[task]
 
         self._init_states = _init_states(task, task_seed)
         self._simulation = _build_simulation(task, render_mode, camera_size)
         self._objects = _OBJECTS[: len(self._simulation._get_pos_objects()) // 3]
         self.observation_space = spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (39,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self._init_state: int | None = None
-        self._elapsed, self._succeeded = 0, False
+        self._native, self._in_success = np.zeros(39), False  # what the simulator last said
 
     @property
-    def simulation(self) -> Any:
-        """MetaWorld's own environment (`SawyerXYZEnv`), for whatever the observation does not hold."""
-        if self._simulation is None:
-            raise RuntimeError("the environment is closed; make a new one")
-        return self._simulation
+    def _task_name(self) -> str:
+        return self.task
 
-    @property
-    def num_init_states(self) -> int:
-        """Number of initial states, as many as MetaWorld draws for a task."""
-        return len(self._init_states)
+    def _restore(self, init_state: Any) -> None:
+        self.simulation.set_task(init_state)
+        self._native, _ = self.simulation.reset()
 
-    def reset(
-        self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
-    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
-        """Starts an episode from one of the task's initial states.
+    def _advance(self, action: NDArray[np.float32]) -> dict[str, Any]:
+        # 0.0125 s of simulated time
+        self._native, shaped, _, _, info = self.simulation.step(action.clip(-1.0, 1.0))
+        self._in_success = bool(info["success"])
+        return {"shaped_reward": float(shaped)}
 
-        Args:
-            seed: Seeds the draw of initial states.
-            options: `{"init_state": k}` with `k` in `[0, num_init_states)`; without it `k` is drawn.
-
-        Returns:
-            The observation, and `{"init_state": k, "success": False, "instruction": str}`.
-
-        Raises:
-            ValueError: An option is unknown, or `k` outside its range.
-        """
-        super().reset(seed=seed)
-        simulation = self.simulation
-        self._init_state = chosen_init_state(options or {}, self.num_init_states, self.task, self.np_random)
-        simulation.set_task(self._init_states[self._init_state])
-        native, _ = simulation.reset()
-        self._elapsed, self._succeeded = 0, False
-        info = {"init_state": self._init_state, "success": False, "instruction": self.instruction}
-        return self._observation(native), info
-
-    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Executes one action for 0.0125 s of simulated time.
-
-        Returns:
-            Observation, reward, terminated, truncated, and `{"success": bool, "shaped_reward": float}`.
-
-        Raises:
-            ValueError: The action has another shape or is not finite.
-            RuntimeError: The simulation has diverged: the state is not finite.
-            gymnasium.error.ResetNeeded: No episode is running.
-        """
-        simulation = self.simulation
-        if self._init_state is None or self._elapsed >= MAX_HORIZON:
-            raise gymnasium.error.ResetNeeded(f"call reset() before the first step() and after {MAX_HORIZON}")
-        action = checked_action(action, 4, self._where(), np.float32).clip(-1.0, 1.0)
-        native, shaped, _, _, told = simulation.step(action)
-        self._elapsed += 1
-        first_success = not self._succeeded and bool(told["success"])
-        self._succeeded = self._succeeded or first_success
-        terminated = self.stop_on_success and self._succeeded
-        truncated = not terminated and self._elapsed >= self.horizon
-        info = {"success": self._succeeded, "shaped_reward": float(shaped)}
-        return self._observation(native), float(first_success), terminated, truncated, info
+    def _succeeds(self) -> bool:
+        return self._in_success
 
     def native_observation(self, observation: NDArray[np.float32]) -> FloatArray:
         """What MetaWorld itself would have shown: the inverse of the change of coordinates.
@@ -200,33 +150,18 @@ class MetaWorldEnv(gymnasium.Env[NDArray[np.float32], NDArray[np.float32]]):
         native[_CHANGE] = native[_NOW] - native[_CHANGE]
         return native
 
-    def render(self) -> NDArray[np.uint8] | None:
-        """Renders the view of the camera `corner2`, `[camera_size, camera_size, 3]`, upright; `None` without a mode."""
-        if self.render_mode is None:
-            gymnasium.logger.warn("render() was called without render_mode='rgb_array'; it returns None")
-            return None
+    def _frame(self) -> NDArray[np.uint8]:
         return np.ascontiguousarray(self.simulation.render()[::-1, ::-1])  # MetaWorld hangs this camera upside down
 
-    def close(self) -> None:
-        """Frees the simulation; a closed environment cannot be stepped. Closing twice is fine."""
-        if self._simulation is not None:
-            self._simulation.close()
-            self._simulation = None
-
-    def _observation(self, native: FloatArray) -> NDArray[np.float32]:
-        if not np.isfinite(native).all():
-            raise RuntimeError(f"the simulation has diverged: the state is not finite in {self._where()}")
+    def _observation(self, *, last: bool) -> NDArray[np.float32]:
+        native = self._finite(self._native)
         changed = native.copy()
         changed[_CHANGE] = native[_NOW] - native[_CHANGE]
         for position in (*self._objects, _GOAL):
             changed[position] -= native[_HAND]
         changed[_HAND] -= HAND_CENTRE
         changed[_OPENING] -= OPENING_UNIT
-        clipped: NDArray[np.float32] = (changed / _UNIT).clip(-OBSERVATION_LIMIT, OBSERVATION_LIMIT).astype(np.float32)
-        return clipped
-
-    def _where(self) -> str:
-        return f"{self.task}, initial state {self._init_state}, step {self._elapsed}"
+        return clipped_state(changed / _UNIT)
 
 
 @functools.cache

@@ -8,7 +8,7 @@ is followed by another attempt.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -170,3 +170,37 @@ class TabletopExpert:
         shut = observation[:, OBSERVATION["opening"]][:, 0] <= 2.0 * PINCH_OPENING - 1.0
         self.aim[shut] = 0.0
         return expert_action(observation, self.task, aim=self.aim)
+
+
+class SingleExpert:
+    """`TabletopExpert` of a single environment.
+
+    Args:
+        task: `"pick_place"` or `"reach"`.
+        mistakes: share of the episodes, in [0, 1], with a deliberate mis-grasp.
+
+    Raises:
+        ValueError: if `mistakes` is outside [0, 1].
+    """
+
+    def __init__(self, task: Task, mistakes: float = 0.0) -> None:
+        self._expert = TabletopExpert(1, task, misgrasp=mistakes)
+
+    def reset(self, init_state: int) -> None:
+        """Starts an episode."""
+        self._expert.reset([init_state])
+
+    def action(self, observation: npt.NDArray[np.floating]) -> npt.NDArray[np.float32]:
+        """Returns the action, float32 `[7]`, at an observation `[26]`; call it once a step."""
+        action: npt.NDArray[np.float32] = self._expert.act(observation[None])[0]
+        return action
+
+
+def pick_place_expert(env: Any, *, mistakes: float = 0.0) -> SingleExpert:
+    """Expert of `pcm_rl/PickPlace-v0`; it looks at observations alone, not at `env`."""
+    return SingleExpert("pick_place", mistakes)
+
+
+def reach_expert(env: Any, *, mistakes: float = 0.0) -> SingleExpert:
+    """Expert of `pcm_rl/Reach-v0`; it looks at observations alone, not at `env`."""
+    return SingleExpert("reach", mistakes)

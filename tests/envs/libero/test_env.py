@@ -16,7 +16,8 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 from robosuite.utils.transform_utils import quat2axisangle
 
-from pcm_rl.envs import ChunkedEnv, libero
+from pcm_rl.envs import ChunkedEnv
+from pcm_rl.envs.libero import env as libero
 from pcm_rl.envs.libero.env import LiberoEnv
 from pcm_rl.envs.libero.expert import LiberoExpert
 

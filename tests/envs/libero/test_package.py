@@ -53,6 +53,7 @@ def test_a_missing_rendering_library_names_its_package(monkeypatch, backend, lib
         raise AttributeError("'NoneType' object has no attribute 'OSMesaGetCurrentContext' (OpenGL)")
 
     monkeypatch.setenv("MUJOCO_GL", backend)
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", "nowhere")  # that of the false root would stay for later tests
     monkeypatch.setattr(libero_package, "_root", lambda: Path("libero"))
     monkeypatch.setattr(libero_package.importlib, "import_module", fail)
     with pytest.raises(ImportError, match=library):
