@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
-from pcm_rl.config.checks import ConfigError, at_least, one_of
+from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
 from pcm_rl.support.plugins import is_plugin
 
 _LABELLERS = "pcm_rl.labellers:label_by_time (periods of time) or pcm_rl.labellers:label_by_distance (hand and object)"
@@ -75,6 +75,12 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
+        positive(self, "timeout")
+        if self.num_states is not None and not self.eval_states < self.num_states:
+            raise ConfigError(
+                f"eval_states must be below num_states={self.num_states}, so that an initial state is left for training; "
+                f"got {self.eval_states}"
+            )
         one_of(self, "init_state", ("option", "seed"))
         one_of(self, "reward", ("sum", "success"))
         _check_plugin("labeller", self.labeller)
@@ -172,4 +178,5 @@ class DemoConfig:
     def __post_init__(self) -> None:
         _check_plugin("expert", self.expert)
         at_least(1, self, "episodes")
-        at_least(0.0, self, "noise", "mistakes")
+        at_least(0.0, self, "noise")
+        within(0.0, 1.0, self, "mistakes")

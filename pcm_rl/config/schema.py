@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
-from pcm_rl.config.checks import at_least, one_of
+import torch
+
+from pcm_rl.config.checks import ConfigError, at_least, one_of
 from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, Method
@@ -63,8 +65,14 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
     def __post_init__(self) -> None:
-        at_least(0, self, "steps", "eval_every", "save_every")
+        at_least(0, self, "seed", "steps", "eval_every", "save_every")
         at_least(1, self, "groups", "eval_episodes")
+        if self.threads is not None:
+            at_least(1, self, "threads")
+        try:
+            torch.device(self.device)
+        except RuntimeError as error:
+            raise ConfigError(f"device must be cpu, cuda or cuda:N, got {self.device!r}") from error
         at_least(2, self, "group_size")
         one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
 

@@ -43,7 +43,7 @@ def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -
     extra: dict[str, Any] = {} if render_mode is None else {"render_mode": render_mode}
     with _refused_as_config_error(config):
         _import_ids(config)
-        env = gym.make(config.id, disable_env_checker=True, **config.task_kwargs(task), **extra)
+        env = gym.make(config.id, disable_env_checker=True, **{**config.task_kwargs(task), **extra})
         for name, kwargs in config.wrapper_calls:
             env = _wrapped(env, name, kwargs)
         if config.images is not None:
