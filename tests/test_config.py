@@ -50,7 +50,7 @@ def test_a_method_without_a_name_says_what_it_is() -> None:
         ("sede=1", "did you mean 'seed'"),
         ("selection.buget=1", r"did you mean 'selection.budget'"),
         ("selection.name=pmc", "did you mean 'pcm'"),
-        ("seed=abc", "seed"),
+        ("seed=abc", "^seed: "),
         ("selection.budget=0", "budget must be at least 1"),
         ("advantage.name=gae", "name must be one of group, critic, got 'gae'"),
         ("advantage.lam=1.5", r"lam must be in \[0, 1\], got 1.5"),
