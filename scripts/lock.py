@@ -1,4 +1,4 @@
-"""Writes constraints.txt: one tested version of every package that the project and its extras bring, for each Python.
+"""Writes constraints.txt: one version of every package that the project and its extras bring, for each Python.
 
 ``make lock`` keeps the versions that are there already and adds what is missing; ``make lock ARGS=--upgrade`` takes the
 newest of everything, ``make lock ARGS="--upgrade-package rich"`` of one package. It installs uv, which resolves for all
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "constraints.txt"
 UNLOCKED = re.compile(r"(nvidia|cuda)-|triton\b")
 HEADER = """\
-# One tested version of every package, for Python 3.10 to 3.13. Written by `make lock`; used by `make setup` and by
+# One version of every package, for Python 3.10 to 3.13. Written by `make lock`; used by `make setup` and by
 #     pip install -c constraints.txt ".[libero,metaworld]"
 """
 
