@@ -3,29 +3,40 @@
 # make lint    ruff, strict types, spelling
 # make figures the documentation's figures and tables, from benchmarks/results
 # make reference  the generated parts of the documents
-# make setup   what the others need; each of them does it by itself, once
+# make setup   what the others need, in the versions of constraints.txt; each of them does it by itself, once
+# make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
+# make test-newest   all tests with the newest versions, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup train test lint format figures reference wheel clean
+.PHONY: setup lock train test test-newest lint format figures reference wheel clean
 
 setup: $(READY)
 
-$(READY): pyproject.toml scripts/system_packages.sh
+$(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 	@echo "setup: once; with PyTorch's CUDA build and the simulators it is some GB and takes a few minutes"
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[libero,metaworld,video,vla,qlora,sb3,dev]"
+	$(LOCKED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--editable ".[libero,metaworld,video,vla,qlora,sb3,dev]"
 	@touch $@
+
+lock:
+	$(PYTHON) scripts/lock.py $(ARGS)
 
 train: $(READY)
 	$(BIN)/pcm-rl train --config configs/pick_place.yaml name=pick-place-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+test-newest:
+	rm -rf $(VENV)/newest
+	$(MAKE) test VENV=$(VENV)/newest LOCKED=
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -132,7 +132,7 @@ def test_demos_are_not_overwritten(tmp_path, capsys):
         (["train", "selection.buget=3"], "did you mean 'selection.budget'"),
         (["train", "--config", "no.yaml"], "no configuration file"),
         (["train", "--resume", "no-run"], "holds no run"),
-        (["train", "env.id=pcm_rl/Nothing-v0"], "Nothing"),
+        (["train", "env.id=pcm_rl/Nothing-v0"], "env.id=pcm_rl/Nothing-v0"),
         (["eval", "no-run"], "holds no run"),
         (["plot", "no-run"], "no-run"),
         (["demos"], "demos.path"),

@@ -111,7 +111,7 @@ def test_what_is_kept(seed: int, selection: str, padding: str, budget: int) -> N
     got = batch.select(keep, selection=selection, padding=padding, budget=budget)
     kept = set(got.index.tolist())
     assert got.index.tolist() == sorted(kept)
-    top = int(keep.probs.argmax())
+    top = int(torch.where(keep.scored, keep.probs, -1.0).argmax())  # one without a score has probability 1
     executed = batch.valid.any(-1)
     for rows in rows_of_episodes(batch):
         candidates = [m for m in rows if padding == "keep" or executed[m]]

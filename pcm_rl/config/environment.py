@@ -78,7 +78,7 @@ class EnvConfig:
         positive(self, "timeout")
         if self.num_states is not None and not self.eval_states < self.num_states:
             raise ConfigError(
-                f"eval_states must be below num_states={self.num_states}, so that an initial state is left for training; "
+                f"eval_states must be below num_states={self.num_states}, so that some are left for training; "
                 f"got {self.eval_states}"
             )
         one_of(self, "init_state", ("option", "seed"))

@@ -48,7 +48,7 @@ def test_a_method_without_a_name_says_what_it_is() -> None:
         ("sede=1", "did you mean 'seed'"),
         ("selection.buget=1", r"did you mean 'selection.budget'"),
         ("selection.name=pmc", "did you mean 'pcm'"),
-        ("seed=abc", "seed"),
+        ("seed=abc", "^seed: "),
         ("selection.budget=0", "budget must be at least 1"),
         ("advantage.name=gae", "name must be one of group, critic, got 'gae'"),
         ("advantage.lam=1.5", r"lam must be in \[0, 1\], got 1.5"),
@@ -67,7 +67,7 @@ def test_errors_name_the_key_and_the_remedy(override, text):
     ("overrides", "text"),
     [
         (["env.tasks.task_id=[0,1]"], "several tasks need num_states"),
-        (["env.tasks.task_id=[0,1]", "env.tasks.suite=[a]", "env.num_states=5"], "as many values"),
+        (["env.tasks.task_id=[0,1]", "env.tasks.suite=[a]", "env.num_states=5", "env.eval_states=2"], "as many values"),
         (["env.tasks.task_id=[]"], "at least one"),
         (["env.tasks.task_id=[0]", "env.kwargs.task_id=0"], "task_id stands in kwargs and in tasks"),
     ],
@@ -79,7 +79,14 @@ def test_tasks_that_do_not_fit_are_refused(overrides, text):
 
 def test_tasks_are_read_side_by_side():
     config = load_config(
-        None, ["env.tasks.suite=[a,b]", "env.tasks.task_id=[4,7]", "env.kwargs.horizon=9", "env.num_states=5"]
+        None,
+        [
+            "env.tasks.suite=[a,b]",
+            "env.tasks.task_id=[4,7]",
+            "env.kwargs.horizon=9",
+            "env.num_states=5",
+            "env.eval_states=2",
+        ],
     )
     assert config.env.num_tasks == 2
     assert config.env.task_kwargs(1) == {"horizon": 9, "suite": "b", "task_id": 7}
@@ -123,10 +130,21 @@ def test_quotes_around_text_are_left_out_and_null_is_none_where_that_is_possible
 def test_what_is_no_text_is_yaml():
     config = load_config(
         None,
-        ["update.lr=1e-4", "record=off", "env.kwargs.sizes=[1, 2]", "policy.lora={rank: 4}", "policy.lora.targets=[a]"],
+        [
+            "update.lr=1e-4",
+            "record=off",
+            "env.kwargs.sizes=[1, 2]",
+            "policy.family=openvla",
+            "policy.openvla.lora={rank: 4}",
+            "policy.openvla.lora.targets=[a]",
+        ],
     )
     assert (config.update.lr, config.record, config.env.kwargs) == (1e-4, False, {"sizes": [1, 2]})
-    assert (config.policy.lora.rank, config.policy.lora.alpha, config.policy.lora.targets) == (4, 32, ["a"])
+    assert (config.policy.openvla.lora.rank, config.policy.openvla.lora.alpha, config.policy.openvla.lora.targets) == (
+        4,
+        32,
+        ["a"],
+    )
     with pytest.raises(ConfigError, match=r"env\.kwargs: '\{a' is no YAML"):
         load_config(None, ["env.kwargs={a"])
 

@@ -239,7 +239,7 @@ def test_it_runs_inside_of_a_vector_environment():
     ("keys", "message"),
     [
         (("wrist",), r"keys has 'wrist', which the observation lacks; .*\['image', 'wrist_image'\]"),
-        (("proprio",), r"'proprio' is Box.*expected \[H, W, 3\] uint8: name images only, \['image', 'wrist_image'\]"),
+        (("proprio",), r"'proprio' is .*expected \[H, W, 3\] uint8: name images only, \['image', 'wrist_image'\]"),
         ("image", r"keys is 'image'; expected a tuple .*\['image', 'wrist_image'\]"),
         ((), r"keys is \(\); expected a tuple of at least one image"),
     ],
@@ -252,10 +252,10 @@ def test_keys_that_name_no_image_are_refused(keys, message):
 def test_channels_first_and_bare_images_are_refused():
     env = Camera()
     env.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (3, 8, 8), np.uint8)})
-    with pytest.raises(ValueError, match=r"'image' is Box\(0, 255, \(3, 8, 8\).*move channels last"):
+    with pytest.raises(ValueError, match=r"'image' is .*move channels last"):
         OpenVLAImages(env)
     env.observation_space = spaces.Box(0, 255, (8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"the observation is Box.*expected a Dict with images"):
+    with pytest.raises(ValueError, match=r"the observation is .*expected a Dict with images"):
         OpenVLAImages(env)
 
 

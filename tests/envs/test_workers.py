@@ -218,9 +218,8 @@ def test_a_complaint_is_raised_here_and_costs_no_restart(spawned):
     with pytest.raises(ValueError, match=r"^worker 0: 104 is not an initial state$") as raised:
         while True:
             answers += spawned.wait()
-    # the worker's own traceback, whatever cloudpickle calls the file of code that it has unpickled
-    cause = str(raised.value.__cause__)
-    assert "Traceback" in cause and "in reset" in cause and "ValueError: 104 is not" in cause
+    cause = str(raised.value.__cause__)  # the worker's own traceback
+    assert cause.startswith("in the worker:") and "104 is not an initial state" in cause and "in reset" in cause
     answers += [] if answers else spawned.wait()
     assert [answer.worker for answer in answers] == [1]
     spawned.send(1, np.full((L, D), np.nan))

@@ -40,9 +40,9 @@ def test_policy_fits_the_environment():
 @pytest.mark.parametrize(
     ("env", "text"),
     [
-        (EnvConfig(id="pcm_rl/Nothing-v0"), "Nothing"),
+        (EnvConfig(id="pcm_rl/Nothing-v0"), "env.id=pcm_rl/Nothing-v0"),
         (EnvConfig(kwargs={"horizon": -1}), "horizon"),
-        (EnvConfig(kwargs={"horizn": 3}), "horizn"),
+        (EnvConfig(kwargs={"horizn": 3}), "with {'horizn': 3}"),
     ],
 )
 def test_what_the_environment_refuses_is_a_config_error(env, text):

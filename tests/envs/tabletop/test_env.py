@@ -31,7 +31,6 @@ def expert_episode(task, k, **kwargs):
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.filterwarnings("ignore:.*alternative render mode.*")
 @pytest.mark.parametrize("env", [PickPlaceEnv, ReachEnv])
 def test_check_env(env):
     check_env(env(render_mode="rgb_array"), skip_render_check=True)

@@ -158,7 +158,7 @@ def test_a_tensor_that_only_the_index_has(copied):
     shard = copied.path / copied.read(INDEX)["weight_map"][SCALE]
     rest = {key: value for key, value in load_file(shard).items() if key != SCALE}
     save_file(rest, shard)
-    refused(copied.path, rf"{shard.name}: .*{SCALE}; was the download complete")
+    refused(copied.path, f"{shard.name}.*was the download complete")
 
 
 def test_a_shard_cut_short(copied):
