@@ -19,6 +19,7 @@ Inner products are exact (``gradient_rows.py``), the rules are in ``gradient_rul
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import statistics
 from collections import defaultdict
@@ -28,8 +29,10 @@ from pathlib import Path
 import torch
 from common import write_csv
 from gradient_rows import Rows, load_rows, measure_snapshot, save_rows, snapshots
-from gradient_rules import UNBIASED, candidates
+from gradient_rules import UNBIASED, candidates, chosen_by
 from torch import Tensor
+
+from pcm_rl.rules import find_rule
 
 FRACTIONS = (0.2, 0.38)
 GRAM_BATCHES = 2  # batches of a snapshot with all inner products
@@ -45,8 +48,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=40, help="at each snapshot")
     parser.add_argument("--draws", type=int, default=32)
     parser.add_argument("--rows", type=Path, default=None)
+    parser.add_argument("--rule", action="append", default=[], help="also judge a rule of one's own, module:function")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    own = {name: functools.partial(chosen_by, rule=find_rule(name)) for name in options.rule}
     errors: dict[Key, list[dict[str, float]]] = defaultdict(list)
     signals: dict[Key, list[tuple[float, float]]] = defaultdict(list)
     for seed in options.seeds:
@@ -55,7 +60,7 @@ def main() -> None:
                 continue  # no group of this batch had both outcomes
             generator = torch.Generator().manual_seed(1000 * seed + step)
             for fraction in FRACTIONS:
-                for name, rule in candidates().items():
+                for name, rule in (candidates() | own).items():
                     if name in UNBIASED and rows.gram is None:
                         continue
                     draws = SIGNAL_DRAWS if rows.gram is None else options.draws

@@ -11,12 +11,13 @@ from collections.abc import Callable
 
 import torch
 from gradient_rows import Rows
+from tensordict import TensorDict
 from torch import Generator, Tensor
 
-from pcm_rl import KeepProbabilities, sample_chunks
-from pcm_rl.episodes import EpisodeIndex
+from pcm_rl import RULES, Candidates, KeepProbabilities, Rule
+from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, GROUP, IS_PAD, PHASE, SUCCESS, EpisodeIndex
 
-Rule = Callable[[Rows, int, int, Generator], Tensor]
+Estimator = Callable[[Rows, int, int, Generator], Tensor]
 
 # C of the five phases as the README's runs measured it on this task: what PCM's draws lean on
 PHASE_SCORES = torch.tensor([1.6, 1.4, 1.1, 1.5, 0.8])
@@ -160,22 +161,55 @@ def unequal(
     return weigh(design(pi, draws, generator, rows), pi, rows)
 
 
-def top(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Tensor:
+def chosen_by(rows: Rows, n: int, draws: int, generator: Generator, *, rule: Rule, weigh: str = "own") -> Tensor:
+    """What a rule of the library, or of one's own, keeps, with the weights that it gets in training.
+
+    A draw has the budget B or B + 1, so that n rows are kept in expectation.
+
+    Args:
+        rows: The batch.
+        n: Rows that are kept in expectation.
+        draws: Number of draws.
+        generator: Source of randomness.
+        rule: It reads what the batch has, among it ``"spread"``.
+        weigh: ``"own"``, or ``"inverse"``: divided by the probability of being kept.
+    """
+    episodes = EpisodeIndex(rows.episode)
+    keep = KeepProbabilities()
+    keep.update(PHASE_SCORES)
+    every = torch.ones(len(rows), dtype=torch.bool)
+    among = Candidates(as_batch(rows), episodes, every, every, keep)
+    whole, extra = _budget(episodes.length, n)
+    larger = torch.rand(draws, generator=generator) < extra
+    kept = torch.stack([rule.choose(among, max(whole + int(more), 1), generator) for more in larger])
+    if weigh == "inverse":
+        return inverse(kept, _phase_mates_mean(kept, rows), rows)
+    return kept.double() if rule.budget == "batch" else _own_weights(kept, episodes, rows)
+
+
+def as_batch(rows: Rows) -> TensorDict:
+    """The rows in the library's schema, without actions: rules that draw by phase take C from elsewhere here."""
+    pad = torch.arange(int(rows.steps.max())) >= rows.steps.unsqueeze(-1)
+    entries = {
+        CHUNK: torch.zeros(*pad.shape, 1), IS_PAD: pad, PHASE: rows.phase, SUCCESS: rows.success.bool(),
+        GROUP: rows.group, EPISODE: rows.episode, ADVANTAGE: rows.advantage, "spread": rows.spread,
+    }  # fmt: skip
+    return TensorDict(entries, batch_size=[len(rows)])
+
+
+def largest(rows: Rows, n: int, draws: int, generator: Generator, *, of: str) -> Tensor:
     """The n largest scores; ties, such as the rows of one trajectory under ``adv``, are broken at random."""
     value = score(rows, of) * (1 + 1e-6 * torch.rand(draws, len(rows), dtype=torch.float64, generator=generator))
     index = value.topk(n, dim=1).indices
     return torch.zeros(draws, len(rows), dtype=torch.float64).scatter_(1, index, 1.0)
 
 
-def top_entropy(rows: Rows, n: int, draws: int, generator: Generator) -> Tensor:
-    """The B chunks of each trajectory at which the policy was least sure (by ``spread``), as a mean over them."""
-    index = EpisodeIndex(rows.episode)
-    whole, extra = _budget(index.length, n)
-    size = whole + (torch.rand(draws, index.shape[0], 1, generator=generator) < extra).long()
-    unsure = index.dense(rows.spread * rows.steps, -1.0)
+def least_sure(among: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    """The B chunks of each trajectory at which the policy was least sure."""
+    steps = (~among.batch[IS_PAD]).sum(-1)
+    unsure = among.episodes.dense(among.batch["spread"] * steps, -1.0)
     rank = unsure.argsort(1, descending=True).argsort(1)
-    kept = (rank < size) & index.dense(torch.ones(len(rows), dtype=torch.bool), False)
-    return _own_weights(kept[:, index.row, index.column], index, rows)
+    return among.episodes.flat(rank < budget)
 
 
 def _own_weights(kept: Tensor, index: EpisodeIndex, rows: Rows) -> Tensor:
@@ -188,36 +222,16 @@ def _own_weights(kept: Tensor, index: EpisodeIndex, rows: Rows) -> Tensor:
 
 
 def _budget(length: Tensor, n: int) -> tuple[int, float]:
-    """B and the share of trajectories that get B + 1, so that ``sum min(B, N_i)`` is n in expectation."""
+    """B and the share of draws that have B + 1, so that ``sum min(B, N_i)`` is n in expectation."""
     whole = max(b for b in range(int(length.max()) + 1) if int(length.clamp_max(b).sum()) <= n)
     more = int((length > whole).sum())
     return whole, (n - int(length.clamp_max(whole).sum())) / max(more, 1)
 
 
-def per_trajectory(rows: Rows, n: int, draws: int, generator: Generator, *, phases: bool, weigh: str) -> Tensor:
-    """B chunks of every trajectory; random or PCM, with the design's own weights or divided by the probability."""
-    index = EpisodeIndex(rows.episode)
-    probs = KeepProbabilities().update(PHASE_SCORES) if phases else torch.ones(5)
-    dense = index.dense(probs[rows.phase].double(), 0.0)
-    valid = index.dense(torch.ones(len(rows), dtype=torch.bool), False)
-    whole, extra = _budget(index.length, n)
-    drawn = torch.zeros(draws, *dense.shape, dtype=torch.bool)
-    larger = torch.rand(draws, len(dense), generator=generator) < extra
-    for size, here in ((whole, ~larger), (whole + 1, larger)):
-        if size and bool(here.any()):
-            some = sample_chunks(dense.expand(draws, -1, -1)[here], size, valid=valid.expand(draws, -1, -1)[here],
-                                 generator=generator)  # fmt: skip
-            drawn[here] = some
-    flat = drawn[:, index.row, index.column]
-    if weigh == "inverse":
-        return inverse(flat, _phase_mates_mean(flat, rows), rows)
-    return _own_weights(flat, index, rows)
-
-
 def _phase_mates_mean(drawn: Tensor, rows: Rows) -> Tensor:
     """Inclusion probabilities of PCM's draw from its own draws: chunks of one phase in a trajectory share theirs.
 
-    :func:`pcm_rl.inclusion_probabilities` gives them exactly, but takes a minute a batch.
+    :func:`pcm_rl.inclusion_probabilities` gives them exactly, one trajectory after the other.
     """
     _, mates = (rows.episode * 6 + rows.phase).unique(return_inverse=True)
     mean = drawn.double().mean(0)
@@ -230,13 +244,13 @@ UNBIASED = ("random-valid", "pcm+inverse", "uniform over the batch", "adv", "adv
             "adv-spread+poisson", "adv-spread+shuffled", "adv-spread+by phase", "adv-spread+pivotal")  # fmt: skip
 
 
-def candidates() -> dict[str, Rule]:
-    """Name -> rule. A plus sign joins score, design and weights; the default is systematic, 1 / pi."""
+def candidates() -> dict[str, Estimator]:
+    """Name -> estimator. A plus sign joins score, design and weights; the default is systematic, 1 / pi."""
     part = functools.partial
     return {
-        "random-valid": part(per_trajectory, phases=False, weigh="own"),
-        "pcm": part(per_trajectory, phases=True, weigh="own"),
-        "pcm+inverse": part(per_trajectory, phases=True, weigh="inverse"),
+        "random-valid": part(chosen_by, rule=RULES["random"]),
+        "pcm": part(chosen_by, rule=RULES["pcm"]),
+        "pcm+inverse": part(chosen_by, rule=RULES["pcm"], weigh="inverse"),
         "uniform over the batch": part(unequal, of="uniform"),
         "adv": part(unequal, of="adv"),
         "adv-spread": part(unequal, of="adv-spread"),
@@ -252,9 +266,9 @@ def candidates() -> dict[str, Rule]:
         "adv-spread+ratio group-outcome": part(unequal, of="adv-spread", weigh=part(per_cell, cells="group-outcome")),
         "adv-spread+ratio phase-outcome": part(unequal, of="adv-spread", weigh=part(per_cell, cells="phase-outcome")),
         "adv+natural": part(unequal, of="adv", weigh=natural),
-        "top adv": part(top, of="adv"),
-        "top adv-spread": part(top, of="adv-spread"),
-        "top adv-drawn": part(top, of="adv-drawn"),
-        "top norm (oracle)": part(top, of="norm"),
-        "top entropy": top_entropy,
+        "top adv": part(chosen_by, rule=RULES["top-advantage"]),
+        "top adv-spread": part(largest, of="adv-spread"),
+        "top adv-drawn": part(largest, of="adv-drawn"),
+        "top norm (oracle)": part(largest, of="norm"),
+        "top entropy": part(chosen_by, rule=Rule(least_sure)),
     }

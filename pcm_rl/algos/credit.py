@@ -24,6 +24,7 @@ class Credit:
             that all of them need; None where nothing has to be written.
         reads: Entries that all processes need of all rows, beside actions, padding, phase, outcome and ids.
         fit: Learns from a step's rows after they have got their advantage; gives metrics. None learns nothing.
+        metrics: Names of those metrics that ``metrics.csv`` does not have anyway.
         module: What it learns, saved with the run.
         generator: Its randomness, saved with the run.
     """
@@ -32,6 +33,7 @@ class Credit:
     observe: Callable[[TensorDictBase], TensorDictBase] | None = None
     reads: tuple[NestedKey, ...] = ()
     fit: Callable[[TensorDictBase], dict[str, float]] | None = None
+    metrics: tuple[str, ...] = ()
     module: nn.Module | None = None
     generator: Generator | None = None
 
@@ -49,8 +51,8 @@ def credit_of_ones_own(name: str, options: Mapping[str, Any]) -> Credit:
 
     Args:
         name: Of a function ``rows [M] -> advantage [M]``; or of a class, made once a run with ``options``, which has
-            such a method ``advantage`` and may have ``observe``, ``reads``, ``fit`` and ``generator`` as
-            :class:`Credit` has them. One that is an ``nn.Module`` is saved with the run.
+            such a method ``advantage`` and may have ``observe``, ``reads``, ``fit``, ``metrics`` and ``generator``
+            as :class:`Credit` has them. One that is an ``nn.Module`` is saved with the run.
         options: Keyword arguments; a function has none.
 
     Raises:
@@ -69,6 +71,7 @@ def credit_of_ones_own(name: str, options: Mapping[str, Any]) -> Credit:
             observe=getattr(made, "observe", None),
             reads=tuple(getattr(made, "reads", ())),
             fit=getattr(made, "fit", None),
+            metrics=tuple(getattr(made, "metrics", ())),
             module=made if isinstance(made, nn.Module) else None,
             generator=getattr(made, "generator", None),
         )

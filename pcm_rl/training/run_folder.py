@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from pcm_rl.config import Config, save_config
@@ -15,12 +16,21 @@ def refuse_existing(folder: Path) -> None:
         )
 
 
+def check_logger(name: str) -> None:
+    """Raise ``ImportError`` with the command that installs it if a logger's package is missing."""
+    package = {"none": None, "tensorboard": "tensorboard"}.get(name, name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise ImportError(f"logger={name} needs the package {package}; run: pip install {package}")
+
+
 def begin_run_folder(config: Config) -> None:
     """Make the folder of a new run and write what it is made with.
 
     Raises:
         FileExistsError: If it already holds a run.
+        ImportError: If the logger's package is missing.
     """
     refuse_existing(config.folder)
+    check_logger(config.logger)
     config.folder.mkdir(parents=True, exist_ok=True)
     save_config(config, config.folder / "config.yaml")

@@ -231,7 +231,7 @@ class Trainer:
         """Begin the folder, or go on in it behind a step."""
         if after_step is None:
             begin_run_folder(self.config)
-        self.log = RunLog(self.folder, self.config.logger, after_step)
+        self.log = RunLog(self.folder, self.config.logger, after_step, self.grpo.credit.metrics)
 
     @on_first_rank
     def _write_checkpoint(self) -> None:

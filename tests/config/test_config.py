@@ -140,11 +140,8 @@ def test_what_is_no_text_is_yaml():
         ],
     )
     assert (config.update.lr, config.record, config.env.kwargs) == (1e-4, False, {"sizes": [1, 2]})
-    assert (config.policy.openvla.lora.rank, config.policy.openvla.lora.alpha, config.policy.openvla.lora.targets) == (
-        4,
-        32,
-        ["a"],
-    )
+    lora = config.policy.openvla.lora
+    assert (lora.rank, lora.alpha, lora.targets) == (4, 32, ["a"])
     with pytest.raises(ConfigError, match=r"env\.kwargs: '\{a' is no YAML"):
         load_config(None, ["env.kwargs={a"])
 
@@ -165,7 +162,7 @@ def test_text_that_a_file_holds_without_quotes_must_be_text(tmp_path):
 def test_a_mapping_or_a_list_takes_the_place_of_the_recipes(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
-        "env:\n  kwargs: {a: 1, b: 2}\n  tasks: {task: [0, 1]}\n  num_states: 5\n  images: {size: 96}\n"
+        "env:\n  kwargs: {a: 1, b: 2}\n  tasks: {task: [0, 1]}\n  num_states: 5\n  eval_states: 2\n  images: {size: 96}\n"
         "  wrappers: ['gymnasium.wrappers:FlattenObservation']\n"
     )
     assert load_config(path, ["env.tasks={}"]).env.tasks == {}

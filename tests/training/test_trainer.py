@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import sys
 
 import pytest
 import torch
@@ -185,3 +186,13 @@ def test_a_critic_gives_chunks_their_own_credit_and_groups_of_one_outcome_none(t
     assert not rows["advantage"][~signal].any()
     assert torch.equal(signal, torch.isin(rows["group_id"], first["group_id"]))
     trainer.env.close()
+
+
+def test_a_logger_without_its_package_is_refused_before_the_folder_is_made(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = load_config(
+        None, ["env.id=pcm_rl/Reach-v0", "env.num_envs=2", f"run_dir={tmp_path}", "name=run", "logger=wandb"]
+    )
+    with pytest.raises(ImportError, match="pip install wandb"):
+        train(config, say=silent)
+    assert not (tmp_path / "run").exists()
