@@ -1,4 +1,4 @@
-"""A policy family in one file: a small CNN that acts on pixels, and a toy task that shows it some."""
+"""A policy family in one file: a small CNN that acts on pixels, and a task that shows it some."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from torchrl.data.vla import UniformActionTokenizer
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.envs.experts import Expert, make_expert
-
 BINS = 16
 
 
@@ -28,15 +26,16 @@ def cnn(
     temperature: float = 1.0,
 ) -> CNNPolicy:
     """The family: a fresh policy for an environment."""
-    assert isinstance(observation_space, spaces.Dict)
-    height, across, _ = observation_space["image"].shape
-    return CNNPolicy((height, across), action_space.shape, width, temperature).to(device)
+    shape = getattr(observation_space, "shape", None) or ()
+    if len(shape) != 3:
+        raise ValueError(f"expected an image [H, W, 3], got {observation_space}")
+    return CNNPolicy(shape[:2], action_space.shape, width, temperature).to(device)
 
 
 class CNNPolicy(VLAWrapperBase):
     """Image ``[M, 3, H, W]`` uint8 -> ``L * D`` action tokens."""
 
-    def __init__(self, image: tuple[int, int], chunk: tuple[int, ...], width: int, temperature: float) -> None:
+    def __init__(self, image: tuple[int, ...], chunk: tuple[int, ...], width: int, temperature: float) -> None:
         length, dimensions = chunk
         channels = (3, width, 2 * width, 2 * width)
         layers: list[nn.Module] = []
@@ -67,30 +66,52 @@ class CNNPolicy(VLAWrapperBase):
         return logits / self.temperature
 
 
-class Pixels(gym.ObservationWrapper[Any, Any, Any]):
-    """A small frame beside the toy task's state, which only the scripted expert looks at."""
+class Dots(gym.Env[np.ndarray, np.ndarray]):
+    """Move the white dot onto the red one and pinch there; all that is seen is an image of 32 x 32 pixels."""
+
+    def __init__(self, horizon: int = 48) -> None:
+        self.observation_space = spaces.Box(0, 255, (32, 32, 3), np.uint8)
+        self.action_space = spaces.Box(-1.0, 1.0, (3,), np.float32)  # dx, dy, pinch
+        self.horizon = horizon
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """``options={"init_state": k}`` names where both dots are."""
+        super().reset(seed=seed)
+        start = (options or {}).get("init_state", self.np_random.integers(2**31))
+        self.dot, self.target = np.random.default_rng(int(start)).uniform(0.1, 0.9, (2, 2))
+        self.elapsed = 0
+        return self._image(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        """1 is paid for the first pinch at the target, which ends the episode."""
+        self.dot = (self.dot + STEP * np.clip(action[:2], -1.0, 1.0)).clip(0.05, 0.95)
+        self.elapsed += 1
+        success = bool(action[2] > 0.0 and np.abs(self.dot - self.target).max() < NEAR)
+        return self._image(), float(success), success, self.elapsed >= self.horizon, {"success": success}
+
+    def _image(self) -> np.ndarray:
+        image = np.zeros((32, 32, 3), np.uint8)
+        for (x, y), color in ((self.target, (255, 0, 0)), (self.dot, (255, 255, 255))):
+            row, column = int(32 * y), int(32 * x)
+            image[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = color
+        return image
+
+
+STEP, NEAR = 0.04, 0.05
+gym.register("Dots-v0", entry_point=Dots)
+
+
+class Expert:
+    """Goes straight to the target, and pinches there."""
 
     def __init__(self, env: gym.Env) -> None:
-        super().__init__(env)
-        image = spaces.Box(0, 255, (60, 120, 3), np.uint8)
-        self.observation_space = spaces.Dict({"image": image, "state": env.observation_space})
-
-    def observation(self, observation: Any) -> dict[str, Any]:
-        """The frame from the side and from above, every fourth pixel."""
-        return {"image": np.ascontiguousarray(self.render()[::4, ::4]), "state": observation}
-
-
-class _StateExpert:
-    def __init__(self, env: gym.Env) -> None:
-        self._expert: Expert = make_expert("pcm_rl/Reach-v0", env)
+        self.env: Any = env.unwrapped
 
     def reset(self, init_state: int) -> None:
-        self._expert.reset(init_state)
+        """It remembers nothing."""
 
-    def action(self, observation: dict[str, Any]) -> np.ndarray:
-        return self._expert.action(observation["state"])
-
-
-def expert(env: gym.Env) -> Expert:
-    """The toy's own expert, on the state."""
-    return _StateExpert(env)
+    def action(self, observation: Any) -> np.ndarray:
+        """The next action, from where the dots are."""
+        way = self.env.target - self.env.dot
+        pinch = 1.0 if np.abs(way).max() < NEAR else -1.0
+        return np.array([*(way / STEP).clip(-1.0, 1.0), pinch], np.float32)
