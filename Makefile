@@ -18,7 +18,7 @@ $(READY): pyproject.toml scripts/system_packages.sh
 	@echo "setup: once; with PyTorch's CUDA build and the simulators it is some GB and takes a few minutes"
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[libero,metaworld,video,vla,qlora,sb3,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[libero,metaworld,video,vla,qlora,sb3,examples,dev]"
 	@touch $@
 
 train: $(READY)
