@@ -123,10 +123,18 @@ def test_quotes_around_text_are_left_out_and_null_is_none_where_that_is_possible
 def test_what_is_no_text_is_yaml():
     config = load_config(
         None,
-        ["update.lr=1e-4", "record=off", "env.kwargs.sizes=[1, 2]", "policy.lora={rank: 4}", "policy.lora.targets=[a]"],
+        [
+            "update.lr=1e-4",
+            "record=off",
+            "env.kwargs.sizes=[1, 2]",
+            "policy.family=openvla",
+            "policy.openvla.lora={rank: 4}",
+            "policy.openvla.lora.targets=[a]",
+        ],
     )
     assert (config.update.lr, config.record, config.env.kwargs) == (1e-4, False, {"sizes": [1, 2]})
-    assert (config.policy.lora.rank, config.policy.lora.alpha, config.policy.lora.targets) == (4, 32, ["a"])
+    lora = config.policy.openvla.lora
+    assert (lora.rank, lora.alpha, lora.targets) == (4, 32, ["a"])
     with pytest.raises(ConfigError, match=r"env\.kwargs: '\{a' is no YAML"):
         load_config(None, ["env.kwargs={a"])
 
