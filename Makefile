@@ -22,7 +22,7 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(LOCKED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[libero,metaworld,video,vla,qlora,sb3,dev]"
+		--editable ".[libero,metaworld,video,vla,qlora,sb3,examples,dev]"
 	@touch $@
 
 lock:

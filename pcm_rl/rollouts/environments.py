@@ -59,6 +59,7 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
     """
     chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
     success_rule(config)  # said here, and not by a worker
+    phase_rule(config)  # likewise, and not after the first rollouts
     with _refused_as_config_error(config):
         _import_ids(config)
         if _has_core(config):
@@ -121,7 +122,7 @@ def _gripper_rule(config: EnvConfig) -> dict[str, Any]:
         try:
             return {"closed": _callable(config.closed)}
         except ValueError as error:
-            raise ConfigError(f"env.closed={config.closed}: {error}") from error
+            raise ConfigError(f"env.closed: {error}") from error
     if config.gripper_index is None:
         return {"closed": no_gripper}
     if config.close_below is not None:
@@ -139,13 +140,18 @@ def _below(actions: Tensor, *, index: int, value: float) -> Tensor:
 def _callable(name: str) -> Any:
     found = load_plugin(name)
     if not callable(found):
-        raise ValueError(f"{found!r} cannot be called")
+        raise ValueError(f"{name} is {found!r}, which cannot be called")
     return found
 
 
 def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
-        wrapped = _callable(name)(env, **kwargs)
+        wrapper = _callable(name)
+    except ValueError as error:
+        env.close()
+        raise ConfigError(f"env.wrappers: {error}") from error
+    try:
+        wrapped = wrapper(env, **kwargs)
         if not isinstance(wrapped, gym.Env):
             raise TypeError(f"expected a wrapped environment, got {wrapped!r}")
     except (gym.error.Error, AssertionError, TypeError, ValueError) as error:  # Gymnasium's own wrappers assert
@@ -155,8 +161,12 @@ def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
 
 
 def _import_ids(config: EnvConfig) -> None:
-    if config.import_module is not None:
+    if config.import_module is None:
+        return
+    try:
         importlib.import_module(config.import_module)
+    except ImportError as error:
+        raise ConfigError(f"env.import_module={config.import_module}: {error}") from error
 
 
 @contextlib.contextmanager

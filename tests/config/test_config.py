@@ -162,7 +162,8 @@ def test_text_that_a_file_holds_without_quotes_must_be_text(tmp_path):
 def test_a_mapping_or_a_list_takes_the_place_of_the_recipes(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(
-        "env:\n  kwargs: {a: 1, b: 2}\n  tasks: {task: [0, 1]}\n  num_states: 5\n  eval_states: 2\n  images: {size: 96}\n"
+        "env:\n  kwargs: {a: 1, b: 2}\n  tasks: {task: [0, 1]}\n  num_states: 5\n  eval_states: 2\n"
+        "  images: {size: 96}\n"
         "  wrappers: ['gymnasium.wrappers:FlattenObservation']\n"
     )
     assert load_config(path, ["env.tasks={}"]).env.tasks == {}

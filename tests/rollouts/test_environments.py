@@ -92,7 +92,7 @@ def test_wrappers_also_lie_between_the_toy_and_its_chunks():
         ("no_such_module:Wrapper", "no_such_module:Wrapper.*where pcm-rl was started"),
         ({"name": RESCALE, "kwargs": {"min_action": 0}}, "RescaleAction with {'min_action': 0}: .*max_action"),
         ({"name": RESCALE, "kwargs": {"min_action": 1, "max_action": -1}}, "RescaleAction with"),
-        (f"{__name__}:number", "3 cannot be called"),
+        (f"{__name__}:number", "is 3, which cannot be called"),
         ({"name": f"{__name__}:third_step", "kwargs": {"info": {"steps": 3}}}, "expected a wrapped environment"),
     ],
 )
@@ -166,10 +166,18 @@ def test_gripper_rules_that_contradict_each_other_are_refused(options, text):
         EnvConfig(**options)
 
 
+def test_what_is_named_and_missing_is_said_before_an_environment_is_built():
+    for option in ("closed", "labeller", "success"):
+        with pytest.raises(ConfigError, match=rf"env\.{option}.*no_such"):
+            make_vector_env(EnvConfig(**GOAL, **{option: f"{__name__}:no_such"}))
+    with pytest.raises(ConfigError, match=r"env\.import_module=no_such_module"):
+        make_env(EnvConfig(**GOAL, import_module="no_such_module"))
+
+
 def test_a_gripper_rule_that_does_not_fit_is_named():
-    with pytest.raises(ConfigError, match=r"env\.closed=.*no_such"):
+    with pytest.raises(ConfigError, match=r"env\.closed: .*no_such"):
         phase_rule(EnvConfig(closed=f"{__name__}:no_such"))
-    with pytest.raises(ConfigError, match=r"env\.closed=.*cannot be called"):
+    with pytest.raises(ConfigError, match=r"env\.closed: .*cannot be called"):
         phase_rule(EnvConfig(closed=f"{__name__}:number"))
     with pytest.raises(ValueError, match=r"gripper_index must lie in \[-3, 2\], got 7"):
         phases(EnvConfig(gripper_index=7, close_below=0.0), torch.zeros(2, 4, 3))
