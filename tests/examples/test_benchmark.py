@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +17,10 @@ FOLDER = Path(__file__).parents[2] / "examples" / "extending" / "benchmark"
 pytest.importorskip("gymnasium_robotics")
 
 
-def train(runs, *overrides):
-    """`pcm-rl train` as a user starts it: in the folder of the recipe."""
-    command = [sys.executable, "-m", "pcm_rl.cli", "train", "--config", "recipe.yaml", f"run_dir={runs}", "name=run"]
-    done = subprocess.run([*command, *overrides], cwd=FOLDER, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 0, done.stderr
-    return runs / "run"
-
-
 @pytest.mark.slow
-def test_it_trains_from_its_own_folder(tmp_path):
-    small = ["steps=2", "groups=6", "eval_episodes=20", "demos.episodes=8", "sft.steps=60", "logger=none"]
-    run = train(tmp_path, *small)
+def test_it_trains_from_its_own_folder(tmp_path, train_there):
+    small = ["steps=2", "groups=6", "eval_episodes=20", "demos.episodes=8", "sft.steps=60"]
+    run = train_there("benchmark", tmp_path, *small)
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2"] and any(float(row["groups_mixed"]) for row in rows)
@@ -39,9 +29,9 @@ def test_it_trains_from_its_own_folder(tmp_path):
 
 
 @pytest.mark.slow
-def test_it_trains_in_worker_processes(tmp_path):
-    small = ["steps=1", "groups=2", "group_size=4", "eval_episodes=2", "demos.episodes=2", "sft.steps=5", "logger=none"]
-    assert train(tmp_path, *small, "env.workers=true", "env.num_envs=2").is_dir()
+def test_it_trains_in_worker_processes(tmp_path, train_there):
+    small = ["steps=1", "groups=2", "group_size=4", "eval_episodes=2", "demos.episodes=2", "sft.steps=5"]
+    assert train_there("benchmark", tmp_path, *small, "env.workers=true", "env.num_envs=2").is_dir()
 
 
 def test_a_group_starts_alike_and_goes_on_alike(monkeypatch):
