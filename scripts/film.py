@@ -1,7 +1,7 @@
 """The film in README.md: a recorded episode of a run, with its phases on a time line.
 
-    pcm-rl train --config configs/pick_place.yaml name=film
-    python scripts/film.py runs/film/recordings/success.safetensors docs/figures/pick_place.webp
+pcm-rl train --config configs/pick_place.yaml name=film
+python scripts/film.py runs/film/recordings/success.safetensors docs/figures/pick_place.webp
 """
 
 from __future__ import annotations
