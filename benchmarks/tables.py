@@ -1,4 +1,4 @@
-"""Writes the tables of the README and of ``docs/`` from the CSV files in ``results/``.
+"""Writes the tables of ``docs/`` from the CSV files in ``results/``.
 
     python benchmarks/tables.py            rewrites what stands between the marks
     python benchmarks/tables.py --check    changes nothing; fails if a table is not what the CSV files say
@@ -24,7 +24,7 @@ from pcm_rl.compare.statistics import paired_difference
 from pcm_rl.compare.tables import area_under_curve
 
 ROOT = Path(__file__).parents[1]
-PAGES = ("README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md")))
+PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
 MARK = re.compile(r"(<!-- table: ([\w-]+)(?:: ([\w-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 BASE = "full-valid"
 Row = dict[str, str]
@@ -154,11 +154,6 @@ def _signed(value: float) -> str:
     return f"{value:+.3f}".replace("0.", ".", 1)
 
 
-def short() -> list[list[str]]:
-    """The clean comparison for the README: of the differences only those over all of training."""
-    return [[row[i] for i in (0, 2, 3, 4, 5, 7, 9)] for row in comparison("clean", "random-valid")]
-
-
 def gradient() -> list[list[str]]:
     """Rules on snapshots at 20 % of the rows, best error first: means over the snapshots, then one by one."""
     rows: dict[str, dict[tuple[str, str], Row]] = defaultdict(dict)
@@ -232,7 +227,6 @@ def _digits(value: float) -> str:
 
 
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
-    "clean-short": short,
     "gradient-error": gradient,
     "theory-phases": phases,
     "peers": peers,

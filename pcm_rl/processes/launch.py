@@ -54,7 +54,7 @@ def launched() -> int:
 
 
 def check_deal(config: Config, size: int) -> None:
-    """Refuse a configuration that cannot be dealt out to ``size`` processes.
+    """Refuse a configuration that cannot be split between ``size`` processes.
 
     Raises:
         ConfigError: If a process would be left without a group or an episode, or all would use one GPU.
@@ -64,7 +64,7 @@ def check_deal(config: Config, size: int) -> None:
         dealt["sft.check_episodes"] = config.sft.check_episodes
     for key, number in dealt.items():
         if number < size:
-            raise ConfigError(f"{key}={number} cannot be dealt to {size} processes; give at least {key}={size}")
+            raise ConfigError(f"{key}={number} cannot be split between {size} processes; give at least {key}={size}")
     if size > 1 and torch.device(config.device).index is not None:
         raise ConfigError(f"device={config.device} is one GPU for all {size} processes; give device=cuda")
 

@@ -119,7 +119,7 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
             if tensor.shape != state[name].shape:
                 raise ValueError(
                     f"{path}: {name} has shape {tuple(tensor.shape)}, the policy {tuple(state[name].shape)}; "
-                    "was it trained with another policy.width, policy.num_bins or env.chunk_length?"
+                    "was it trained with another policy.state.width, policy.state.num_bins or env.chunk_length?"
                 )
             state[name].copy_(tensor)
 

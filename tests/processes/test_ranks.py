@@ -153,11 +153,11 @@ def test_a_process_that_fails_or_hangs_ends_all(tmp_path, what, timeout, message
     assert done.returncode != 0 and message in done.stderr
 
 
-def test_what_cannot_be_dealt_out_is_refused():
+def test_what_cannot_be_split_is_refused():
     check_deal(load_config(None, ["groups=2", "device=cuda"]), 2)
     check_deal(load_config(None, ["groups=1", "device=cuda:1"]), 1)
     for override, message in (
-        ("groups=2", "groups=2 cannot be dealt to 3 processes; give at least groups=3"),
+        ("groups=2", "groups=2 cannot be split between 3 processes; give at least groups=3"),
         ("eval_episodes=1", "eval_episodes=1 cannot"),
         ("device=cuda:1", "device=cuda:1 is one GPU for all 3 processes; give device=cuda"),
     ):

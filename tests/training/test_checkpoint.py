@@ -61,7 +61,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
         load_checkpoint(tmp_path / "c", **save)
     save_checkpoint(tmp_path / "c", **save, state={"step": 1})
-    with pytest.raises(ValueError, match=r"policy\.width"):
+    with pytest.raises(ValueError, match=r"policy\.state\.width"):
         load_policy(StateTokenPolicy(4, 2, 3, width=9), tmp_path / "c" / "policy.safetensors")
     with pytest.raises(ValueError, match="differing tensors"):
         load_policy(StateTokenPolicy(4, 2, 3, depth=3), tmp_path / "c" / "policy.safetensors")

@@ -70,8 +70,8 @@ class Checkpoint:
             if key is not None and key in known:
                 return key
         raise CheckpointError(
-            f"{self.folder}: expected policy.statistics to name one of {', '.join(known)} (the dataset whose quantiles "
-            f"scale the actions), got {name!r}"
+            f"{self.folder}: expected policy.openvla.statistics to name one of {', '.join(known)} (the dataset whose "
+            f"quantiles scale the actions), got {name!r}"
         )
 
 

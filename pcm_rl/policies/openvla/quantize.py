@@ -30,7 +30,9 @@ def quantize_language(model: OpenVLA, *, compute_dtype: torch.dtype) -> list[str
     try:
         from bitsandbytes.nn.modules import Linear4bit, Params4bit
     except ImportError as error:
-        raise ImportError("policy.quantize needs the package bitsandbytes: pip install 'pcm_rl[qlora]'") from error
+        raise ImportError(
+            "policy.openvla.quantize needs the package bitsandbytes: pip install 'pcm_rl[qlora]'"
+        ) from error
     decoder = model.language_model.model
     linear = {name: module for name, module in decoder.named_modules() if isinstance(module, nn.Linear)}
     for name, old in linear.items():
