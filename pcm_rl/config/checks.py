@@ -12,25 +12,30 @@ class ConfigError(ValueError):
     """A configuration that cannot be run; the message says which key and what would fit."""
 
 
+def _key(config: Any, name: str) -> str:
+    """The key as it stands in a recipe, such as ``update.lr``."""
+    return f"{getattr(config, 'SECTION', '')}{name}"
+
+
 def at_least(least: float, config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` if one of the fields ``names`` is below ``least``."""
     for name in names:
         if not least <= getattr(config, name) < math.inf:
-            raise ConfigError(f"{name} must be at least {least:g}, got {getattr(config, name)}")
+            raise ConfigError(f"{_key(config, name)} must be at least {least:g}, got {getattr(config, name)}")
 
 
 def positive(config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` unless the fields ``names`` are finite and above 0."""
     for name in names:
         if not 0.0 < getattr(config, name) < math.inf:
-            raise ConfigError(f"{name} must be above 0, got {getattr(config, name)}")
+            raise ConfigError(f"{_key(config, name)} must be above 0, got {getattr(config, name)}")
 
 
 def within(low: float, high: float, config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` if one of the fields ``names`` is outside of ``[low, high]``."""
     for name in names:
         if not low <= getattr(config, name) <= high:
-            raise ConfigError(f"{name} must be in [{low:g}, {high:g}], got {getattr(config, name)}")
+            raise ConfigError(f"{_key(config, name)} must be in [{low:g}, {high:g}], got {getattr(config, name)}")
 
 
 def one_of(config: Any, name: str, known: Sequence[str]) -> None:
@@ -39,4 +44,4 @@ def one_of(config: Any, name: str, known: Sequence[str]) -> None:
     if value not in known:
         near = difflib.get_close_matches(value, known, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}{hint}")
+        raise ConfigError(f"{_key(config, name)} must be one of {', '.join(known)}, got {value!r}{hint}")

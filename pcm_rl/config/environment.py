@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
 from pcm_rl.support.plugins import is_plugin
@@ -49,6 +49,8 @@ class EnvConfig:
         images: Prepare images as OpenVLA expects them: keyword arguments of ``pcm_rl.envs.OpenVLAImages``, ``{}`` for
             its defaults; None leaves them.
     """
+
+    SECTION: ClassVar[str] = "env."
 
     id: str = "pcm_rl/PickPlace-v0"
     kwargs: dict[str, Any] = field(default_factory=dict)
@@ -168,6 +170,8 @@ class DemoConfig:
             labels stay clean, and so does the gripper's command.
         mistakes: Share of demonstrations with a deliberate mis-grasp and recovery, where the expert has them.
     """
+
+    SECTION: ClassVar[str] = "demos."
 
     expert: Optional[str] = None  # noqa: UP045
     path: Optional[str] = None  # noqa: UP045

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
 from pcm_rl.rules import Rule, find_rule
@@ -24,6 +24,8 @@ class SFTConfig:
         check_every: Gradient steps between two looks at the success, with ``target``.
         check_episodes: Rollouts of such a look.
     """
+
+    SECTION: ClassVar[str] = "sft."
 
     steps: int = 900
     batch_size: int = 256
@@ -54,6 +56,8 @@ class AdvantageConfig:
         lr: Their learning rate.
         options: Keyword arguments of an advantage of one's own.
     """
+
+    SECTION: ClassVar[str] = "advantage."
 
     name: str = "group"
     features: str = "state"
@@ -86,6 +90,8 @@ class SelectionConfig:
         floor: ``p_min``.
         refresh_every: ``T_rc``, steps between refreshes of the keep probabilities.
     """
+
+    SECTION: ClassVar[str] = "selection."
 
     name: str = "pcm"
     padding: str = "drop"
@@ -132,6 +138,8 @@ class UpdateConfig:
         brightness: Images of the update are made brighter or darker by a factor within 1 +- this; 0 leaves them.
         jitter: Likewise their contrast and their saturation.
     """
+
+    SECTION: ClassVar[str] = "update."
 
     lr: float = 3e-4
     weight_decay: float = 0.0

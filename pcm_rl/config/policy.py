@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, one_of, positive
 from pcm_rl.support.plugins import is_plugin
@@ -25,6 +25,8 @@ class StateConfig:
         num_bins: Bins an action dimension.
         temperature: Divides the logits, in rollout and loss alike.
     """
+
+    SECTION: ClassVar[str] = "policy.state."
 
     network: str = "mlp"
     width: int = 256
@@ -48,6 +50,8 @@ class LoraConfig:
         alpha: The adapters' output is scaled by alpha / r.
         targets: ``all-linear``, ``language``, or a list of names or ends of names of linear layers.
     """
+
+    SECTION: ClassVar[str] = "policy.openvla.lora."
 
     rank: int = 32
     alpha: int = 32
@@ -73,6 +77,8 @@ class OpenVLAConfig:
             ``lora.targets`` leaves them alone.
         compile: Compile the model's blocks with ``torch.compile``.
     """
+
+    SECTION: ClassVar[str] = "policy.openvla."
 
     checkpoint: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
     statistics: Optional[str] = None  # noqa: UP045
@@ -111,6 +117,8 @@ class PolicyConfig:
         checkpointing: Compute blocks again in the backward pass instead of keeping them, where the policy can:
             ``always``, ``never``, or ``auto``, which measures a row and does it where a micro-batch would not fit.
     """
+
+    SECTION: ClassVar[str] = "policy."
 
     family: str = "state"
     state: StateConfig = field(default_factory=StateConfig)

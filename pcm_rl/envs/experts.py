@@ -6,6 +6,7 @@ An expert is named as ``module:function``, the built-in ones too: called with th
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -31,6 +32,29 @@ class Expert(Protocol):
         """Clean action ``[D]`` at an observation."""
 
 
+def find_expert(env_id: str, expert: str | None = None) -> Callable[..., Any]:
+    """What makes the scripted expert of an environment.
+
+    Args:
+        env_id: Id of the environment, a key of ``EXPERTS`` where no ``expert`` is given.
+        expert: ``module:function``.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if expert is None and env_id not in EXPERTS:
+        raise ValueError(
+            f"no scripted expert for {env_id!r}; those with one: {', '.join(EXPERTS)}. Give "
+            "demos.expert=module:function, a function(env) -> object with reset(init_state) and action(observation)"
+        )
+    name = EXPERTS[env_id] if expert is None else expert
+    build = load_plugin(name)
+    if not callable(build):
+        raise ValueError(f"{name} is {build!r}; expected a function of the environment")
+    found: Callable[..., Any] = build
+    return found
+
+
 def make_expert(env_id: str, env: gym.Env, *, mistakes: float = 0.0, expert: str | None = None) -> Expert:
     """The scripted expert of an environment.
 
@@ -45,17 +69,11 @@ def make_expert(env_id: str, env: gym.Env, *, mistakes: float = 0.0, expert: str
         TypeError: If ``env`` is not of the kind that the expert is for.
         ValueError: If there is no such expert, or it is not made for this task.
     """
-    if expert is None and env_id not in EXPERTS:
-        raise ValueError(
-            f"no scripted expert for {env_id!r}; those with one: {', '.join(EXPERTS)}. Give "
-            "demos.expert=module:function, a function(env) -> object with reset(init_state) and action(observation)"
-        )
-    name = EXPERTS[env_id] if expert is None else expert
-    build = load_plugin(name)
-    if not callable(build):
-        raise ValueError(f"{name} is {build!r}; expected a function of the environment")
+    build = find_expert(env_id, expert)
     takes = inspect.signature(build).parameters
     made: Expert = build(env, mistakes=mistakes) if "mistakes" in takes else build(env)
     if not callable(getattr(made, "reset", None)) or not callable(getattr(made, "action", None)):
-        raise ValueError(f"{name} gave {made!r}; expected an object with reset(init_state) and action(observation)")
+        raise ValueError(
+            f"{expert or env_id} gave {made!r}; expected an object with reset(init_state) and action(observation)"
+        )
     return made

@@ -66,6 +66,9 @@ def policy_for(
     settings = dataclasses.asdict(getattr(chosen, chosen.family)) if built_in else dict(chosen.options)
     try:
         make = load_plugin(FAMILIES.get(chosen.family, chosen.family))
+    except ValueError as error:
+        raise ConfigError(f"policy.family: {error}") from error
+    try:
         policy = make(observation_space, action_space, device=device, **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"policy.family={chosen.family}: {error}") from error

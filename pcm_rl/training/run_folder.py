@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from pcm_rl.config import Config, save_config
+from pcm_rl.config import Config, ConfigError, save_config
+from pcm_rl.envs.experts import find_expert
 
 
 def refuse_existing(folder: Path) -> None:
@@ -23,14 +24,27 @@ def check_logger(name: str) -> None:
         raise ImportError(f"logger={name} needs the package {package}; run: pip install {package}")
 
 
+def check_expert(config: Config) -> None:
+    """Raise ``ConfigError`` if demonstrations would have to be recorded and there is no expert for them."""
+    if config.demos.path is not None and Path(config.demos.path).is_file():
+        return
+    try:
+        find_expert(config.env.id, config.demos.expert)
+    except ValueError as error:
+        raise ConfigError(f"demos.expert: {error}") from error
+
+
 def begin_run_folder(config: Config) -> None:
     """Make the folder of a new run and write what it is made with.
 
     Raises:
+        ConfigError: If there is no expert for the demonstrations that the supervised start needs.
         FileExistsError: If it already holds a run.
         ImportError: If the logger's package is missing.
     """
     refuse_existing(config.folder)
     check_logger(config.logger)
+    if config.sft.steps and config.policy.init is None:
+        check_expert(config)
     config.folder.mkdir(parents=True, exist_ok=True)
     save_config(config, config.folder / "config.yaml")

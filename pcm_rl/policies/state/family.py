@@ -30,7 +30,7 @@ def make_policy(
     """
     shape, chunk = getattr(observation_space, "shape", None), action_space.shape
     if shape is None or len(shape) != 1 or len(chunk) != 2:
-        raise ValueError(f"policy.family=state reads a vector [S], got {_described(observation_space)}")
+        raise ValueError(f"expected a vector [S] as observation, got {_described(observation_space)}")
     return StateTokenPolicy(shape[0], chunk[1], chunk[0], **settings).to(device)
 
 
