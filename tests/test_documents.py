@@ -17,6 +17,7 @@ from pcm_rl.config import config_keys
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS, ROOT / "benchmarks" / "README.md"]
+PICTURE = re.compile(r'<img src="([^"]+)"')
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
 
 
@@ -29,7 +30,8 @@ def test_tables_are_those_of_the_results() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
-    missing = [path for path, _ in LINK.findall(page.read_text()) if not (page.parent / path).exists()]
+    paths = [path for path, _ in LINK.findall(page.read_text())] + PICTURE.findall(page.read_text())
+    missing = [path for path in paths if not (page.parent / path).exists()]
     assert not missing
 
 
