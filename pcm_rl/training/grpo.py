@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor
@@ -16,7 +17,7 @@ from pcm_rl.algos.credit import outcome_credit
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.algos.update import grpo_update
-from pcm_rl.config import Config, UpdateConfig
+from pcm_rl.config import Config, ConfigError, UpdateConfig
 from pcm_rl.episodes import ADVANTAGE, pad_episodes
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
@@ -54,10 +55,19 @@ class GRPO:
     def write_advantage(self, rows: TensorDict) -> Tensor:
         """Write the advantage of every row; which rows are of groups with both outcomes, ``[M]`` bool.
 
-        Without both there is nothing to compare: no other group has a signal.
+        Without both there is nothing to compare: no other group has a signal, whoever gives the credit.
+
+        Raises:
+            ConfigError: If the credit is not one finite number a row.
         """
-        rows.set(ADVANTAGE, self.credit.advantage(rows))
-        return outcome_credit(rows) != 0
+        advantage = self.credit.advantage(rows)
+        if advantage.shape != rows.batch_size or not bool(torch.isfinite(advantage).all()):
+            what = "nan or infinity" if advantage.shape == rows.batch_size else f"shape {tuple(advantage.shape)}"
+            name = self.config.advantage.name
+            raise ConfigError(f"advantage.name={name} gave {what}, expected one finite number a row, [{len(rows)}]")
+        signal = outcome_credit(rows) != 0
+        rows.set(ADVANTAGE, torch.where(signal, advantage, 0.0).float())
+        return signal
 
     def select(self, rows: TensorDict, signal: Tensor) -> TensorDictBase:
         """The rows that go through the update, with their weights."""

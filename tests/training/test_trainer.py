@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pcm_rl.config import METHODS, load_config, load_run_config
+from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config
 from pcm_rl.training.trainer import Trainer, train
 
 
@@ -196,3 +196,28 @@ def test_a_logger_without_its_package_is_refused_before_the_folder_is_made(tmp_p
     with pytest.raises(ImportError, match="pip install wandb"):
         train(config, say=silent)
     assert not (tmp_path / "run").exists()
+
+
+def ones(rows):
+    return torch.ones(len(rows))
+
+
+def two_numbers(rows):
+    return torch.ones(len(rows), 2)
+
+
+def nothing_finite(rows):
+    return torch.full((len(rows),), float("nan"))
+
+
+def test_an_advantage_of_ones_own_is_one_finite_number_a_row_and_0_without_both_outcomes(tiny):
+    trainer = Trainer(tiny("own-credit", f"advantage.name={__name__}:ones"), silent)
+    rows = trainer.collect()
+    signal = trainer.grpo.write_advantage(rows)
+    assert torch.equal(rows["advantage"], signal.float()) and bool(signal.any())
+    trainer.env.close()
+    for name, text in (("two_numbers", "gave shape"), ("nothing_finite", "gave nan or infinity")):
+        trainer = Trainer(tiny("own-credit", f"advantage.name={__name__}:{name}"), silent)
+        with pytest.raises(ConfigError, match=text):
+            trainer.grpo.write_advantage(rows)
+        trainer.env.close()
