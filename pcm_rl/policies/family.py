@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 
-@runtime_checkable
 class TokenPolicy(Protocol):
     """What every policy must offer; TorchRL's ``VLAWrapperBase`` brings it with a network put in.
 
@@ -46,6 +45,15 @@ class TokenPolicy(Protocol):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its parameters; those that require a gradient are trained."""
+
+
+def lacks(policy: object) -> list[str]:
+    """What a policy lacks of :class:`TokenPolicy`.
+
+    By ``hasattr``: newer Pythons look for a protocol's attributes in the instance alone, where a module's parts are not.
+    """
+    needed = (*TokenPolicy.__annotations__, "__call__", "get_dist", "parameters")
+    return [name for name in needed if not hasattr(policy, name)]
 
 
 # What a policy may offer beside it. The trainer asks for the method, never for the family.

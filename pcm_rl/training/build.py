@@ -19,7 +19,7 @@ from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_fe
 from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
 from pcm_rl.envs.chunked import observation_readers, read_observation
 from pcm_rl.episodes import STATE
-from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, TokenPolicy
+from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, lacks
 from pcm_rl.support.plugins import load_plugin
 from pcm_rl.training.checkpoint import load_policy
 
@@ -72,9 +72,7 @@ def policy_for(
         policy = make(observation_space, action_space, device=device, **settings)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"policy.family={chosen.family}: {error}") from error
-    if not isinstance(policy, TokenPolicy):
-        lacking = [name for name in TokenPolicy.__annotations__ if not hasattr(policy, name)]
-        lacking += [name for name in ("get_dist", "parameters") if not hasattr(policy, name)]
+    if lacking := lacks(policy):
         raise ConfigError(
             f"policy.family={chosen.family} made a {type(policy).__name__} without {', '.join(lacking)}; see "
             "pcm_rl.policies.family.TokenPolicy"
