@@ -50,7 +50,7 @@ class TokenPolicy(Protocol):
 def lacks(policy: object) -> list[str]:
     """What a policy lacks of :class:`TokenPolicy`.
 
-    By ``hasattr``: newer Pythons look for a protocol's attributes in the instance alone, where a module's parts are not.
+    By ``hasattr``: from Python 3.12 on ``isinstance`` looks past ``__getattr__``, where a module keeps its parts.
     """
     needed = (*TokenPolicy.__annotations__, "__call__", "get_dist", "parameters")
     return [name for name in needed if not hasattr(policy, name)]

@@ -47,6 +47,8 @@ def test_what_is_no_family_is_refused(config):
         config("policy.family=cnn")
     with pytest.raises(ConfigError, match=r"policy.state is set and means nothing"):
         config("policy.state.width=8")
+    with pytest.raises(ConfigError, match=r"policy.family=json:dumps"):
+        make_policy(config("policy.family=json:dumps", "policy.options={}"), make_vector_env(config().env))
     chosen = config("policy.family=pixels:Expert", "policy.options={}")
     with pytest.raises(ConfigError, match=r"policy.family=pixels:Expert"):
         make_policy(chosen, make_vector_env(chosen.env))

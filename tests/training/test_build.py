@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from pcm_rl.config import Config, ConfigError, EnvConfig
+from pcm_rl.config import Config, ConfigError, EnvConfig, load_config
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.envs.tabletop.env import TabletopVectorEnv
 from pcm_rl.envs.workers import WorkerVectorEnv
@@ -103,3 +103,13 @@ def test_toy_experts_solve_their_task(task):
             observation, _, terminated, truncated, info = env.step(expert.action(observation))
             ended = terminated or truncated
         assert info["success"], state
+
+
+def half_a_policy(observation_space, action_space, *, device):
+    return torch.nn.Linear(1, 1)
+
+
+def test_a_family_that_makes_no_token_policy_is_refused_with_what_is_lacking():
+    config = load_config(None, ["env.num_envs=1", f"policy.family={__name__}:half_a_policy"])
+    with pytest.raises(ConfigError, match="made a Linear without in_keys, out_keys, .*, get_dist; see"):
+        make_policy(config, make_vector_env(config.env))
