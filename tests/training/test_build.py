@@ -111,5 +111,5 @@ def half_a_policy(observation_space, action_space, *, device):
 
 def test_a_family_that_makes_no_token_policy_is_refused_with_what_is_lacking():
     config = load_config(None, ["env.num_envs=1", f"policy.family={__name__}:half_a_policy"])
-    with pytest.raises(ConfigError, match="made a Linear without in_keys, out_keys, .*, get_dist; see"):
+    with pytest.raises(ConfigError, match=r"made a Linear without in_keys, out_keys, .*, get_dist; see"):
         make_policy(config, make_vector_env(config.env))
