@@ -41,6 +41,8 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
     chunk = tuple(int(size) for size in policy_metadata(saved).get("chunk", "").split())
+    if not chunk:
+        raise ConfigError(f"{saved} does not say which chunks its policy acts in: an older version wrote it")
     policy = policy_for(config.policy, None, spaces.Box(-1.0, 1.0, chunk), config.device)
     load_policy(policy, saved)
     if not isinstance(policy, Exports):

@@ -9,8 +9,10 @@ from safetensors.torch import load_file
 
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.evals.export import export_run
+from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.policies.openvla import load_model, open_checkpoint
 from pcm_rl.policies.openvla.tiny import TINY, write_tiny_checkpoint
+from pcm_rl.training.checkpoint import save_policy
 from pcm_rl.training.trainer import Trainer, train
 
 pytestmark = [pytest.mark.libero, pytest.mark.slow]
@@ -91,7 +93,14 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     run = tmp_path / "states"
     run.mkdir()
     (run / "config.yaml").write_text("env: {id: pcm_rl/Reach-v0}\n")
-    with pytest.raises(ConfigError, match="policy on states"):
+    with pytest.raises(FileNotFoundError, match="has saved no policy yet"):
+        export_run(run, tmp_path / "out")
+    policy = StateTokenPolicy(26)
+    save_policy(policy, run / "policy.safetensors")
+    with pytest.raises(ConfigError, match="does not say which chunks"):
+        export_run(run, tmp_path / "out")
+    save_policy(policy, run / "policy.safetensors", {"chunk": "8 7"})
+    with pytest.raises(ConfigError, match="cannot be built, and so not exported, without its environment"):
         export_run(run, tmp_path / "out")
     with pytest.raises(FileNotFoundError, match="holds no run"):
         export_run(tmp_path / "none", tmp_path / "out")
