@@ -76,10 +76,9 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
     which are reset. An environment that has ended idles: it keeps its flags, pays 0 and reports a chunk of pads until
     its reset.
 
-    Observations come through shared memory. An error about arguments (`ValueError`, `TypeError`, `LookupError`,
-    Gymnasium's errors) is raised here, and the worker stays. A worker that dies, raises another error, or does not
-    answer in time is killed and built again while the other workers continue; :attr:`restarts` counts that. Linux and
-    macOS.
+    Linux and macOS. Observations come through shared memory. An error about arguments (`ValueError`, `TypeError`,
+    `LookupError`, Gymnasium's errors) is raised here, and the worker stays. A worker that dies, raises another error,
+    or does not answer in time is killed and built again while the others continue; :attr:`restarts` counts that.
 
     Args:
         make_env: Builds one environment whose action is a chunk `[L, D]` and whose step info has `"action_is_pad"`

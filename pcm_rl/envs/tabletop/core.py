@@ -314,7 +314,7 @@ class TabletopCore:
         self._slip[free], self._held[free], self._falling[free] = 0.0, False, True
 
     def _drift_free(self, index: Ints) -> None:
-        """Moves free objects, which fall, land, bounce, slide and roll off the rim; in the environments `index` `[M]`."""
+        """Moves free objects, which fall, land, bounce, slide and roll off the rim; `index` `[M]` are environments."""
         position, drift = self._object[:3, index], self._drift[:, index]
         falling, in_bin = self._falling[index], self._in_bin[index]
         drift[2] -= np.where(falling, GRAVITY, 0.0)
