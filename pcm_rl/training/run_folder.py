@@ -1,4 +1,4 @@
-"""The folder of a run: begun once, never overwritten."""
+"""The folder of a run: made once, never overwritten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_logger(name: str) -> None:
 
 
 def begin_run_folder(config: Config) -> None:
-    """Make the folder of a new run and write what it is made with.
+    """Make the folder of a new run and write its configuration.
 
     Raises:
         FileExistsError: If it already holds a run.
