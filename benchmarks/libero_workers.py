@@ -29,7 +29,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 import pcm_rl.envs  # noqa: F401 - registers the ids
 from pcm_rl.algos import collect_episodes
-from pcm_rl.envs import ChunkedEnv, VectorSlot, chunked_vector_env
+from pcm_rl.envs import ChunkedEnv, VectorMember, chunked_vector_env
 from pcm_rl.episodes import IS_PAD
 from pcm_rl.policies import StateTokenPolicy
 
@@ -107,13 +107,13 @@ def vector_env(make: functools.partial, variant: str) -> VectorEnv:
     kind, number = variant.split()
     if kind == "workers":
         return chunked_vector_env(make, int(number), chunk_length=LENGTH)
-    makers = [functools.partial(slot, make, index) for index in range(int(number))]
+    makers = [functools.partial(member, make, index) for index in range(int(number))]
     return AsyncVectorEnv(makers, context="spawn", autoreset_mode=AutoresetMode.DISABLED)
 
 
-def slot(make: functools.partial, index: int) -> VectorSlot:
+def member(make: functools.partial, index: int) -> VectorMember:
     torch.set_num_threads(1)
-    return VectorSlot(ChunkedEnv(make(), LENGTH, record=False), index)
+    return VectorMember(ChunkedEnv(make(), LENGTH, record=False), index)
 
 
 def robot(view: str) -> gym.Env:

@@ -8,22 +8,22 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config, save_config
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
-# errors of use, of numbers that became nan, and of runs that failed: their messages say all
+# wrong use, numbers that became nan, and failed runs: the message is enough
 _ERRORS = (ConfigError, ChildProcessError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Errors of use are one line, without a traceback."""
     options = _parse(arguments)
-    if (here := os.getcwd()) not in sys.path:
-        sys.path.append(here)  # a recipe names rules, policies and benchmarks of one's own as module:function
+    if (folder := os.getcwd()) not in sys.path:
+        sys.path.append(folder)  # a recipe may name rules, policies and benchmarks in it as module:function
     try:
         _refuse_several_processes(options)
         options.run(options)
@@ -79,8 +79,8 @@ def _sft(options: argparse.Namespace) -> None:
 def _eval(options: argparse.Namespace) -> None:
     from pcm_rl.evals.protocol import Protocol, evaluate_run
 
-    also = _named(options.also, "--also")
-    protocol = Protocol(options.states, options.episodes, options.greedy, options.films, also)
+    columns = _named(options.also, "--also")
+    protocol = Protocol(options.states, options.episodes, options.greedy, options.films, columns)
     evaluate_run(options.folder, options.overrides, protocol)
 
 
@@ -108,10 +108,10 @@ def _profile(options: argparse.Namespace) -> None:
                 "no group had both outcomes in 5 batches; give policy.init of a policy between 0 and 100 %"
             )
         memory = memory_lines(trainer.policy, batch)
-        trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as it would before the first update
-    # an update costs the same whatever the advantages are
-    others = {name: method for name, method in METHODS.items() if method.advantage == "group"}
-    costs = profile_update(trainer.policy, batch, config, methods=compared_methods(config) | others)
+        trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as before the first update
+    # the cost of an update does not depend on the advantages
+    named_methods = {name: method for name, method in METHODS.items() if method.advantage == "group"}
+    costs = profile_update(trainer.policy, batch, config, methods=compared_methods(config) | named_methods)
     table_console().print(update_cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 
@@ -176,14 +176,14 @@ def _numbers(text: str) -> list[int]:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may also come after options, where argparse stops looking for them."""
+    """Also finds overrides after options, which argparse does not accept there."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    wrong = [item for item in rest if item.startswith("-") or "=" not in item or not hasattr(options, "overrides")]
+    options, overrides = parser.parse_known_args(arguments)
+    wrong = [item for item in overrides if item.startswith("-") or "=" not in item or not hasattr(options, "overrides")]
     if wrong:
         parser.error(f"unrecognized arguments: {' '.join(wrong)}")
-    if rest:
-        options.overrides = [*options.overrides, *rest]
+    if overrides:
+        options.overrides = [*options.overrides, *overrides]
     return options
 
 
@@ -209,42 +209,8 @@ def _parser() -> argparse.ArgumentParser:
         ("profile", _profile, "update time and activation memory of every method on one batch"),
     ):
         command(name, run, text).add_argument("overrides", nargs="*", help=_KEYS)
-    sub = command("eval", _eval, "success of a run's policy, task by task; writes eval.json", config=False)
-    sub.add_argument("folder", metavar="RUN")
-    sub.add_argument(
-        "--states", choices=("held-out", "all"), default="held-out", help="initial states of each task to start from"
-    )
-    sub.add_argument("--episodes", type=int, metavar="N", help="rollouts; default: one from each initial state")
-    sub.add_argument("--greedy", action="store_true", help="the most likely action instead of a sampled one")
-    sub.add_argument("--films", action="store_true", help="mp4 of the first success and failure of each task")
-    sub.add_argument(
-        "--also",
-        type=_column,
-        action="append",
-        default=[],
-        metavar="NAME:key=value[,key=value]",
-        help="one more column, with these overrides, such as swap:env.kwargs.suite=libero_object_swap",
-    )
-    sub.add_argument("overrides", nargs="*", help=_KEYS)
-    sub = command("compare", _compare, "several methods, budgets and seeds, in parallel; raw tables and statistics")
-    sub.set_defaults(go_on="the same command goes on from the last checkpoints")
-    methods = ["full-valid", "pcm", "random-valid"]
-    sub.add_argument("--methods", type=_methods, default=methods, metavar="A,B,...", help="'' for variants only")
-    sub.add_argument(
-        "--variant",
-        type=_column,
-        action="append",
-        default=[],
-        metavar="NAME:key=value[,key=value]",
-        help="one more column, with these overrides, such as slow-pcm:method=pcm,update.lr=1e-4",
-    )
-    sub.add_argument(
-        "--budgets", type=_numbers, default=[], metavar="8,12,...", help="a run of every method with a budget for each"
-    )
-    sub.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1,...", help="also 0-15")
-    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
-    sub.add_argument("--baseline", metavar="COLUMN", help="what differences are taken to; default full-valid")
-    sub.add_argument("overrides", nargs="*", help=_KEYS)
+    _add_eval(command)
+    _add_compare(command)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
     sub.add_argument("folder", metavar="RUN")
     sub = command("export", _export, "write a run's OpenVLA as a checkpoint folder", config=False)
@@ -254,6 +220,42 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--push", metavar="OWNER/NAME", help="also upload the folder to the Hugging Face hub, as private")
     sub.add_argument("--public", action="store_true", help="upload it for everyone")
     return parser
+
+
+def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("eval", _eval, "success of a run's policy, task by task; writes eval.json", config=False)
+    sub.add_argument("folder", metavar="RUN")
+    sub.add_argument(
+        "--states", choices=("held-out", "all"), default="held-out", help="initial states of each task to start from"
+    )
+    sub.add_argument("--episodes", type=int, metavar="N", help="rollouts; default: one from each initial state")
+    sub.add_argument("--greedy", action="store_true", help="the most likely action instead of a sampled one")
+    sub.add_argument("--films", action="store_true", help="mp4 of the first success and failure of each task")
+    _add_columns(sub, "--also", "swap:env.kwargs.suite=libero_object_swap")
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
+
+
+def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("compare", _compare, "several methods, budgets and seeds, in parallel; raw tables and statistics")
+    sub.set_defaults(go_on="the same command goes on from the last checkpoints")
+    methods = ["full-valid", "pcm", "random-valid"]
+    sub.add_argument("--methods", type=_methods, default=methods, metavar="A,B,...", help="'' for variants only")
+    _add_columns(sub, "--variant", "slow-pcm:method=pcm,update.lr=1e-4")
+    sub.add_argument(
+        "--budgets", type=_numbers, default=[], metavar="8,12,...", help="a run of every method with a budget for each"
+    )
+    sub.add_argument("--seeds", type=_numbers, default=[0], metavar="0,1,...", help="also 0-15")
+    sub.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at a time")
+    sub.add_argument("--baseline", metavar="COLUMN", help="what differences are taken to; default full-valid")
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
+
+
+def _add_columns(command: argparse.ArgumentParser, option: str, example: str) -> None:
+    """An option that may be repeated, once for each column."""
+    text = f"one more column, with these overrides, such as {example}"
+    command.add_argument(
+        option, type=_column, action="append", default=[], metavar="NAME:key=value[,key=value]", help=text
+    )
 
 
 if __name__ == "__main__":

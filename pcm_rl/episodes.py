@@ -19,7 +19,7 @@ STATE = ("observation", "state")  # [M, S] float32
 IMAGE = ("observation", "image")  # [M, 3, H, W] uint8
 INSTRUCTION = "language_instruction"  # non-tensor
 TOKENS = ("vla_action", "tokens")  # [M, L, D] int64
-CHUNK = ("vla_action", "chunk")  # [M, L, D] float32, what the environment got
+CHUNK = ("vla_action", "chunk")  # [M, L, D] float32, as the environment received it
 LOG_PROBS = ("vla_action", "log_probs")  # [M, L, D] float32, recorded at sampling
 IS_PAD = "action_is_pad"  # [M, L] bool, True for steps never executed
 PHASE = "phase"  # [M] int64
@@ -36,7 +36,7 @@ Labeller = Callable[..., Tensor]
 
 
 class EpisodeIndex:
-    """Where the rows of a flat batch stand in a dense ``[I, N]`` array of I episodes with at most N chunks.
+    """Where the rows of a flat batch are in a dense ``[I, N]`` array of I episodes with at most N chunks.
 
     Args:
         episode: ``[M]`` integer ids. Rows of one episode keep their order; they need not be neighbours.
@@ -100,9 +100,9 @@ def label_episodes(
 
     Args:
         batch: ``[M]`` rows in the schema, with :data:`CHUNK`, :data:`IS_PAD` and :data:`EPISODE`.
-        labeller: Called as ``labeller(close_fraction [I, N] float64, valid [I, N] bool)``, returns ``[I, N]`` int64.
-            One that has a parameter ``episode`` is called for each episode alone, ``[N]``, with the episode's rows as
-            ``episode=``: for rules that look at observations or at time.
+        labeller: Called as ``labeller(close_fraction [I, N] float64, valid [I, N] bool)``, returns ``[I, N]`` int64. A
+            labeller with a parameter ``episode`` is called for each episode separately, ``[N]``, with the episode's
+            rows as ``episode=``: for rules that read observations or time.
         gripper_index: Action dimension that commands the gripper.
         close_above: Commands strictly above close.
         closed: ``[..., D]`` actions -> ``[...]`` bool, where a threshold on one dimension is not enough; replaces
@@ -133,21 +133,21 @@ def label_episodes(
         return torch.where(executed, rows.flat(_checked(labels, rows.shape)), -1)
     phase = torch.full_like(rows.row, -1)
     for i in range(rows.shape[0]):
-        mine = (rows.row == i).nonzero().squeeze(-1)
-        labels = labeller(fraction[mine], executed[mine], episode=batch[mine])
-        phase[mine] = torch.where(executed[mine], _checked(labels, (len(mine),)), -1)
+        index = (rows.row == i).nonzero().squeeze(-1)
+        labels = labeller(fraction[index], executed[index], episode=batch[index])
+        phase[index] = torch.where(executed[index], _checked(labels, (len(index),)), -1)
     return phase
 
 
 def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
     """Give every episode ``chunks`` rows by repeating its last one with no step executed: the paper's baseline.
 
-    Padding rows carry phase -1 and reward 0 and, in the loss, cost compute for exactly nothing. It exists to measure
-    that cost. A ``weight`` is left out: it belongs to the rows of one selection.
+    Padding rows have phase -1 and reward 0; they cost compute in the loss and add exactly nothing. This function exists
+    to measure that cost. A ``weight`` is left out: it belongs to the rows of one selection.
 
     Args:
         batch: ``[M]`` rows in the schema.
-        chunks: Slots an episode, at least the longest episode.
+        chunks: Rows of each episode, at least the longest episode.
 
     Returns:
         ``[I * chunks]`` rows, episodes one after the other.
@@ -158,11 +158,11 @@ def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
     rows = EpisodeIndex(batch.get(EPISODE))
     if rows.shape[1] > chunks:
         raise ValueError(f"an episode has {rows.shape[1]} chunks, more than the {chunks} slots asked for")
-    here = torch.arange(chunks, device=rows.row.device).expand(rows.shape[0], chunks)
+    column = torch.arange(chunks, device=rows.row.device).expand(rows.shape[0], chunks)
     last = (rows.length - 1).unsqueeze(-1)
-    where = rows.dense(torch.arange(len(rows.row), device=rows.row.device), 0)
-    source = where.gather(1, torch.minimum(here, last))
-    padding = (here > last).flatten()
+    row_numbers = rows.dense(torch.arange(len(rows.row), device=rows.row.device), 0)
+    source = row_numbers.gather(1, torch.minimum(column, last))
+    padding = (column > last).flatten()
     out = batch[source.flatten()]
     out.set(IS_PAD, out.get(IS_PAD) | padding.unsqueeze(-1))
     if WEIGHT in out.keys():
@@ -172,7 +172,7 @@ def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
     if PHASE in out.keys():
         out.set(PHASE, torch.where(padding, -1, out.get(PHASE)))
     if CHUNK_ID in out.keys():
-        out.set(CHUNK_ID, here.flatten().to(out.get(CHUNK_ID).dtype))
+        out.set(CHUNK_ID, column.flatten().to(out.get(CHUNK_ID).dtype))
     return out
 
 

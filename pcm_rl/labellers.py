@@ -1,6 +1,6 @@
-"""Phase rules for tasks in which nothing is grasped, where the gripper's command says nothing.
+"""Phase rules for tasks in which nothing is grasped, where the gripper's command is not informative.
 
-They take the place of :func:`~pcm_rl.phases.label_phases`: as ``labeller=`` of ``ChunkedEnv``, ``LabelPhases`` and
+They replace :func:`~pcm_rl.phases.label_phases`: as ``labeller=`` of ``ChunkedEnv``, ``LabelPhases`` and
 ``label_episodes``, or by name as ``env.labeller`` of a configuration. Bind other settings with ``functools.partial``.
 """
 
@@ -13,20 +13,21 @@ from torch import Tensor
 from pcm_rl.episodes import STATE
 from pcm_rl.phases import Phase, label_phases
 
-# The order in which a grasp meets them; by time they are no more than names for five periods.
+# The order of the phases around a grasp; here they are only names for five periods.
 IN_ORDER_OF_TIME = (Phase.APPROACH, Phase.PRE_GRASP, Phase.ACTIVE_GRIP, Phase.RELEASE_RAMP, Phase.TAIL)
 
 
 def label_by_time(close_fraction: Tensor, valid: Tensor, *, chunks: int = 2) -> Tensor:
     """Label every chunk with its period: five of them, counted from the start of the episode.
 
-    Periods have a fixed length, not a share of the episode, so that the same label means the same time in a success
-    that ends early and in a failure that runs to the horizon, and the length of an episode does not show.
+    Periods have a fixed length, not a share of the episode. So the same label means the same time in a success that
+    ends early and in a failure that runs to the horizon, and labels do not reveal the length of an episode.
 
     Args:
-        close_fraction: ``[..., N]``, not looked at.
+        close_fraction: ``[..., N]``, not used.
         valid: ``[..., N]`` bool, False for chunks never executed.
-        chunks: Chunks in each of the first four periods; the fifth is all the rest. A fifth of a typical success fits.
+        chunks: Chunks in each of the first four periods; the fifth holds all later chunks. A fifth of a typical success
+            is a good value.
 
     Returns:
         ``[..., N]`` int64, the phases of :data:`IN_ORDER_OF_TIME`, -1 where not valid.
@@ -55,21 +56,21 @@ def label_by_distance(
     near: float = 0.8,
     far: float = 2.0,
 ) -> Tensor:
-    """Label every chunk as :func:`~pcm_rl.phases.label_phases` would, were nearness to the object a closing gripper.
+    """Label every chunk with :func:`~pcm_rl.phases.label_phases`, with nearness to the object as the close fraction.
 
-    At a distance d between hand and object, as the policy saw it at the decision, the nearness
-    ``clamp((far - d) / (far - near), 0, 1)`` stands in for the close fraction. A chunk that begins at the object is
-    ``ACTIVE_GRIP``; the last ones on the way to it are ``PRE_GRASP``, the first ones on the way off ``RELEASE_RAMP``,
-    and before and after lie ``APPROACH`` and ``TAIL``.
+    At a distance d between hand and object, as the policy observed it, the nearness is
+    ``clamp((far - d) / (far - near), 0, 1)``. A chunk that begins at the object is ``ACTIVE_GRIP``. The last chunks on
+    the way to it are ``PRE_GRASP``, the first ones on the way off ``RELEASE_RAMP``; ``APPROACH`` comes before, ``TAIL``
+    after.
 
     Args:
-        close_fraction: ``[N]``, not looked at.
+        close_fraction: ``[N]``, not used.
         valid: ``[N]`` bool, False for chunks never executed.
         episode: The episode's rows, ``[N]``, with ``("observation", "state")`` ``[N, S]``.
         offset: Where the state holds the object's position relative to the hand; as in ``pcm_rl/MetaWorld-v0``.
         near: Distance up to which the hand is at the object, in the state's units; 8 cm in ``pcm_rl/MetaWorld-v0``,
-            whose hand is a point above the fingers that stays 3 to 10 cm from what the fingers touch.
-        far: Distance from which it is nowhere near, in the state's units.
+            whose hand is a point above the fingers, 3 to 10 cm from what the fingers touch.
+        far: Distance from which the nearness is 0, in the state's units.
 
     Returns:
         ``[N]`` int64, -1 where not valid.

@@ -1,4 +1,4 @@
-"""Other light on the images of an update (the paper: brightness and jitter)."""
+"""Changes of light in the images of an update (the paper: brightness and jitter)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ def augment_images(
 ) -> TensorDictBase:
     """Change brightness, contrast and saturation of every image ``[M, 3, H, W]`` uint8 among the observations.
 
-    A factor is drawn for each row and each change, within ``1 +- brightness`` for the first and ``1 +- jitter`` for the
-    others; several images of one row share it. Advantages and recorded log-probs stay, so the ratio of an augmented row
-    is not 1 before the first update: the policy is asked to act under other light as it did under this.
+    A factor is drawn for each row and each change, within ``1 +- brightness`` for brightness and ``1 +- jitter`` for
+    contrast and saturation; several images of one row share it. Advantages and recorded log-probs stay, so the ratio of
+    an augmented row is not 1 before the first update: the policy should act in the same way under other light.
 
     Args:
-        batch: ``[M]`` rows; left as it is.
-        brightness: 0 leaves the brightness.
-        jitter: 0 leaves contrast and saturation.
+        batch: ``[M]`` rows; not changed.
+        brightness: 0 changes nothing.
+        jitter: Of contrast and saturation; 0 changes nothing.
         generator: Draws the factors.
 
     Returns:
-        Rows with their own images; the same object where both are 0.
+        Rows with new images; the same object where both are 0.
     """
     if not brightness and not jitter:
         return batch
@@ -40,11 +40,11 @@ def augment_images(
 
 
 def relight(image: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Scale an image's distance from black, then from its mean grey, then from its own greys.
+    """Scale an image's distance from black, then from its mean grey, then from each pixel's grey.
 
     Args:
         image: ``[M, 3, H, W]`` uint8.
-        brightness: ``[M]``, 1 leaves it.
+        brightness: ``[M]``, 1 changes nothing.
         contrast: ``[M]``.
         saturation: ``[M]``.
     """

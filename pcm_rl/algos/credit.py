@@ -1,4 +1,4 @@
-"""What gives every chunk its advantage: the group's outcome, a critic, or a function of one's own."""
+"""The source of every chunk's advantage: the group's outcome, a critic, or a user's function."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class Credit:
 
     Attributes:
         advantage: ``rows [M] -> [M]``, of the complete groups of a step.
-        observe: Writes into the rows what the advantage looks at, before several processes show each other the entries
-            that all of them need; None where nothing has to be written.
+        observe: Writes the entries that the advantage reads into the rows, before processes exchange them; None where
+            there are none to write.
         reads: Entries that all processes need of all rows, beside actions, padding, phase, outcome and ids.
-        fit: Learns from a step's rows after they have got their advantage; gives metrics. None learns nothing.
-        metrics: Names of those metrics that ``metrics.csv`` does not have anyway.
-        module: What it learns, saved with the run.
+        fit: Learns from a step's rows after their advantage is written; returns metrics. None learns nothing.
+        metrics: Names of those metrics that are not columns of every ``metrics.csv``.
+        module: The module that learns, saved with the run.
         generator: Its randomness, saved with the run.
     """
 
@@ -39,44 +39,44 @@ class Credit:
 
 
 def outcome_credit(rows: TensorDictBase) -> Tensor:
-    """Equation 1 for every row of ``rows [M]``, ``[M]`` float32; 0 in groups of one outcome."""
+    """Equation 1 for every row of ``rows [M]``, ``[M]`` float32; 0 in groups with one outcome."""
     return outcome_advantage(rows.get(SUCCESS), rows.get(GROUP), EpisodeIndex(rows.get(EPISODE)))
 
 
 GROUP_CREDIT = Credit(outcome_credit)
 
 
-def credit_of_ones_own(name: str, options: Mapping[str, Any]) -> Credit:
+def plugin_credit(name: str, options: Mapping[str, Any]) -> Credit:
     """The credit that ``module:function`` names.
 
     Args:
-        name: Of a function ``rows [M] -> advantage [M]``; or of a class, made once a run with ``options``, which has
-            such a method ``advantage`` and may have ``observe``, ``reads``, ``fit``, ``metrics`` and ``generator``
-            as :class:`Credit` has them. One that is an ``nn.Module`` is saved with the run.
+        name: Of a function ``rows [M] -> advantage [M]``, or of a class, built once per run with ``options``. The class
+            needs a method ``advantage`` of this kind and may have ``observe``, ``reads``, ``fit``, ``metrics`` and
+            ``generator``, as in :class:`Credit`. An ``nn.Module`` is saved with the run.
         options: Keyword arguments; a function has none.
 
     Raises:
-        ValueError: If it names nothing of that kind, or the arguments do not fit.
+        ValueError: If it names no such function or class, or the arguments do not fit.
     """
-    found = load_plugin(name)
-    if isinstance(found, type):
+    plugin = load_plugin(name)
+    if isinstance(plugin, type):
         try:
-            made = found(**options)
+            credit = plugin(**options)
         except TypeError as error:
             raise ValueError(f"{name} with {dict(options)}: {error}") from error
-        if not callable(getattr(made, "advantage", None)):
+        if not callable(getattr(credit, "advantage", None)):
             raise ValueError(f"{name} has no method advantage(rows)")
         return Credit(
-            made.advantage,
-            observe=getattr(made, "observe", None),
-            reads=tuple(getattr(made, "reads", ())),
-            fit=getattr(made, "fit", None),
-            metrics=tuple(getattr(made, "metrics", ())),
-            module=made if isinstance(made, nn.Module) else None,
-            generator=getattr(made, "generator", None),
+            credit.advantage,
+            observe=getattr(credit, "observe", None),
+            reads=tuple(getattr(credit, "reads", ())),
+            fit=getattr(credit, "fit", None),
+            metrics=tuple(getattr(credit, "metrics", ())),
+            module=credit if isinstance(credit, nn.Module) else None,
+            generator=getattr(credit, "generator", None),
         )
-    if not callable(found):
-        raise ValueError(f"{name} is {found!r}; expected a function rows -> advantage, or a class with that method")
+    if not callable(plugin):
+        raise ValueError(f"{name} is {plugin!r}; expected a function rows -> advantage, or a class with that method")
     if options:
         raise ValueError(f"{name} is a function and takes no options, got {dict(options)}; a class does")
-    return Credit(found)
+    return Credit(plugin)

@@ -1,4 +1,4 @@
-"""A learned chance of success in front of every chunk, and the advantage of a chunk that follows from it."""
+"""A learned chance of success before every chunk, and the advantage of a chunk that follows from it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 from pcm_rl.algos.credit import Credit, outcome_credit
 from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex
 
-FEATURES = "critic_features"  # [M, F] float32, what a critic sees of each row
+FEATURES = "critic_features"  # [M, F] float32, the critic's features of each row
 Features = Callable[[TensorDictBase], Tensor]
 
 
@@ -24,25 +24,25 @@ def state_features(rows: TensorDictBase) -> Tensor:
 
 
 class SuccessCritic(nn.Module):
-    """Chance that an episode will succeed, from the state in front of a chunk and the number of the chunk.
+    """Chance that an episode will succeed, from the state before a chunk and the number of the chunk.
 
-    Group-relative advantages (equation 1) give every chunk of a trajectory the same credit. With the chance ``V_k`` in
-    front of chunk k, the change ``V_{k+1} - V_k`` is what the chunk did to the outcome: near 0 for most chunks, large
-    where the task was decided. It learns from the outcomes of each batch after the batch has been credited, so that it
-    never judges rows that it has seen.
+    Group-relative advantages (equation 1) give every chunk of a trajectory the same credit. With the chance ``V_k``
+    before chunk k, the change ``V_{k+1} - V_k`` is the effect of the chunk on the outcome: near 0 for most chunks,
+    large where the task was decided. The critic learns from a batch after that batch has its advantages, so it never
+    rates rows that it was trained on.
 
-    It costs nothing beside a large policy (0.02 M parameters), but its features must show what decides the task.
+    Its cost is negligible beside a large policy (0.02 M parameters), but its features must show what decides the task.
 
     Args:
         feature_dim: F.
         max_chunks: Chunks of the longest episode; scales the number of the chunk.
         lam: Lambda of the generalised advantage estimate, in [0, 1]: 0 is the change over one chunk, 1 the outcome
             minus the chance.
-        steps: Gradient steps a batch.
+        steps: Gradient steps per batch.
         lr: Their learning rate.
         seed: Seed of its weights and of the rows it learns from; the global generator stays as it is.
-        features: ``rows [M] -> [M, F]``, what it sees of a row; None is the state. Rows that hold
-            :data:`FEATURES` already are not asked again.
+        features: ``rows [M] -> [M, F]``, its input; None is the state. Not called for rows that hold :data:`FEATURES`
+            already.
     """
 
     mean: Tensor
@@ -72,27 +72,27 @@ class SuccessCritic(nn.Module):
         self.register_buffer("fitted", torch.tensor(False))
 
     def forward(self, rows: TensorDictBase) -> Tensor:
-        """Chance of success in front of each of ``rows [M]``, ``[M]`` float64."""
-        return self._logit(self._seen(rows)).double().sigmoid()
+        """Chance of success before each of ``rows [M]``, ``[M]`` float64."""
+        return self._logit(self._inputs(rows)).double().sigmoid()
 
     def observe(self, rows: TensorDictBase) -> TensorDictBase:
-        """Write what it sees of every row under :data:`FEATURES`, in place."""
-        return rows.set(FEATURES, self._look(rows))
+        """Write the features of every row under :data:`FEATURES`, in place."""
+        return rows.set(FEATURES, self._features_of(rows))
 
-    def _look(self, rows: TensorDictBase) -> Tensor:
+    def _features_of(self, rows: TensorDictBase) -> Tensor:
         """``[M, F]`` float32 without a gradient."""
-        seen = rows.get(FEATURES, None)
+        features = rows.get(FEATURES, None)
         with torch.no_grad():
-            seen = self._features(rows) if seen is None else seen
-        return seen.detach().float()
+            features = self._features(rows) if features is None else features
+        return features.detach().float()
 
-    def _seen(self, rows: TensorDictBase) -> Tensor:
-        state = ((self._look(rows) - self.mean) / self.std).clamp(-5.0, 5.0)
+    def _inputs(self, rows: TensorDictBase) -> Tensor:
+        state = ((self._features_of(rows) - self.mean) / self.std).clamp(-5.0, 5.0)
         time = 2.0 * rows.get(CHUNK_ID).float() / self.max_chunks - 1.0
         return torch.cat([state, time.unsqueeze(-1)], -1)
 
-    def _logit(self, seen: Tensor) -> Tensor:
-        logit: Tensor = self.net(seen).squeeze(-1)
+    def _logit(self, inputs: Tensor) -> Tensor:
+        logit: Tensor = self.net(inputs).squeeze(-1)
         return logit
 
     @torch.no_grad()
@@ -112,25 +112,25 @@ class SuccessCritic(nn.Module):
         """Learn from the outcomes of ``rows [M]``.
 
         Returns:
-            ``explained_variance``, the share of the outcomes' variance that it foresaw before it learned from them
-            (nan before its first batch, and where all outcomes are alike).
+            ``explained_variance``, the share of the outcomes' variance that it predicted before it learned from them
+            (nan before its first batch, and where all outcomes are equal).
         """
         success = rows.get(SUCCESS).float()
         explained = float("nan")
         if bool(self.fitted):
             with torch.no_grad():
-                left, whole = (success - self(rows)).square().mean(), success.var(correction=0)
-            explained = float(1.0 - left / whole) if float(whole) > 0 else explained
+                error, variance = (success - self(rows)).square().mean(), success.var(correction=0)
+            explained = float(1.0 - error / variance) if float(variance) > 0 else explained
         else:
-            state = self._look(rows)
+            state = self._features_of(rows)
             self.mean.copy_(state.mean(0))
             self.std.copy_(state.std(0) + 1e-3)
             self.fitted.fill_(True)
         optimizer = torch.optim.AdamW(self.net.parameters(), self.lr, weight_decay=1e-3)
-        seen = self._seen(rows)
+        inputs = self._inputs(rows)
         for _ in range(self.steps):
             index = torch.randint(len(success), (256,), generator=self.generator)
-            loss = nn.functional.binary_cross_entropy_with_logits(self._logit(seen[index]), success[index])
+            loss = nn.functional.binary_cross_entropy_with_logits(self._logit(inputs[index]), success[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -138,7 +138,7 @@ class SuccessCritic(nn.Module):
 
 
 def critic_credit(critic: SuccessCritic) -> Credit:
-    """Advantages from a critic, in groups with both outcomes; equation 1 until it has seen its first batch."""
+    """Advantages from a critic, in groups with both outcomes; equation 1 until it has learned from its first batch."""
 
     def advantage(rows: TensorDictBase) -> Tensor:
         outcome = outcome_credit(rows)
@@ -160,12 +160,12 @@ def critic_credit(critic: SuccessCritic) -> Credit:
 
 
 def chunk_advantage(value: Tensor, success: Tensor, episode: Tensor, lam: float) -> Tensor:
-    """Generalised advantage estimate of chances: ``sum_j lam^j (V_{k+j+1} - V_{k+j})``, the outcome behind the end.
+    """Generalised advantage estimate of chances: ``sum_j lam^j (V_{k+j+1} - V_{k+j})``, the outcome at the end.
 
     Args:
-        value: Chance of success in front of each chunk, ``[M]``, the chunks of an episode in their order.
+        value: Chance of success before each chunk, ``[M]``, the chunks of an episode in their order.
         success: Outcome of the chunk's episode, ``[M]``.
-        episode: ``[M]`` int64. Whole episodes: one that ran into its time limit has failed.
+        episode: ``[M]`` int64. Whole episodes: an episode that reached its time limit has failed.
         lam: Lambda.
 
     Returns:
@@ -174,7 +174,7 @@ def chunk_advantage(value: Tensor, success: Tensor, episode: Tensor, lam: float)
     rows = EpisodeIndex(episode)
     last = rows.column == rows.length[rows.row] - 1
     dense = rows.dense(value, 0.0)
-    following = torch.cat([dense[:, 1:], dense[:, :1]], 1)  # that of a last chunk is not looked at
+    following = torch.cat([dense[:, 1:], dense[:, :1]], 1)  # not used for last chunks
     columns = (dense, following, rows.dense(success.to(value.dtype) * last, 0.0), rows.dense(last, True))
     advantage, _ = generalized_advantage_estimate(1.0, lam, *(column.unsqueeze(-1) for column in columns))
     return rows.flat(advantage.squeeze(-1))

@@ -28,8 +28,8 @@ class ChunkGRPOLoss(LossModule):
     """Token-level clipped GRPO loss over a batch of chunk rows.
 
     It is the mean over rows of :func:`~pcm_rl.objective.clipped_objective` (equation 11), with the sign turned. With
-    the weights of :class:`~pcm_rl.algos.PCMSampler` that is, over the whole batch, the mean over trajectories of the
-    mean over their kept tokens, and the row-weighted mean of minibatch losses equals it for any split.
+    the weights of :class:`~pcm_rl.algos.PCMSampler` it is, over the whole batch, the mean over trajectories of the mean
+    over their kept tokens. The row-weighted mean of minibatch losses equals it for any split.
 
     Args:
         actor_network: Token policy with ``get_dist(tensordict)`` over ``[M, L, D]`` tokens, such as a
@@ -40,8 +40,8 @@ class ChunkGRPOLoss(LossModule):
             ``d = ref_log_prob - log_prob``); needs ``("vla_action", "ref_log_probs")`` in the batch. 0 leaves it out,
             as the paper does.
         reduction: ``"mean"`` over rows, ``"sum"``, or ``"none"`` for ``[M]``.
-        functional: Hold the parameters apart from the network, as TorchRL's losses do. False calls the network as it
-            is, which gradient checkpointing needs: it runs blocks again in the backward pass.
+        functional: Store the parameters separately from the network, as TorchRL's losses do. False calls the network
+            itself; gradient checkpointing needs this, since it runs blocks again in the backward pass.
 
     Reads (all configurable by ``set_keys``): the policy's inputs, ``("vla_action", "tokens") [M, L, D]``,
     ``("vla_action", "log_probs") [M, L, D]``, ``"action_is_pad" [M, L]``, ``"advantage" [M]`` or ``[M, 1]``, and if
@@ -69,7 +69,7 @@ class ChunkGRPOLoss(LossModule):
         >>> _ = policy(batch)  # writes tokens, chunk and log-probs
         >>> out = ChunkGRPOLoss(policy)(batch)
         >>> out["loss_objective"].backward()
-        >>> float(out["mean_ratio"].detach())  # the policy that acted is the one that is trained
+        >>> float(out["mean_ratio"].detach())  # the trained policy is the one that acted
         1.0
     """
 
@@ -121,7 +121,7 @@ class ChunkGRPOLoss(LossModule):
 
     @property
     def functional(self) -> bool:
-        """Whether the parameters are held apart from the network."""
+        """Whether the parameters are stored separately from the network."""
         return self._functional
 
     def _forward_value_estimator_keys(self, **kwargs: Any) -> None:
@@ -183,9 +183,11 @@ class ChunkGRPOLoss(LossModule):
         return TensorDict({**out, "entropy": mean_over_executed(entropy.detach(), executed, new.dtype)})
 
     def _distribution(self, tensordict: TensorDictBase) -> Distribution:
-        """Of every token, also where the policy sums log-probs over a chunk."""
-        own = self.actor_network_params.to_module(self.actor_network) if self.functional else contextlib.nullcontext()
-        with own:
+        """Distribution of every token, also where the policy sums log-probs over a chunk."""
+        parameters = (
+            self.actor_network_params.to_module(self.actor_network) if self.functional else contextlib.nullcontext()
+        )
+        with parameters:
             dist = self.actor_network.get_dist(tensordict)
         return dist.base_dist if isinstance(dist, Independent) else dist
 

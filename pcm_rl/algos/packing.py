@@ -9,8 +9,8 @@ from torch import Tensor
 def pack_rows(tokens: Tensor, budget: int) -> list[Tensor]:
     """Group rows so that no group, padded to its longest row, has more than ``budget`` tokens.
 
-    Rows of like length come together, so that little is padded; a group is filled as far as it goes. Rows of several
-    trajectories share a group: each has its own weight, and the gradient is the sum over groups.
+    Rows of similar length are grouped, so there is little padding; each group is filled as far as possible. Rows of
+    several trajectories can share a group: each row has its weight, and the gradient is the sum over groups.
 
     Args:
         tokens: Length of each row, ``[R]`` int64, positive.

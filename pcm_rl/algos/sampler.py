@@ -24,25 +24,25 @@ class PCMSampler(Transform):
 
     Call it on a batch, or append it to a ``TensorDictReplayBuffer``, where it acts on the write path, so that the
     pixels of dropped chunks are never stored. On that path inverse transforms run in reverse order: append it *before*
-    ``MCAdvantage``, which hands it complete groups. One call counts as one step of the keep probabilities, so extend
-    the buffer with all the trajectories of a step at once.
+    ``MCAdvantage``, which passes complete groups to it. One call counts as one step of the keep probabilities, so
+    extend the buffer with all the trajectories of a step at once.
 
     Reads ``("vla_action", "chunk")``, ``"action_is_pad"``, ``"phase"``, ``"success"``, ``"group_id"``,
-    ``"episode_id"``, where it is there ``"advantage"``, and what the rule reads; the observations are indexed only.
-    Without mixed outcomes in a batch the keep probabilities stay as they are.
+    ``"episode_id"``, ``"advantage"`` if present, and the entries that the rule reads; the observations are only
+    indexed. Without mixed outcomes in a batch the keep probabilities stay as they are.
 
     Args:
-        budget: B, chunks kept a trajectory; a rule with a budget for the batch keeps as many in all.
-        selection: A name in :data:`pcm_rl.rules.RULES`, or ``module:function`` of a rule of one's own.
+        budget: B, chunks kept per trajectory; a rule with a budget for the batch keeps as many in total.
+        selection: A name in :data:`pcm_rl.rules.RULES`, or a user's rule as ``module:function``.
         padding: ``"drop"`` or ``"keep"``.
         num_phases: K.
         floor: ``p_min``.
         refresh_every: ``T_rc``.
-        seed: Seed of the sampler's own generator.
+        seed: Seed of the sampler's generator.
 
     Attributes:
         stats: After each call a flat dictionary of floats: ``kept_fraction``, ``chunks_kept``, ``chunks_valid`` and for
-            each phase ``score/``, ``keep_prob/``, ``candidates/`` and ``kept/`` + its label (chunks a trajectory).
+            each phase ``score/``, ``keep_prob/``, ``candidates/`` and ``kept/`` + its label (chunks per trajectory).
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class PCMSampler(Transform):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_options(budget, selection, padding)  # now, rather than at the first batch
+        check_options(budget, selection, padding)  # an error now, and not at the first batch
         self.budget, self.selection, self.padding = budget, selection, padding
         self.rule = find_rule(selection)
         self.keep = KeepProbabilities(num_phases, floor, refresh_every)
@@ -71,7 +71,7 @@ class PCMSampler(Transform):
         Raises:
             ConfigError: If ``selection.name`` is no rule.
         """
-        _ = section.rule  # refused under the name of its key
+        _ = section.rule  # an error names the key
         return cls(
             section.budget,
             selection=section.name,
@@ -82,7 +82,7 @@ class PCMSampler(Transform):
         )
 
     def select(self, batch: TensorDictBase) -> Selection:
-        """Decide which rows of ``batch [M]`` to keep, without touching its observations."""
+        """Choose the rows of ``batch [M]`` to keep; its observations are not read."""
         selection = select_chunks(
             batch,
             self.keep,
@@ -114,13 +114,13 @@ class PCMSampler(Transform):
         return {"keep": self.keep.state_dict(), "generator": self.generator.get_state()}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Restore what :meth:`get_extra_state` gave; the next draws are those of an uninterrupted run."""
+        """Restore the state of :meth:`get_extra_state`; the next draws are those of an uninterrupted run."""
         self.keep.load_state_dict(state["keep"])
         self.generator.set_state(state["generator"])
 
 
 class PCMSampleUnit(SampleUnit):
-    """Chunk selection at sampling, for memory-mapped buffers: only the kept rows are ever read from disk.
+    """Chunk selection at sampling, for memory-mapped buffers: only the kept rows are read from disk.
 
     Give it to a ``TensorDictReplayBuffer`` as ``sample_unit=`` and sample the buffer's whole content (all rows of
     complete groups) with ``SamplerWithoutReplacement(shuffle=False)``; the sample has the kept rows and their
@@ -142,8 +142,8 @@ class PCMSampleUnit(SampleUnit):
                 )
             (index,) = index
         keys = (*ALWAYS_READ, ADVANTAGE, *self.sampler.rule.reads)
-        small = storage.get(slice(0, len(storage))).select(*keys, strict=False)[index]
-        selection = self.sampler.select(small)
+        candidates = storage.get(slice(0, len(storage))).select(*keys, strict=False)[index]
+        selection = self.sampler.select(candidates)
         kept = index[selection.index]
         aligned = {
             key: value[selection.index]

@@ -41,15 +41,15 @@ def supervise(
     Args:
         policy: Changed in place.
         demos: ``[M]`` rows, see :func:`token_cross_entropy`.
-        steps: Gradient steps; 0 leaves the policy as it is.
-        batch_size: Rows a step.
+        steps: Gradient steps; with 0 the policy does not change.
+        batch_size: Rows per step.
         lr: Learning rate.
         generator: Draws the rows.
-        stop: Asked after every ``stop_every`` steps; True ends the fit, with the policy as it is then.
+        stop: Called after every ``stop_every`` steps; True ends the fit.
         stop_every: See ``stop``.
 
     Returns:
-        The loss of every step done, in nats a token.
+        The loss of every executed step, in nats per token.
 
     Raises:
         ValueError: If the demonstrations' chunks do not fit the policy.
@@ -59,7 +59,7 @@ def supervise(
         raise ValueError(f"the demonstrations have chunks {tuple(demos.get(CHUNK).shape[1:])}, the policy {expected}")
     demos = demos.select(*policy.in_keys, CHUNK, IS_PAD)
     device = next(policy.parameters()).device
-    optimizer = torch.optim.Adam([one for one in policy.parameters() if one.requires_grad], lr=lr)
+    optimizer = torch.optim.Adam([parameter for parameter in policy.parameters() if parameter.requires_grad], lr=lr)
     losses = []
     for step in range(1, steps + 1):
         rows = torch.randint(len(demos), (batch_size,), generator=generator)

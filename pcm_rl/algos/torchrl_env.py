@@ -1,4 +1,4 @@
-"""A chunked Gymnasium environment as a TorchRL environment that tells which steps were executed."""
+"""A chunked Gymnasium environment as a TorchRL environment that reports which steps were executed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from pcm_rl.episodes import IS_PAD
 def torchrl_env(env: ChunkedEnv) -> GymWrapper:
     """TorchRL environment whose rollouts hold ``("next", "action_is_pad") [T, L]`` beside the usual keys.
 
-    Actions are under ``"action" [L, D]``, a vector observation under ``"observation"``: tell the policy with
-    ``policy.set_keys(state="observation", action_chunk="action")``. Give
-    :class:`~pcm_rl.algos.EpisodeKeys` the complete trajectories.
+    Actions are under ``"action" [L, D]``, a vector observation under ``"observation"``: configure the policy with
+    ``policy.set_keys(state="observation", action_chunk="action")``. Pass complete trajectories to
+    :class:`~pcm_rl.algos.EpisodeKeys`.
 
     Args:
-        env: The chunked environment; ``record=False`` saves it work, since TorchRL keeps the data here.
+        env: The chunked environment; ``record=False`` saves work, since TorchRL keeps the data.
     """
     wrapped = GymWrapper(env)
     spec = {IS_PAD: Unbounded((env.chunk_length,), dtype=torch.bool)}

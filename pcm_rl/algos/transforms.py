@@ -1,4 +1,4 @@
-"""What a batch needs before chunks are chosen, as TorchRL transforms: the schema's keys, and phases."""
+"""Preparation of a batch for the selection, as TorchRL transforms: the schema's keys, and phases."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class EpisodeKeys(Transform):
     """Complete trajectories from a TorchRL collector to the schema: write the keys that are missing.
 
     ``("vla_action", "chunk")`` is taken from ``action_key``; ``"action_is_pad"`` from ``("next", "action_is_pad")``
-    (see :func:`~pcm_rl.algos.torchrl_env`), and with neither nothing is padded; ``"episode_id"`` and ``"chunk_id"`` are
+    (see :func:`~pcm_rl.algos.torchrl_env`), and without both nothing is padded; ``"episode_id"`` and ``"chunk_id"`` are
     counted from ``("next", "done")``; ``"success"`` is a positive sum of an episode's rewards. On a replay buffer's
-    write path it belongs behind ``MCAdvantage``, that is, is appended before it.
+    write path it runs after ``MCAdvantage``: append it before.
 
     Args:
-        action_key: Where the executed chunk ``[M, L, D]`` is, if not under ``("vla_action", "chunk")``.
+        action_key: Key of the executed chunk ``[M, L, D]``, if it is not ``("vla_action", "chunk")``.
     """
 
     def __init__(self, action_key: NestedKey = "action") -> None:
@@ -113,7 +113,7 @@ class EpisodeKeys(Transform):
             tensordict.set(SUCCESS, (total > 0)[row])
         if CHUNK not in present:
             tensordict.set(CHUNK, tensordict.get(self.action_key))
-        # A collector carries entries of "next" over to the root of the following row, where they are one step old.
+        # A collector copies entries of "next" to the root of the following row, where they are one step old.
         if ("next", IS_PAD) in present:
             tensordict.set(IS_PAD, tensordict.get(("next", IS_PAD)))
         elif IS_PAD not in present:

@@ -30,17 +30,17 @@ def grpo_update(
 
     Rows of all trajectories are shuffled and cut into minibatches of equal size, each minibatch into micro-batches
     whose gradients are accumulated: memory depends on ``micro_rows`` or ``micro_tokens``, the gradient does not.
-    Several processes cut the same minibatches, and each takes its share of the rows of every one: the gradient does
-    not depend on that either.
+    Several processes make the same minibatches, and each takes its share of the rows of each: the gradient does not
+    depend on that either.
 
     Args:
         loss: Its ``reduction`` must be ``"mean"``.
         optimizer: Over the loss's parameters.
         batch: ``[R]`` rows with advantage and weight, on any device; each micro-batch is moved to the parameters'.
-        minibatches: Optimiser steps a pass; fewer if there are fewer rows.
-        epochs: Passes.
+        minibatches: Optimiser steps per pass; fewer if there are fewer rows.
+        epochs: Passes over the batch.
         micro_rows: Rows in one forward and backward; None takes a whole minibatch.
-        micro_tokens: Tokens in one forward and backward instead, of a policy with ``row_tokens(batch)``.
+        micro_tokens: Tokens in one forward and backward, instead of rows; for a policy with ``row_tokens(batch)``.
         grad_clip: Largest gradient norm.
         generator: Shuffles the rows; on several processes in the same state.
         ranks: The processes that share the work, each with the same ``batch`` and parameters.
@@ -50,7 +50,7 @@ def grpo_update(
         the maximum. Empty for an empty batch.
 
     Raises:
-        FloatingPointError: If a gradient is not finite; the parameters are left as they were and the episode is named.
+        FloatingPointError: If a gradient is not finite; the parameters do not change and the error names the episode.
     """
     if not len(batch):
         return {}
@@ -63,8 +63,8 @@ def grpo_update(
         order = torch.randperm(len(batch), generator=generator)
         for rows in order.tensor_split(min(minibatches, len(batch))):
             optimizer.zero_grad(set_to_none=True)
-            mine = micro_batches(ranks.share(rows), micro_rows=micro_rows, tokens=tokens, budget=micro_tokens)
-            metrics = _accumulate(loss, batch, mine, len(rows), steps / steps[rows].sum().clamp_min(1), device)
+            pieces = micro_batches(ranks.share(rows), micro_rows=micro_rows, tokens=tokens, budget=micro_tokens)
+            metrics = _accumulate(loss, batch, pieces, len(rows), steps / steps[rows].sum().clamp_min(1), device)
             ranks.sum_gradients(parameters)
             norm = torch.nn.utils.clip_grad_norm_(parameters, grad_clip)
             if not bool(torch.isfinite(norm)):
@@ -72,22 +72,22 @@ def grpo_update(
                 raise FloatingPointError(_blame(loss, batch[rows], device))
             optimizer.step()
             history.append({key: float(value) for key, value in metrics.items()} | {"grad_norm": float(norm)})
-    history = [_whole(parts) for parts in zip(*ranks.gather_json(history), strict=True)]
+    history = [_combined(parts) for parts in zip(*ranks.gather_json(history), strict=True)]
     means = {key: sum(step[key] for step in history) / len(history) for key in history[0]}
     return means | {"max_ratio": max(step["max_ratio"] for step in history)}
 
 
 def _accumulate(
-    loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], of: int, steps: Tensor, device: torch.device
+    loss: ChunkGRPOLoss, batch: TensorDictBase, pieces: list[Tensor], num_rows: int, steps: Tensor, device: torch.device
 ) -> dict[str, Tensor]:
-    """What the rows of ``pieces`` add to the gradient of a mean over ``of`` rows, and to what the loss wrote.
+    """Add the rows of ``pieces`` to the gradient of a mean over ``num_rows`` rows; their part of the metrics.
 
     The objective is a mean over rows; its diagnostics are means over executed tokens, of which each row has the share
     ``steps [R]``.
     """
     total: dict[str, Tensor] = {}
     for micro in pieces:
-        share = len(micro) / of
+        share = len(micro) / num_rows
         out = loss(batch[micro].to(device))
         objective = sum(value for key, value in out.items() if key.startswith("loss_"))
         (objective * share).backward()
@@ -101,11 +101,11 @@ def _accumulate(
     return total
 
 
-def _whole(parts: tuple[dict[str, float], ...]) -> dict[str, float]:
-    """Metrics of a minibatch from those of the processes, of which one without rows has the gradient norm only."""
+def _combined(parts: tuple[dict[str, float], ...]) -> dict[str, float]:
+    """Metrics of a minibatch from those of all processes; a process without rows has the gradient norm only."""
     keys = max(parts, key=len)
-    have = {key: [part[key] for part in parts if key in part] for key in keys}
-    return {key: max(values) if key in ("max_ratio", "grad_norm") else sum(values) for key, values in have.items()}
+    values_of = {key: [part[key] for part in parts if key in part] for key in keys}
+    return {key: max(values) if key in ("max_ratio", "grad_norm") else sum(values) for key, values in values_of.items()}
 
 
 @torch.no_grad()

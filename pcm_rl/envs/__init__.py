@@ -6,7 +6,7 @@ from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
 from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.tasks import MultiTaskEnv
-from pcm_rl.envs.vector import VectorSlot, chunked_vector_env
+from pcm_rl.envs.vector import VectorMember, chunked_vector_env
 from pcm_rl.envs.workers import WorkerVectorEnv
 
 _TOY = {"pcm_rl/PickPlace-v0": ("PickPlaceEnv", "pick_place"), "pcm_rl/Reach-v0": ("ReachEnv", "reach")}
@@ -28,7 +28,7 @@ __all__ = [
     "MultiTaskEnv",
     "OpenVLAImages",
     "SeededStates",
-    "VectorSlot",
+    "VectorMember",
     "WorkerVectorEnv",
     "chunked_vector_env",
     "openvla_image",

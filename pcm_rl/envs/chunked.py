@@ -1,7 +1,7 @@
 """Chunks of actions on any Gymnasium environment: one decision every L steps, whole episodes as TensorDicts.
 
-The wrapper owns the loop over a chunk, because success has to be tested after every single step: looked at only at
-chunk boundaries, seven of eight successes would be paid late, twice or never.
+The wrapper contains the loop over a chunk, because success must be tested after every single step. With a test at the
+end of each chunk only, seven of eight successes would be paid late, twice or never.
 """
 
 from __future__ import annotations
@@ -29,48 +29,48 @@ _Row = dict[NestedKey, Tensor]
 Reader = tuple[str | None, Callable[[Any], Tensor]]
 _floats = partial(torch.tensor, dtype=torch.float32)
 
-STATE_NAMES = ("state", "proprio", "observation")  # of a Dict observation, the first vector among these is the state
+STATE_NAMES = ("state", "proprio", "observation")  # in a Dict observation, the first vector among these is the state
 IMAGE_NAMES = ("image", "pixels")  # likewise
 
 
 class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.floating]], RecordConstructorArgs):
-    """Executes chunks of L actions, stops at the step of success, and hands back whole episodes.
+    """Executes chunks of L actions, stops at the step of success, and returns whole episodes.
 
     **Action**: `Box [L, D]`, made from the environment's `Box [D]`. Execution stops at the step at which the task
     succeeds for the first time or the environment ends the episode; the rest of the chunk is never executed.
 
     **Reward**: the sum over the executed steps. A task that pays 1 on success therefore pays exactly 1 an episode.
 
-    **Info**, at each step: what the environment said at the last executed step, and
+    **Info**, at each step: the environment's info of the last executed step, and
 
     - `"action_is_pad"`: bool `[L]`, True for the steps that were never executed;
     - `"success"`: whether the episode has succeeded by now;
     - `"episode"`: at the end of an episode only, a `TensorDict [N]` of its N chunks in the schema of
       :mod:`pcm_rl.episodes`, phases labelled, with `("next", "reward" | "done" | "terminated" | "truncated")`. An
       `"episode"` that the environment itself reports, such as that of `RecordEpisodeStatistics`, is moved to
-      `"episode_statistics"`. Wrappers outside of this one that claim the key themselves (`RecordEpisodeStatistics`,
-      Stable-Baselines3's `Monitor`) go inside, or take `record=False`.
+      `"episode_statistics"`. Wrappers that write the key themselves (`RecordEpisodeStatistics`, Stable-Baselines3's
+      `Monitor`) must be inside of this one, or need `record=False`.
 
     A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
     channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
-    `STATE_NAMES` and an image under one of `IMAGE_NAMES` are recorded so, every other key under `("observation", key)`:
-    images as `[3, H, W]`, the rest as it is, float64 as float32.
+    `STATE_NAMES` and an image under one of `IMAGE_NAMES` are recorded in the same way. Every other key is recorded
+    under `("observation", key)`: images as `[3, H, W]`, float64 as float32, other entries as they are.
 
-    An environment whose base has the attribute `draw_cameras` has it set to False but for the last step of a chunk:
-    only that observation is looked at, and a rendered frame costs as much as many steps of physics.
+    Where the base environment has the attribute `draw_cameras`, it is False for all steps of a chunk except the last:
+    only that observation is used, and a rendered frame costs as much as many steps of physics.
 
     Args:
         env: Environment with a one-dimensional `Box` of floats as its action space.
         chunk_length: L, actions a chunk, at least 1.
-        gripper_index: Action dimension that commands the gripper. None where there is no gripper: the close fraction
-            that the labeller sees is 0, and the default labeller takes every chunk for an approach.
+        gripper_index: Action dimension that commands the gripper. None where there is no gripper: the labeller gets a
+            close fraction of 0, and the default labeller gives every chunk the phase approach.
         close_above: Commands strictly above close the gripper.
         closed: `[..., D]` actions -> `[...]` bool, instead of the two above.
         labeller: Phase rule, see :func:`pcm_rl.episodes.label_episodes`.
         success: Key of the environment's info, `callable(env, info) -> bool`, or the name of such a callable as
-            `module:function`; asked after every step. None means `info["success"]` or `info["is_success"]` where there
+            `module:function`; called after every step. None means `info["success"]` or `info["is_success"]` where there
             is one, else termination with a positive reward; see :class:`pcm_rl.envs.success.SuccessRule`.
-        record: Build `info["episode"]`. False for workers that ship their own tensors.
+        record: Build `info["episode"]`. False where the rows are recorded elsewhere, as for workers.
         instruction: What the robot is told. None means the reset's `info["instruction"]`, if there is one.
         stop_on_success: End the episode, as terminated, at its first success. False leaves the end to the environment.
         reward: `"sum"` of the environment's rewards, or `"success"`: 1 for the chunk of the first success and 0
@@ -95,7 +95,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         stop_on_success: bool = True,
         reward: Literal["sum", "success"] = "sum",
     ) -> None:
-        # For `spec`, without the default labeller: a spec with a function in it cannot be written as JSON.
+        # For `spec`, without the default labeller: a spec that holds a function cannot be written as JSON.
         arguments = {name: value for name, value in locals().items() if name not in ("self", "env", "__class__")}
         if labeller is label_phases:
             del arguments["labeller"]
@@ -118,8 +118,8 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         self._readers = observation_readers(env.observation_space) if record else {}
         self._running = self._succeeded = False
         self._chunk_id = self._group_id = self._episode_id = 0
-        self._told: str | None = instruction
-        self._seen: _Row = {}
+        self._instruction: str | None = instruction
+        self._observation: _Row = {}
         self._rows: list[_Row] = []
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -127,7 +127,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 
         Args:
             seed: Passed on.
-            options: Passed on, but for `"group_id"`, an integer recorded in the episode (default: the reset's
+            options: Passed on, except `"group_id"`, an integer recorded in the episode (default: the reset's
                 `info["group_id"]`, else 0). The caller's dict stays as it is.
 
         Returns:
@@ -136,12 +136,12 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         Raises:
             TypeError: `group_id` is not an integer.
         """
-        rest = None if options is None else {key: value for key, value in options.items() if key != "group_id"}
-        observation, info = self.env.reset(seed=seed, options=rest)
+        passed = None if options is None else {key: value for key, value in options.items() if key != "group_id"}
+        observation, info = self.env.reset(seed=seed, options=passed)
         group = (options or {}).get("group_id", info.get("group_id", 0))
         if not isinstance(group, int | np.integer):
             raise TypeError(f"group_id is {group!r}; expected an integer")
-        self._told = info.get("instruction") if self.instruction is None else self.instruction
+        self._instruction = info.get("instruction") if self.instruction is None else self.instruction
         self._running, self._succeeded = True, False
         self._group_id, self._chunk_id, self._rows = int(group), 0, []
         return self._observed(observation), dict(info)
@@ -156,14 +156,14 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             Observation after the last executed step (copied), reward, terminated, truncated, info; see the class.
 
         Raises:
-            ValueError: The chunk has another shape or is not finite, or what tells success is not binary.
+            ValueError: The chunk has another shape or is not finite, or the value that tells success is not binary.
             KeyError: `success` names a key that the info lacks.
             gymnasium.error.ResetNeeded: No episode is running.
         """
         if not self._running:
             raise gymnasium.error.ResetNeeded("no episode is running: call reset() before step()")
         chunk = self._checked(action)
-        row = {**self._seen, episodes.CHUNK: torch.tensor(chunk, dtype=torch.float32)} if self.record else {}
+        row = {**self._observation, episodes.CHUNK: torch.tensor(chunk, dtype=torch.float32)} if self.record else {}
         observation, reward, terminated, truncated, executed, info = self._execute(chunk)
         pad = np.arange(self.chunk_length) >= executed
         self._running = not (terminated or truncated)
@@ -178,7 +178,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         return self._observed(observation), reward, terminated, truncated, info
 
     def _execute(self, chunk: NDArray[np.floating]) -> tuple[Any, float, bool, bool, int, dict[str, Any]]:
-        total, executed, before = 0.0, 0, self._succeeded
+        total, executed, was_success = 0.0, 0, self._succeeded
         for action in chunk:
             if self._skips_frames:
                 self.env.unwrapped.draw_cameras = executed == self.chunk_length - 1  # type: ignore[attr-defined]
@@ -189,7 +189,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             if terminated or truncated or (self._succeeded and self.stop_on_success):
                 break
         if self.reward == "success":
-            total = float(self._succeeded and not before)
+            total = float(self._succeeded and not was_success)
         terminated = bool(terminated) or (self._succeeded and self.stop_on_success)
         return observation, total, terminated, bool(truncated), executed, dict(info)
 
@@ -198,7 +198,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         return f"chunk {self._chunk_id} of episode {self._episode_id}"
 
     def _checked(self, action: Any) -> NDArray[np.floating]:
-        """A copy, so that an environment that writes into its action changes neither the caller's nor the record."""
+        """A copy: an environment may write into its action, which must change neither the caller's nor the record."""
         chunk = np.array(action, dtype=self._chunks.dtype)
         if chunk.shape != self._chunks.shape:
             raise ValueError(f"the chunk has shape {chunk.shape}, expected {self._chunks.shape}, at {self._where}")
@@ -208,9 +208,9 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         return chunk
 
     def _observed(self, observation: Any) -> Any:
-        """Keeps what the policy sees and returns a copy of it: environments reuse buffers, TorchRL edits dicts."""
+        """Records the observation and returns a copy of it: environments reuse buffers, TorchRL edits dicts."""
         if self.record and self._running:
-            self._seen = read_observation(self._readers, observation)
+            self._observation = read_observation(self._readers, observation)
         return deepcopy(observation)
 
     def _episode(self) -> TensorDict:
@@ -222,8 +222,8 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             episode.set(key, torch.full((count,), value, dtype=torch.int64))
         episode.set(episodes.CHUNK_ID, torch.arange(count))
         episode.set(episodes.SUCCESS, torch.full((count,), self._succeeded))
-        if self._told is not None:
-            episode.set(episodes.INSTRUCTION, NonTensorData(self._told, batch_size=[count]))
+        if self._instruction is not None:
+            episode.set(episodes.INSTRUCTION, NonTensorData(self._instruction, batch_size=[count]))
         episode.set(episodes.PHASE, self._label(episode))
         self._episode_id += 1
         self._rows = []

@@ -1,6 +1,6 @@
-"""Scripted experts: ``reset(init_state)``, then ``action(observation)`` a step.
+"""Scripted experts: ``reset(init_state)``, then ``action(observation)`` at each step.
 
-An expert is named as ``module:function``, the built-in ones too: called with the environment, it gives the object.
+An expert is named as ``module:function``, also a built-in one: the function takes the environment and returns it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EXPERTS: dict[str, str] = {
 
 
 class Expert(Protocol):
-    """A scripted policy, queried once a step."""
+    """A scripted policy, called once at each step."""
 
     def reset(self, init_state: int) -> None:
         """Start an episode."""
@@ -61,19 +61,19 @@ def make_expert(env_id: str, env: gym.Env, *, mistakes: float = 0.0, expert: str
     Args:
         env_id: Id of the environment, a key of ``EXPERTS`` where no ``expert`` is given.
         env: The environment that the expert will act in.
-        mistakes: Share of episodes with a deliberate mis-grasp and recovery; handed on to experts that have a parameter
-            of this name.
+        mistakes: Share of episodes with a deliberate mis-grasp and recovery; passed to experts that have a parameter of
+            this name.
         expert: ``module:function``, called as ``function(env)`` or ``function(env, mistakes=mistakes)``.
 
     Raises:
-        TypeError: If ``env`` is not of the kind that the expert is for.
-        ValueError: If there is no such expert, or it is not made for this task.
+        TypeError: If ``env`` is not of the kind that the expert needs.
+        ValueError: If there is no such expert, or it does not cover this task.
     """
     build = find_expert(env_id, expert)
-    takes = inspect.signature(build).parameters
-    made: Expert = build(env, mistakes=mistakes) if "mistakes" in takes else build(env)
-    if not callable(getattr(made, "reset", None)) or not callable(getattr(made, "action", None)):
+    parameters = inspect.signature(build).parameters
+    scripted: Expert = build(env, mistakes=mistakes) if "mistakes" in parameters else build(env)
+    if not callable(getattr(scripted, "reset", None)) or not callable(getattr(scripted, "action", None)):
         raise ValueError(
-            f"{expert or env_id} gave {made!r}; expected an object with reset(init_state) and action(observation)"
+            f"{expert or env_id} gave {scripted!r}; expected an object with reset(init_state) and action(observation)"
         )
-    return made
+    return scripted

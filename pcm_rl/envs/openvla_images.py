@@ -2,7 +2,7 @@
 
 A checkpoint sees what its training data went through, and OpenVLA-OFT's LIBERO evaluation repeats it: rotate by 180
 degrees, JPEG and back, Lanczos-3 to 224 x 224, cut out 0.9 of the area, bilinearly back to 224 x 224. Where TensorFlow
-has a habit of its own, it is followed:
+differs from other libraries, it is followed:
 
 - `tf.io.decode_image` decodes JPEG with libjpeg's fast integer transform, not the accurate one that Pillow and
   torchvision use. On a LIBERO frame at quality 95 the two differ in 69 % of the values, by 1.7 grey levels (root mean
@@ -40,9 +40,9 @@ _HALF = 1 << 15  # of the 16-bit fixed point in which libjpeg converts colours
 class OpenVLAImages(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs):
     """Replaces the images of a `Dict` observation by what an OpenVLA checkpoint expects, :func:`openvla_image`.
 
-    The named images become `[size, size, 3]` uint8; images that are not named are dropped, as they would only be
-    stored; everything else is passed on. A frame equal to the last one of its key, such as the skipped frames of
-    :class:`~pcm_rl.envs.chunked.ChunkedEnv`, is not processed again. Goes inside of `ChunkedEnv`::
+    The named images become `[size, size, 3]` uint8; images that are not named are dropped, to save memory; everything
+    else is passed on. A frame equal to the last one of its key, such as the skipped frames of
+    :class:`~pcm_rl.envs.chunked.ChunkedEnv`, is not processed again. It must be inside of `ChunkedEnv`::
 
         ChunkedEnv(OpenVLAImages(LiberoEnv(observation="pixels")))
 
@@ -76,20 +76,20 @@ class OpenVLAImages(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs
         processed = spaces.Box(0, 255, (size, size, 3), np.uint8)
         kept = {name: part for name, part in parts.items() if name in keys or not _is_image(part)}
         self.observation_space = spaces.Dict(kept | dict.fromkeys(keys, processed))
-        self._named, self._others = tuple(keys), tuple(name for name in kept if name not in keys)
+        self._image_keys, self._other_keys = tuple(keys), tuple(name for name in kept if name not in keys)
         self._last: dict[str, tuple[Pixels, Pixels]] = {}
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """The observation with its images processed, in arrays of their own.
+        """The observation with its images processed, in new arrays.
 
         Raises:
             ValueError: An image has another dtype or shape than `[H, W, 3]` uint8.
         """
-        images = {name: self._processed(name, observation[name]) for name in self._named}
-        return images | {name: observation[name] for name in self._others}
+        images = {name: self._processed(name, observation[name]) for name in self._image_keys}
+        return images | {name: observation[name] for name in self._other_keys}
 
     def _processed(self, name: str, frame: Pixels) -> Pixels:
-        # By value: an environment may draw into the same array again. Comparing costs a hundredth of processing.
+        # By value: an environment may draw into the same array again. A comparison costs 1 % of the processing.
         last = self._last.get(name)
         if last is None or not np.array_equal(last[0], frame):
             last = self._last[name] = np.array(frame), openvla_image(frame, **self._settings)
@@ -135,8 +135,8 @@ def openvla_image(
 def jpeg_round_trip(image: Pixels, quality: int = 95) -> Planes:
     """`tf.io.decode_image(tf.image.encode_jpeg(image, quality=quality))`: chroma at half resolution, fast decoding.
 
-    Pillow decodes fast in its draft mode only, which leaves out the smoothing of the chroma as well. So the planes are
-    taken before their conversion to RGB, and libjpeg's smoothing and conversion are done here, in its integers.
+    Pillow decodes fast in its draft mode only, which also omits the smoothing of the chroma. So this function takes the
+    planes before their conversion to RGB, and repeats libjpeg's smoothing and conversion in integers.
 
     Args:
         image: `[H, W, 3]` uint8.
@@ -204,11 +204,11 @@ def lanczos3_resize(planes: Planes, size: int) -> Planes:
 @lru_cache(maxsize=16)
 def _lanczos3_weights(source: int, target: int) -> Planes:
     """`[target, source]` float32 with rows of sum 1; the kernel widens where the image shrinks."""
-    one = np.ones(1, np.float32)
-    step = one / (target * one / source)  # source pixels per target pixel, rounded as TensorFlow's inverse scale is
-    centres = (np.arange(target, dtype=np.float32) + 0.5 * one) * step
-    offsets = np.arange(source, dtype=np.float32) + 0.5 * one - centres[:, None]
-    distance = np.abs(offsets) * (one / np.maximum(step, 1))
+    unit = np.ones(1, np.float32)
+    step = unit / (target * unit / source)  # source pixels per target pixel, rounded as TensorFlow's inverse scale is
+    centres = (np.arange(target, dtype=np.float32) + 0.5 * unit) * step
+    offsets = np.arange(source, dtype=np.float32) + 0.5 * unit - centres[:, None]
+    distance = np.abs(offsets) * (unit / np.maximum(step, 1))
     kernel = np.sinc(distance) * np.sinc(distance / LANCZOS_RADIUS) * (distance <= LANCZOS_RADIUS)
     return _frozen(kernel / kernel.sum(axis=1, keepdims=True))
 
@@ -249,7 +249,7 @@ def _crop_positions(size: int, area: float) -> tuple[NDArray[np.intp], NDArray[n
 
 
 def _frozen(array: NDArray[Any]) -> NDArray[Any]:
-    """Read-only: these are cached."""
+    """Read-only, as it is cached."""
     array.setflags(write=False)
     return array
 

@@ -1,4 +1,4 @@
-"""What callers hand to environments: reset options, dealt out and checked, and actions."""
+"""What callers give to environments: reset options, split and checked, and actions."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 
 def chosen_init_state(options: Mapping[str, Any], count: int, name: str, rng: np.random.Generator) -> int:
-    """The initial state that a reset asks for, or one that is drawn.
+    """The initial state that a reset names, or a drawn one.
 
     Args:
         options: `{"init_state": k}`, or empty.
         count: Number of initial states there are.
         name: Of the task, for errors.
-        rng: Draws, where none is given.
+        rng: Draws one where none is named.
 
     Returns:
         An index in `[0, count)`.
@@ -55,8 +55,8 @@ def checked_action(
     return array
 
 
-def own_options(options: dict[str, Any] | None, index: int, num_envs: int | None) -> dict[str, Any] | None:
-    """What one of E environments gets of the options for all: its entry of every array, list and tuple.
+def entry_options(options: dict[str, Any] | None, index: int, num_envs: int | None) -> dict[str, Any] | None:
+    """The options of one of E environments: its entry of every array, list and tuple.
 
     Args:
         options: Each an array, list or tuple `[E]`, or one value for all; `"reset_mask"` is dropped.
@@ -64,14 +64,14 @@ def own_options(options: dict[str, Any] | None, index: int, num_envs: int | None
         num_envs: E, to have lengths checked.
 
     Raises:
-        ValueError: An option has not E entries.
+        ValueError: An option does not have E entries.
     """
     if options is None:
         return None
-    return {key: _own(key, value, index, num_envs) for key, value in options.items() if key != "reset_mask"}
+    return {key: _entry(key, value, index, num_envs) for key, value in options.items() if key != "reset_mask"}
 
 
-def _own(key: str, value: Any, index: int, num_envs: int | None) -> Any:
+def _entry(key: str, value: Any, index: int, num_envs: int | None) -> Any:
     if not isinstance(value, list | tuple) and getattr(value, "ndim", 0) == 0:
         return value
     count = len(value)

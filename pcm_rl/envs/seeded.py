@@ -10,9 +10,9 @@ import gymnasium as gym
 class SeededStates(gym.Wrapper[Any, Any, Any, Any]):
     """Turns `reset(options={"init_state": k})` into `reset(seed=k)`.
 
-    A GRPO group is several rollouts from one initial state. Most Gymnasium environments make theirs from the seed, so a
-    seed names it. That the same seed gives the same state again, on one instance and across instances, is up to the
-    environment.
+    A GRPO group is several rollouts from one initial state. Most Gymnasium environments make it from the seed, so a
+    seed names it. The environment must give the same state for the same seed again, on one instance and across
+    instances.
 
     Args:
         env: Any environment.
@@ -23,12 +23,12 @@ class SeededStates(gym.Wrapper[Any, Any, Any, Any]):
 
         Args:
             seed: Used where no `init_state` is given.
-            options: `init_state`, a nonnegative integer, becomes the seed; the rest is passed on.
+            options: `init_state`, a nonnegative integer, becomes the seed; other options are passed on.
 
         Returns:
             The environment's observation and info.
         """
-        rest = dict(options or {})
-        if "init_state" in rest:
-            seed = int(rest.pop("init_state"))
-        return self.env.reset(seed=seed, options=rest or None)
+        options = dict(options or {})
+        if "init_state" in options:
+            seed = int(options.pop("init_state"))
+        return self.env.reset(seed=seed, options=options or None)

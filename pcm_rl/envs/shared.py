@@ -1,4 +1,4 @@
-"""One observation in memory that two processes see: images never travel through a pipe."""
+"""One observation in memory shared by two processes: images are never sent through a pipe."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary
 class SharedObservation:
     """Holds the last observation of one environment.
 
-    Reads and writes are not synchronised: the pipe beside it says when an observation is complete.
+    Reads and writes are not synchronised: a message through the pipe says when an observation is complete.
 
     Args:
         space: `Box`, `Discrete`, `MultiDiscrete`, `MultiBinary`, or a `Dict` of these, nested or not.
         name: Of the memory, the same on both sides.
-        create: Make the memory, zeroed; otherwise attach to what the other side has made for the same space.
+        create: Make the memory, zeroed; otherwise attach to the memory that the other process made for the same space.
 
     Raises:
-        ValueError: The space is another one.
+        ValueError: The space is not one of these.
         FileNotFoundError: There is no such memory.
         FileExistsError: There is one already.
     """
@@ -49,13 +49,13 @@ class SharedObservation:
         return _read(self._space, self._record)
 
     def close(self) -> None:
-        """Lets go of the memory, which stays. Closing twice is fine."""
+        """Detaches from the memory, which stays. Closing twice is fine."""
         self._record = None  # an array that still points into the memory would keep it open
         self._memory.close()
 
 
 def free_memory(name: str) -> None:
-    """Frees the memory of this name, if there is one: also that of a process that died before it could say so."""
+    """Frees the memory of this name, if there is any, also that of a process that died."""
     with contextlib.suppress(FileNotFoundError):
         memory = SharedMemory(name)
         memory.close()

@@ -1,4 +1,4 @@
-"""What simulators have in common: numbered initial states, success that stays, a horizon, and an end at the success."""
+"""What simulators share: numbered initial states, success that stays, a horizon, and an end at the success."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pcm_rl.envs.options import checked_action, chosen_init_state
 ObsType = TypeVar("ObsType")
 FloatArray = NDArray[np.float64]
 
-OBSERVATION_LIMIT = 10.0  # states are clipped to this; nothing within a robot's reach comes near it
+OBSERVATION_LIMIT = 10.0  # states are clipped to this; no position within a robot's reach is near it
 
 
 class SimulatorEnv(gymnasium.Env[ObsType, NDArray[np.float32]], abc.ABC):
@@ -24,14 +24,14 @@ class SimulatorEnv(gymnasium.Env[ObsType, NDArray[np.float32]], abc.ABC):
     **Reward** is 1 at the step of the first success, and 0 at every other. `info["success"]` is true from that step on.
 
     A subclass sets `_simulation`, `_init_states`, `instruction`, `horizon`, `action_space` and `observation_space`, and
-    says how to do the five things that are abstract here.
+    implements the abstract methods.
 
     Args:
         render_mode: `None`, or `rgb_array` for :meth:`render`.
         stop_on_success: Terminate at the first success; otherwise go on to the horizon.
 
     Raises:
-        ValueError: The render mode is another one.
+        ValueError: The render mode is not one of these.
     """
 
     instruction: str
@@ -39,10 +39,10 @@ class SimulatorEnv(gymnasium.Env[ObsType, NDArray[np.float32]], abc.ABC):
     _simulation: Any = None
     _init_states: Sequence[Any] | NDArray[Any]
     _action_type: type[np.floating[Any]] = np.float64
-    _step_limit: int | None = None  # steps after which the simulator itself refuses to go on
+    _step_limit: int | None = None  # steps after which the simulator itself refuses to continue
 
     def __init__(self, *, render_mode: str | None, stop_on_success: bool) -> None:
-        """Starts without a simulation, so that one that cannot be built can be closed."""
+        """Starts without a simulation: an environment whose simulation cannot be built can still be closed."""
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode is {render_mode!r}; expected None or 'rgb_array'")
         self.render_mode, self.stop_on_success = render_mode, stop_on_success
@@ -60,15 +60,15 @@ class SimulatorEnv(gymnasium.Env[ObsType, NDArray[np.float32]], abc.ABC):
 
     @abc.abstractmethod
     def _advance(self, action: NDArray[Any]) -> dict[str, Any]:
-        """Execute one action, checked; gives what the info holds beside `success`."""
+        """Execute one action, already checked; returns the entries of the info beside `success`."""
 
     @abc.abstractmethod
     def _succeeds(self) -> bool:
-        """Whether the simulation is in success now; asked after a step, until the first success."""
+        """Whether the task is solved in the present state; called after each step until the first success."""
 
     @abc.abstractmethod
     def _observation(self, *, last: bool) -> ObsType:
-        """The present observation; `last` at the start and the end of an episode."""
+        """The present observation; `last` is true at the start and the end of an episode."""
 
     @abc.abstractmethod
     def _frame(self) -> NDArray[np.uint8]:
@@ -76,7 +76,7 @@ class SimulatorEnv(gymnasium.Env[ObsType, NDArray[np.float32]], abc.ABC):
 
     @property
     def simulation(self) -> Any:
-        """The simulator's own environment, for whatever the observation does not hold."""
+        """The simulator's environment, for what the observation does not hold."""
         if self._simulation is None:
             raise RuntimeError("the environment is closed; make a new one")
         return self._simulation
@@ -124,17 +124,17 @@ class SimulatorEnv(gymnasium.Env[ObsType, NDArray[np.float32]], abc.ABC):
         _ = self.simulation
         limit = self._step_limit
         if self._init_state is None or (limit is not None and self._elapsed >= limit):
-            after = "" if limit is None else f" and after {limit}"
-            raise gymnasium.error.ResetNeeded(f"call reset() before the first step(){after}")
+            hint = "" if limit is None else f" and after {limit}"
+            raise gymnasium.error.ResetNeeded(f"call reset() before the first step(){hint}")
         assert self.action_space.shape is not None
-        more = self._advance(checked_action(action, self.action_space.shape[0], self._where(), self._action_type))
+        extra_info = self._advance(checked_action(action, self.action_space.shape[0], self._where(), self._action_type))
         self._elapsed += 1
         first_success = not self._succeeded and self._succeeds()
         self._succeeded = self._succeeded or first_success
         terminated = self.stop_on_success and self._succeeded
         truncated = not terminated and self._elapsed >= self.horizon
         observation = self._observation(last=terminated or truncated)
-        return observation, float(first_success), terminated, truncated, {"success": self._succeeded, **more}
+        return observation, float(first_success), terminated, truncated, {"success": self._succeeded, **extra_info}
 
     def render(self) -> NDArray[np.uint8] | None:
         """Renders the present view, `[H, W, 3]`, upright; `None` without a render mode."""
@@ -160,6 +160,6 @@ class SimulatorEnv(gymnasium.Env[ObsType, NDArray[np.float32]], abc.ABC):
 
 
 def clipped_state(state: FloatArray) -> NDArray[np.float32]:
-    """A state in its units as an observation: float32 within :data:`OBSERVATION_LIMIT`."""
+    """A state, in its units, as an observation: float32 within :data:`OBSERVATION_LIMIT`."""
     clipped: NDArray[np.float32] = state.clip(-OBSERVATION_LIMIT, OBSERVATION_LIMIT).astype(np.float32)
     return clipped

@@ -17,7 +17,7 @@ _LOOKS_LIKE_SUCCESS = ("succe", "solved")
 
 
 class MissingSuccess(KeyError):
-    """An environment's info lacks the key that is to tell success."""
+    """An environment's info lacks the key that tells success."""
 
 
 class SuccessRule:
@@ -48,28 +48,28 @@ class SuccessRule:
 
         Raises:
             MissingSuccess: `success` names a key that the info lacks.
-            ValueError: The answer is not binary.
+            ValueError: The value is not binary.
         """
         if callable(self.success):
             return _binary(self.success(env, info), "the success function's answer", where)
         key = next((name for name in SUCCESS_KEYS if name in info), None) if self.success is None else self.success
         if key is None:
-            self._warn_of_others(info)
+            self._warn_of_unread(info)
             return terminated and reward > 0.0
         if key not in info:
             raise MissingSuccess(f"success={key!r} is not in the environment's info at {where}; it has {sorted(info)}")
         return _binary(info[key], f"info[{key!r}]", where)
 
-    def _warn_of_others(self, info: Mapping[str, Any]) -> None:
-        """Name, once, what the environment may mean by success and nobody reads."""
+    def _warn_of_unread(self, info: Mapping[str, Any]) -> None:
+        """Warns once of entries that look like success and are not read."""
         if self._warned:
             return
         self._warned = True
-        others = [name for name in info if any(part in str(name).lower() for part in _LOOKS_LIKE_SUCCESS)]
-        if others:
+        names = [name for name in info if any(part in str(name).lower() for part in _LOOKS_LIKE_SUCCESS)]
+        if names:
             warnings.warn(
-                f"info has {', '.join(map(repr, others))}, which may tell success and is not read: a termination with "
-                f"a positive reward counts. Give success={others[0]!r} (env.success={others[0]}) to read it",
+                f"info has {', '.join(map(repr, names))}, which may tell success and is not read: a termination with "
+                f"a positive reward counts. Give success={names[0]!r} (env.success={names[0]}) to read it",
                 RuntimeWarning,
                 stacklevel=4,
             )

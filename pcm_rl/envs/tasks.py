@@ -11,8 +11,8 @@ import gymnasium
 class MultiTaskEnv(gymnasium.Env[Any, Any]):
     """T tasks of S initial states each: initial state `k` of this environment is state `k % S` of task `k // S`.
 
-    Simulators are built at the first episode of their task and kept: building takes seconds, and a reset does not need
-    it. All tasks have the observation and action spaces of the first.
+    A simulator is built at the first episode of its task and kept, since building takes seconds. All tasks have the
+    observation and action spaces of the first.
 
     Args:
         make_task: Builds the environment of task `t`, `0 <= t < T`; its `reset` takes the option `init_state`.
@@ -63,15 +63,15 @@ class MultiTaskEnv(gymnasium.Env[Any, Any]):
             ValueError: `k` is outside its range, or a task has other spaces than the first.
         """
         super().reset(seed=seed)
-        rest = dict(options or {})
+        options = dict(options or {})
         total = self.num_tasks * self.states_per_task
-        start = int(rest.pop("init_state", self.np_random.integers(total)))
+        start = int(options.pop("init_state", self.np_random.integers(total)))
         if not 0 <= start < total:
             raise ValueError(
                 f"init_state is {start}; {self.num_tasks} tasks of {self.states_per_task} states have 0 to {total - 1}"
             )
         task, state = divmod(start, self.states_per_task)
-        observation, info = self._switch(task).reset(seed=seed, options={**rest, "init_state": state})
+        observation, info = self._switch(task).reset(seed=seed, options={**options, "init_state": state})
         return observation, {**info, "init_state": start, "task": task}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:

@@ -1,13 +1,13 @@
 """Chunked environments as one vector environment without automatic resets, in processes or in this one.
 
-What Gymnasium 1.4 does, and what is done about it here:
+What Gymnasium 1.4 does, and how this module handles it:
 
 - With `AutoresetMode.DISABLED` every environment is stepped at every call, and `SyncVectorEnv` asserts that none of
-  them has ended. Episodes of different length then force a reset; :class:`VectorSlot` lets those that have ended idle.
+  them has ended. With episodes of different length that forces a reset; a :class:`VectorMember` that has ended idles.
 - `reset(options=...)` hands every environment the same dict. `options["reset_mask"]` (a bool array `[E]` with at least
-  one True) selects who is reset and is **removed from the caller's dict**; the observations of the others stay.
+  one True) selects which are reset and is **removed from the caller's dict**; the other observations stay.
 - Infos are batched by key: a Python bool becomes `[E]` bool (a NumPy bool would become an object array), an array `[L]`
-  becomes `[E, L]`. Each key has a mask `_key [E]` of who reported it; the others hold zeros.
+  becomes `[E, L]`. Each key has a mask `_key [E]` of the environments that reported it; the rest are zeros.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from pcm_rl.envs.chunked import ChunkedEnv
-from pcm_rl.envs.options import own_options
+from pcm_rl.envs.options import entry_options
 from pcm_rl.envs.workers import WorkerVectorEnv
 
 
-class VectorSlot(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.floating]], RecordConstructorArgs):
+class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.floating]], RecordConstructorArgs):
     """One of the E chunked environments of a vector environment.
 
-    :meth:`reset` picks its own entry of every option that is an array, a list or a tuple of E entries, and passes
-    scalars, strings and dicts on as they are. After the end of its episode :meth:`step` idles until the next reset: the
-    simulator is left alone, and a slow episode elsewhere forces nobody to start over.
+    :meth:`reset` takes the entry of this environment from every option that is an array, a list or a tuple of E
+    entries, and passes scalars, strings and dicts on as they are. After the end of its episode :meth:`step` idles until
+    the next reset: the simulator is not called, and other environments can finish longer episodes.
 
     Args:
         env: A :class:`~pcm_rl.envs.chunked.ChunkedEnv`, possibly in further wrappers.
@@ -50,7 +50,7 @@ class VectorSlot(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         super().__init__(env)
         if not isinstance(env.action_space, spaces.Box) or len(env.action_space.shape) != 2:
             raise ValueError(
-                f"VectorSlot needs chunks, an action space Box [L, D], got {env.action_space}: wrap it in ChunkedEnv"
+                f"VectorMember needs chunks, an action space Box [L, D], got {env.action_space}: wrap it in ChunkedEnv"
             )
         if index < 0 or (num_envs is not None and index >= num_envs):
             raise ValueError(f"index is {index}; expected 0 to {'E' if num_envs is None else num_envs} - 1")
@@ -69,10 +69,10 @@ class VectorSlot(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             The environment's observation and info.
 
         Raises:
-            ValueError: An option has not E entries.
+            ValueError: An option does not have E entries.
         """
         self._last = None
-        return self.env.reset(seed=seed, options=own_options(options, self.index, self._num_envs))
+        return self.env.reset(seed=seed, options=entry_options(options, self.index, self._num_envs))
 
     def step(self, action: NDArray[np.floating]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Executes one chunk, or idles if the episode has ended.
@@ -95,7 +95,7 @@ class VectorSlot(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 
 
 class _IdlingSyncVectorEnv(SyncVectorEnv):
-    """A `SyncVectorEnv` whose environments may be stepped after their end: its slots idle then."""
+    """A `SyncVectorEnv` whose environments may be stepped after their end: they idle then."""
 
     def step(self, actions: Any) -> Any:
         self._autoreset_envs[:] = False
@@ -127,10 +127,10 @@ def chunked_vector_env(
         num_envs: E, at least 1.
         chunk_length: L, actions a chunk.
         workers: One process an environment, a :class:`~pcm_rl.envs.workers.WorkerVectorEnv`, which
-            :func:`~pcm_rl.rollouts.collect.collect_episodes` lets run at its own pace; otherwise all in this process,
-            one after the other.
+            :func:`~pcm_rl.rollouts.collect.collect_episodes` runs asynchronously; otherwise all in this process, one
+            after the other.
         context: Start method of the workers, `"spawn"` (None), `"fork"` or `"forkserver"`; see
-            :class:`~pcm_rl.envs.workers.WorkerVectorEnv` for what each asks of a script.
+            :class:`~pcm_rl.envs.workers.WorkerVectorEnv` for what each needs from a script.
         timeout: Seconds that a worker may take for a reset or a chunk before it is restarted; None means 120.
         **chunked_kwargs: Further arguments of :class:`~pcm_rl.envs.chunked.ChunkedEnv`, but for `record`.
 
@@ -152,7 +152,7 @@ def chunked_vector_env(
         return WorkerVectorEnv(
             make, num_envs, context=context or "spawn", timeout=120.0 if timeout is None else timeout
         )
-    makers = [partial(_make_slot, make, index, num_envs) for index in range(num_envs)]
+    makers = [partial(_make_member, make, index, num_envs) for index in range(num_envs)]
     return _IdlingSyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
 
 
@@ -160,5 +160,5 @@ def _make_chunked(make_env: Callable[[], gymnasium.Env], chunked_kwargs: dict[st
     return ChunkedEnv(make_env(), record=False, **chunked_kwargs)
 
 
-def _make_slot(make: Callable[[], ChunkedEnv], index: int, num_envs: int) -> VectorSlot:
-    return VectorSlot(make(), index, num_envs)
+def _make_member(make: Callable[[], ChunkedEnv], index: int, num_envs: int) -> VectorMember:
+    return VectorMember(make(), index, num_envs)

@@ -1,4 +1,4 @@
-"""One environment in a process of its own, and the parent's end of the pipe to it."""
+"""One environment in its own process, and the parent's end of the pipe to it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Raised(NamedTuple):
     ticket: int
     kind: type[Exception]
     text: str
-    misuse: bool  # the caller's fault, and the environment is as good as before
+    misuse: bool  # the caller's fault, and the environment can still be used
     trace: str = ""
 
     @property
@@ -60,7 +60,7 @@ class Raised(NamedTuple):
         return f"{self.kind.__name__}: {self.text}" if self.trace else self.text
 
     def exception(self, prefix: str = "") -> Exception:
-        """The exception again, with what the worker's own traceback was as its cause."""
+        """The exception again, with the worker's traceback as its cause."""
         error = self.kind(prefix + self.text)
         if self.trace:
             error.__cause__ = RuntimeError(f"in the worker:\n{self.trace}")
@@ -70,8 +70,8 @@ class Raised(NamedTuple):
 def serve(
     pipe: Connection, parents_end: Connection, make_env: Callable[[], gymnasium.Env[Any, Any]], memory_name: str
 ) -> None:
-    """What a worker does: builds its environment, then answers commands until the pipe closes or None comes."""
-    parents_end.close()  # inherited by a fork; while it is open here, the parent's death would go unnoticed
+    """Runs a worker: builds its environment, then answers commands until the pipe closes or None arrives."""
+    parents_end.close()  # inherited by a fork; while it is open, this process cannot notice the parent's death
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     torch.set_num_threads(1)
     try:
@@ -80,14 +80,14 @@ def serve(
     except Exception as error:
         pipe.send(_raised(0, error))
         return
-    with contextlib.suppress(EOFError, OSError):  # the parent has gone
+    with contextlib.suppress(EOFError, OSError):  # the parent has ended
         pipe.send(Built(env.observation_space, env.action_space))
         while (command := pipe.recv()) is not None:
             pipe.send_bytes(_answer(env, memory, *command))
     env.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to do, and taking torch down takes seconds
+    os._exit(0)  # torch's regular shutdown takes seconds
 
 
 def _answer(env: gymnasium.Env[Any, Any], memory: SharedObservation, ticket: int, method: str, argument: Any) -> Any:
@@ -125,7 +125,7 @@ def _portable_type(error: Exception) -> type[Exception]:
 class Worker:
     """The parent's side of a worker: starts it, sends commands, receives answers, ends it.
 
-    Commands carry a ticket. An answer to any but the latest command is stale: its sender has lost interest.
+    Commands carry a ticket. Only the answer to the latest command counts; answers to earlier ones are stale.
 
     Args:
         index: Position among the workers.
@@ -166,24 +166,24 @@ class Worker:
             self.process.start()
         workers_end.close()
         self.built = False
-        self.pending: int | None = None  # ticket of the command that somebody waits for
+        self.pending: int | None = None  # ticket of the command whose answer is awaited
         self._building_until: float | None = time.monotonic() + self._build_timeout
         self._answer_until: float | None = None
 
     @property
     def deadline(self) -> float | None:
-        """On the monotonic clock; None while nothing is expected."""
+        """Time on the monotonic clock; None while no answer is expected."""
         return self._building_until or self._answer_until
 
     @property
     def lateness(self) -> str:
-        """What to say after the deadline."""
+        """The error text after the deadline."""
         if not self.built:
             return f"the environment was not built within {self._build_timeout:g} s"
         return f"no answer within {self._timeout:g} s"
 
     def first_build(self) -> Built:
-        """Waits for the environment to be built for the first time, when a failure is likely to happen again.
+        """Waits until the environment is built for the first time; a failure is an error, as it would happen again.
 
         Raises:
             TimeoutError: It was not built in time.
@@ -198,18 +198,18 @@ class Worker:
         return message
 
     def post(self, method: str, argument: Any) -> None:
-        """Sends a command; any earlier one's answer is stale from now on. While building, it waits in the pipe."""
+        """Sends a command; answers to earlier ones become stale. During a build the command waits in the pipe."""
         self._ticket += 1
         self.pending, self._answer_until = self._ticket, time.monotonic() + self._timeout
-        with contextlib.suppress(OSError):  # it has died: its end of the pipe will say so
+        with contextlib.suppress(OSError):  # the process has died; receive() reports it
             self.pipe.send((self._ticket, method, argument))
 
     def forget(self) -> None:
-        """Makes the answer to a command under way, if any, a stale one."""
+        """Makes the answer to the pending command, if there is one, stale."""
         self.pending = self._answer_until = None
 
     def receive(self) -> Built | Done | Raised:
-        """The next message; a closed pipe is one, too. Takes note of a finished building."""
+        """The next message; a closed pipe counts as one. Records when the environment is built."""
         try:
             message: Built | Done | Raised = self.pipe.recv()
         except (EOFError, OSError):
@@ -252,15 +252,15 @@ class Worker:
 
 @contextlib.contextmanager
 def _inherited() -> Iterator[None]:
-    """What a worker has to have from its first instruction on: one thread a library, and no Ctrl-C of its own."""
-    before = {name: os.environ.get(name) for name in _THREAD_COUNTS}
+    """Settings that a worker inherits at its start: one thread per library, and Ctrl-C blocked."""
+    previous = {name: os.environ.get(name) for name in _THREAD_COUNTS}
     os.environ.update(dict.fromkeys(_THREAD_COUNTS, "1"))
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in before.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:

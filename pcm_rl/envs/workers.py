@@ -1,4 +1,4 @@
-"""Persistent simulator processes: each at its own pace, or in step as a Gymnasium vector environment.
+"""Persistent simulator processes: asynchronous, or synchronous as a Gymnasium vector environment.
 
 Why not Gymnasium's `AsyncVectorEnv`: it waits for the slowest at every chunk, builds one more simulator in the parent
 to read its spaces, and one dead process ends the run.
@@ -19,15 +19,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
-from pcm_rl.envs.options import own_options
+from pcm_rl.envs.options import entry_options
 from pcm_rl.envs.worker import Built, Done, Raised, Worker
 
-MAX_BUILDS = 3  # failures in a row to build an environment again, before the run is given up
+MAX_BUILDS = 3  # failures in a row to build an environment again, before the run stops
 _CLOSE_GRACE = 2.0  # seconds for idle environments to close by themselves
 
 
 class Answer(NamedTuple):
-    """What one environment said; of a reset, with reward 0 and both flags False.
+    """What one environment answered; after a reset with reward 0 and both flags False.
 
     Attributes:
         worker: Index of the worker.
@@ -47,7 +47,7 @@ class Answer(NamedTuple):
 
 
 class Failure(NamedTuple):
-    """A worker has died, broken or hung with a command under way. Its episode is lost; a new process is being built.
+    """A worker died, failed or hung while it executed a command. Its episode is lost; a new process is being built.
 
     Attributes:
         worker: Index of the worker.
@@ -61,8 +61,8 @@ class Failure(NamedTuple):
 class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
     """E processes with one chunked environment each, built once and reset as often as needed.
 
-    **At its own pace**: :meth:`start` an episode and :meth:`send` chunks to any worker that is :attr:`free`, and
-    :meth:`wait` for whoever answers first::
+    **Asynchronous**: :meth:`start` an episode in any worker that is :attr:`free`, :meth:`send` chunks to it, and
+    :meth:`wait` for the first answers::
 
         while playing:
             for worker in env.free:
@@ -71,14 +71,14 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
                 ...
                 env.send(result.worker, chunk)
 
-    **In step**: :meth:`reset` and :meth:`step`, as of every vector environment with autoreset disabled: options that
-    are arrays, lists or tuples of E entries are dealt out, `options["reset_mask"]` selects who is reset, and an
-    environment that has ended idles: it keeps its flags, pays 0 and reports a chunk of pads until it is reset.
+    **Synchronous**: :meth:`reset` and :meth:`step`, as in every vector environment with autoreset disabled. Options
+    that are arrays, lists or tuples of E entries are split between the environments; `options["reset_mask"]` selects
+    which are reset. An environment that has ended idles: it keeps its flags, pays 0 and reports a chunk of pads until
+    its reset.
 
-    Observations come through shared memory. A worker that dies, raises anything but a complaint about its arguments, or
-    gives no answer in time is killed and built anew while the others go on; :attr:`restarts` counts that. A complaint
-    (`ValueError`, `TypeError`, `LookupError`, Gymnasium's errors) is raised here, and the worker lives on. Linux and
-    macOS.
+    Linux and macOS. Observations come through shared memory. An error about arguments (`ValueError`, `TypeError`,
+    `LookupError`, Gymnasium's errors) is raised here, and the worker stays. A worker that dies, raises another error,
+    or does not answer in time is killed and built again while the others continue; :attr:`restarts` counts that.
 
     Args:
         make_env: Builds one environment whose action is a chunk `[L, D]` and whose step info has `"action_is_pad"`
@@ -92,7 +92,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
 
     Attributes:
         restarts: Workers started again so far.
-        played: For each worker, the tasks it has played since its process started; for who deals them out.
+        played: For each worker, the tasks it has played since its process started; for the caller, who assigns tasks.
 
     Raises:
         ValueError: An argument does not fit, the actions are not chunks, or the spaces of two workers differ.
@@ -109,7 +109,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         timeout: float = 120.0,
         build_timeout: float = 300.0,
     ) -> None:
-        self._held: Exception | None = None
+        self._error: Exception | None = None
         self._workers: list[Worker] = []
         self._finalizer = weakref.finalize(self, _shut_down, self._workers)  # also at the exit of the interpreter
         if num_envs < 1 or timeout <= 0 or build_timeout <= 0:
@@ -117,7 +117,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
                 f"num_envs is {num_envs}, timeout {timeout}, build_timeout {build_timeout}; expected at least 1 and "
                 "more than 0 seconds"
             )
-        resource_tracker.ensure_running()  # one for all: a forked worker's own would free memory still in use
+        resource_tracker.ensure_running()  # before any fork: a worker's own tracker would free memory in use
         self.num_envs, self.restarts = num_envs, 0
         self.played: list[set[int]] = [set() for _ in range(num_envs)]
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
@@ -134,7 +134,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         self._nothing = memory.read()  # zeroed: no environment has written to it yet
         self._last = [self._never_started(index) for index in range(num_envs)]
 
-    # -- at its own pace ----------------------------------------------------------------------------------------------
+    # -- asynchronous --------------------------------------------------------------------------------------------------
 
     @property
     def free(self) -> list[int]:
@@ -144,11 +144,11 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
     def start(self, worker: int, options: dict[str, Any] | None = None, *, seed: int | None = None) -> None:
         """Resets the environment of one worker; its answer comes from :meth:`wait`.
 
-        A worker that is busy drops its answer to the earlier command; one that is being built starts afterwards.
+        The answer of a busy worker to its earlier command is dropped; a worker that is being built starts afterwards.
 
         Args:
             worker: Index.
-            options: Of this one environment, passed on as they are.
+            options: Of this environment, passed on as they are.
             seed: Passed on.
         """
         self._open(worker).post("reset", {"seed": seed, "options": options})
@@ -158,26 +158,26 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         self._open(worker).post("step", np.asarray(chunk))
 
     def cancel(self) -> None:
-        """Takes no answer to the commands under way: what an interrupted caller has left behind."""
-        self._held = None
+        """Drops the answers to pending commands, which an interrupted caller has left."""
+        self._error = None
         for worker in self._workers:
             worker.forget()
 
     def wait(self) -> list[Answer | Failure]:
-        """Blocks until something happens, and says what.
+        """Blocks until there is an answer, a failure, or a worker whose state has changed.
 
         Returns:
-            Every answer and failure there is by now. The list is empty when nothing of interest to a caller has
-            happened, such as a worker that is :attr:`free` again after a restart.
+            Every answer and failure there is by now. The list is empty after other changes, such as a worker that is
+            :attr:`free` again after a restart.
 
         Raises:
-            RuntimeError: Nothing is under way, or an environment could not be built again.
-            Exception: What a worker said about its arguments, with the worker's index.
+            RuntimeError: No command is pending, or an environment could not be built again.
+            Exception: An error of a worker about its arguments, with the worker's index.
         """
         deadlines = [worker.deadline for worker in self._workers if worker.deadline is not None]
-        if self._held is None and not deadlines:
+        if self._error is None and not deadlines:
             raise RuntimeError("nothing is under way: start() an episode or send() a chunk before wait()")
-        patience = 0.0 if self._held else max(0.0, min(deadlines) - time.monotonic())
+        patience = 0.0 if self._error else max(0.0, min(deadlines) - time.monotonic())
         ready = connection.wait([worker.pipe for worker in self._workers], patience)
         results: list[Answer | Failure | None] = []
         for worker in self._workers:
@@ -186,15 +186,15 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
                     results.append(self._hear(worker))
                 elif worker.deadline is not None and worker.deadline <= time.monotonic():
                     results.append(self._lose(worker, worker.lateness))
-            except Exception as error:  # raised below, or by the next call: not at the price of the others' answers
-                self._held = self._held or error
+            except Exception as error:  # raised below, or by the next call, so that no answer of another worker is lost
+                self._error = self._error or error
         known = [result for result in results if result is not None]
-        if self._held is not None and not known:
-            held, self._held = self._held, None
-            raise held
+        if self._error is not None and not known:
+            first_error, self._error = self._error, None
+            raise first_error
         return known
 
-    # -- in step ------------------------------------------------------------------------------------------------------
+    # -- synchronous ---------------------------------------------------------------------------------------------------
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
@@ -202,14 +202,14 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         """Starts an episode in every environment, or in those of `options["reset_mask"]` `[E]` bool.
 
         Args:
-            seed: Of the first environment, the others count on from it; or one each.
+            seed: Of the first environment, counted upwards for the next ones; or one for each.
             options: Each an array, list or tuple `[E]`, or one value for all; `"reset_mask"` is taken out of the dict.
 
         Returns:
-            Observations `[E, ...]`, those of the others as they were, and batched infos of those that were reset.
+            Observations `[E, ...]`, unchanged where nothing was reset, and batched infos of the environments that were.
 
         Raises:
-            ValueError: Seeds or an option have not E entries, the mask selects none, or an environment refuses its
+            ValueError: Seeds or an option do not have E entries, the mask selects none, or an environment refuses its
                 options.
             RuntimeError: A worker failed.
         """
@@ -222,12 +222,12 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
             seed = [None if seed is None else seed + index for index in range(self.num_envs)]
         if len(seed) != self.num_envs:
             raise ValueError(f"got {len(seed)} seeds, expected {self.num_envs}: one an environment")
-        own = [own_options(options, index, self.num_envs) for index in range(self.num_envs)]
+        options_of_env = [entry_options(options, index, self.num_envs) for index in range(self.num_envs)]
         self.cancel()
-        chosen = np.flatnonzero(mask).tolist()
-        for index in chosen:
-            self.start(index, own[index], seed=seed[index])
-        infos = self._batched_infos(self._gather(chosen))
+        indices = np.flatnonzero(mask).tolist()
+        for index in indices:
+            self.start(index, options_of_env[index], seed=seed[index])
+        infos = self._batched_infos(self._gather(indices))
         return self._observations(), infos
 
     def step(
@@ -264,7 +264,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         """Ends the processes: idle environments close themselves, busy ones are killed."""
         self._finalizer()
 
-    # -- inside -------------------------------------------------------------------------------------------------------
+    # -- internals -----------------------------------------------------------------------------------------------------
 
     def _open(self, index: int) -> Worker:
         if self.closed:
@@ -299,7 +299,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         return answer
 
     def _lose(self, worker: Worker, reason: str) -> Failure | None:
-        """Starts the process again; somebody who waits for it gets to know."""
+        """Starts the process again; the failure of the pending command, None if there was none."""
         worker.failed_builds += not worker.built
         if worker.failed_builds >= MAX_BUILDS:
             raise RuntimeError(f"worker {worker.index} could not be built again, {MAX_BUILDS} times in a row: {reason}")

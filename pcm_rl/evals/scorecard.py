@@ -71,7 +71,7 @@ def column_record(
             {
                 "task": task,
                 "arguments": {key: values[task] for key, values in env.tasks.items()},
-                "instruction": evaluation.told(task),
+                "instruction": evaluation.instruction_of(task),
                 "success": None if success is None else success.as_dict(),
                 "episodes": [episodes[i] for i in (evaluation.task == task).nonzero().flatten().tolist()],
             }
@@ -100,4 +100,4 @@ def versions(env_id: str) -> dict[str, str]:
 def _label(env: EnvConfig, evaluation: Evaluation, task: int) -> str:
     """Index of a task and what it is: its instruction, or the arguments that make it."""
     arguments = ", ".join(f"{key}={values[task]}" for key, values in env.tasks.items())
-    return f"{task}  {evaluation.told(task) or arguments}".rstrip()
+    return f"{task}  {evaluation.instruction_of(task) or arguments}".rstrip()

@@ -1,4 +1,4 @@
-"""Token policies; what a family of one's own must offer is in :mod:`pcm_rl.policies.family`."""
+"""Token policies; :mod:`pcm_rl.policies.family` describes what a family must offer."""
 
 from pcm_rl.policies.state.policy import StateTokenPolicy
 

@@ -1,10 +1,10 @@
-"""What a policy family is: a function that makes a token policy for an environment.
+"""A policy family: a function that makes a token policy for an environment.
 
     def make_policy(observation_space, action_space, *, device, **settings) -> TokenPolicy
 
-``policy.family`` names it: ``state``, ``openvla``, or ``module:function``. Its settings come from the family's
-section of the configuration, those of a family of one's own from ``policy.options``. What is trained are the parameters
-that require a gradient. A run saves those and the buffers, as safetensors; a family has to do nothing for it.
+``policy.family`` names it: ``state``, ``openvla``, or ``module:function``. The settings of a built-in family come from
+its section of the configuration, those of a user's family from ``policy.options``. All parameters that require a
+gradient are trained. A run saves them and the buffers as safetensors, without code in the family.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.distributions import Distribution
 
 
 class TokenPolicy(Protocol):
-    """What every policy must offer; TorchRL's ``VLAWrapperBase`` brings it with a network put in.
+    """What every policy must offer; TorchRL's ``VLAWrapperBase`` provides it for a network.
 
     Attributes:
         in_keys: Entries of the observation that it reads.
@@ -41,7 +41,7 @@ class TokenPolicy(Protocol):
         """Decide: write tokens, chunk and log-probs ``[M, L, D]`` of the tokens, recorded at sampling."""
 
     def get_dist(self, tensordict: TensorDictBase) -> Distribution:
-        """Distribution over tokens ``[M, L, D]``, one log-prob a token: what the loss goes through."""
+        """Distribution over tokens ``[M, L, D]``, one log-prob per token; the loss uses it."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Its parameters; those that require a gradient are trained."""
@@ -56,26 +56,26 @@ def lacks(policy: object) -> list[str]:
     return [name for name in needed if not hasattr(policy, name)]
 
 
-# What a policy may offer beside it. The trainer asks for the method, never for the family.
+# Optional parts of a policy. The trainer checks for the method, never for the family.
 
 
 @runtime_checkable
 class SamplesRows(Protocol):
-    """A large policy that samples each row of a batch under a seed of its own.
+    """A large policy that samples each row of a batch with its own seed.
 
-    Waiting workers are then decided in one forward; another policy is called with one row at a time.
+    It is called once for all waiting workers; other policies are called with one row at a time.
     """
 
     def seeded(self, seeds: Sequence[int]) -> contextlib.AbstractContextManager[None]:
-        """Within it, row i of a batch is sampled under ``seeds[i]``, whatever other rows are there."""
+        """Within it, row i of a batch is sampled with ``seeds[i]``, whatever the other rows are."""
 
 
 @runtime_checkable
 class CountsTokens(Protocol):
-    """A policy whose rows differ in cost: ``update.micro_tokens`` packs them by it."""
+    """A policy whose rows differ in cost: ``update.micro_tokens`` packs rows by their cost."""
 
     def row_tokens(self, tensordict: TensorDictBase) -> Tensor:
-        """What each row costs, ``[M]`` int64."""
+        """The cost of each row, ``[M]`` int64."""
 
 
 @runtime_checkable
@@ -83,26 +83,26 @@ class Recomputes(Protocol):
     """A policy that can compute its blocks again in the backward pass: ``policy.checkpointing``."""
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute from here on, or keep."""
+        """Recompute from now on, or keep."""
 
 
 @runtime_checkable
 class Exports(Protocol):
-    """A policy that can be written as a checkpoint that others load: ``pcm-rl export``.
+    """A policy that can be written as a checkpoint for other programs: ``pcm-rl export``.
 
     Its family is called with ``observation_space=None``, since a run is exported without its environment.
     """
 
     def export(self, folder: Path, *, adapters: bool = False) -> Path:
-        """Write it into a new folder: all of it, or its adapters only."""
+        """Write the policy into a new folder: all of it, or its adapters only."""
 
 
 @runtime_checkable
 class GivesFeatures(Protocol):
-    """A policy that shows what it makes of an observation: ``advantage.features=policy``."""
+    """A policy that gives its features of an observation: ``advantage.features=policy``."""
 
     def features(self, tensordict: TensorDictBase) -> Tensor:
-        """What a critic sees of each row, ``[M, F]`` float, without a gradient."""
+        """A critic's input for each row, ``[M, F]`` float, without a gradient."""
 
 
 def parameter_device(policy: TokenPolicy) -> torch.device:

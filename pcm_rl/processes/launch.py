@@ -1,4 +1,4 @@
-"""Meeting the other processes that ``torchrun`` has started, and refusing work that cannot be split between them."""
+"""Connect the processes that ``torchrun`` has started, and refuse work that cannot be split between them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import torch.distributed as dist
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.processes.ranks import ALONE, Ranks
 
-# A process that ends takes its connections with it, which the others notice at once. This is for one that hangs, and
-# longer than any wait there is for a process that rolls out, records demonstrations or writes.
+# For a process that hangs; longer than any wait for a process that rolls out, records demonstrations or writes. If a
+# process ends, the others notice it at once, since its connections close.
 TIMEOUT = timedelta(hours=1)
 
 
 @contextlib.contextmanager
 def joined(config: Config, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
-    """Meet the other processes that ``torchrun`` has started with this one; without it, be alone.
+    """Connect to the other processes that ``torchrun`` has started; without it there is one process.
 
-    CPU tensors travel by gloo, those on GPUs by NCCL, and ``device="cuda"`` is from here on the GPU of this process. A
-    process group that the caller has made is used and left as it is. After an error the group is not taken apart, since
-    the others may be waiting in it: the process should end.
+    CPU tensors are sent by gloo, GPU tensors by NCCL. ``device="cuda"`` means the GPU of this process from then on. A
+    process group that the caller has made is used and stays. After an error the group is not destroyed, since other
+    processes may wait in it: this process should end.
 
     Args:
-        config: What is going to be trained.
+        config: The run.
         timeout: How long a process waits for another one in an exchange before it gives up with an error.
 
     Raises:
-        ConfigError: If there is too little of something to be dealt out, or no GPU for this process.
+        ConfigError: If the work cannot be split between the processes, or there is no GPU for this process.
     """
     size = dist.get_world_size() if dist.is_initialized() else launched()
-    check_deal(config, size)
+    check_split(config, size)
     if size == 1 or dist.is_initialized():
         yield Ranks(dist.get_rank(), size) if size > 1 else ALONE
         return
@@ -44,7 +44,7 @@ def joined(config: Config, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout)
     ranks = Ranks(dist.get_rank(), size)
     yield ranks
-    ranks.gather_json(None)  # nobody leaves while another still works
+    ranks.gather_json(None)  # no process ends while another one still works
     dist.destroy_process_group()
 
 
@@ -53,16 +53,16 @@ def launched() -> int:
     return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
 
 
-def check_deal(config: Config, size: int) -> None:
+def check_split(config: Config, size: int) -> None:
     """Refuse a configuration that cannot be split between ``size`` processes.
 
     Raises:
         ConfigError: If a process would be left without a group or an episode, or all would use one GPU.
     """
-    dealt = {"groups": config.groups, "eval_episodes": config.eval_episodes}
+    numbers = {"groups": config.groups, "eval_episodes": config.eval_episodes}
     if config.sft.target is not None:
-        dealt["sft.check_episodes"] = config.sft.check_episodes
-    for key, number in dealt.items():
+        numbers["sft.check_episodes"] = config.sft.check_episodes
+    for key, number in numbers.items():
         if number < size:
             raise ConfigError(f"{key}={number} cannot be split between {size} processes; give at least {key}={size}")
     if size > 1 and torch.device(config.device).index is not None:

@@ -1,4 +1,4 @@
-"""Rows between processes: a header in JSON says what comes, then each tensor as it is. Nothing is pickled."""
+"""Rows between processes: a header in JSON, then each tensor as it is. Nothing is pickled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Header = dict[str, Any]
 
 
 def describe_rows(rows: TensorDictBase) -> Header:
-    """What another process has to know of ``rows [m]`` to receive their tensors; texts are in it themselves.
+    """What another process must know of ``rows [m]`` to receive their tensors; the header holds the texts too.
 
     Raises:
         TypeError: If an entry is neither a tensor nor a text.
@@ -23,10 +23,10 @@ def describe_rows(rows: TensorDictBase) -> Header:
         path = [key] if isinstance(key, str) else list(key)
         header["tensors"].append([path, str(value.dtype).removeprefix("torch."), list(value.shape)])
     for key in texts_of(rows):
-        said = _spoken(rows, key)
-        if not all(isinstance(text, str) for text in said):
-            raise TypeError(f"{key!r} holds {type(said[0]).__name__}; only tensors and texts travel between processes")
-        header["texts"][key] = said
+        texts = _texts(rows, key)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{key!r} holds {type(texts[0]).__name__}; only tensors and texts travel between processes")
+        header["texts"][key] = texts
     return header
 
 
@@ -49,15 +49,15 @@ def join_rows(parts: Sequence[TensorDictBase]) -> TensorDict:
         ValueError: If they do not have the same entries.
     """
     names = [{*part.keys(include_nested=True, leaves_only=True), *texts_of(part)} for part in parts]
-    for rank, other in enumerate(names):
-        if other != names[0]:
+    for rank, entries in enumerate(names):
+        if entries != names[0]:
             raise ValueError(
-                f"rows of process {rank} differ from those of process 0 in the entries {_listed(other ^ names[0])}; "
+                f"rows of process {rank} differ from those of process 0 in the entries {_listed(entries ^ names[0])}; "
                 "all processes must run the same configuration"
             )
-    said = {key: [text for part in parts for text in _spoken(part, key)] for key in texts_of(parts[0])}
-    entries = {key: torch.cat([part.get(key) for part in parts]) for key in parts[0].keys(True, leaves_only=True)}
-    return set_texts(TensorDict(entries, batch_size=[sum(map(len, parts))]), said)
+    texts = {key: [text for part in parts for text in _texts(part, key)] for key in texts_of(parts[0])}
+    tensors = {key: torch.cat([part.get(key) for part in parts]) for key in parts[0].keys(True, leaves_only=True)}
+    return set_texts(TensorDict(tensors, batch_size=[sum(map(len, parts))]), texts)
 
 
 def texts_of(rows: TensorDictBase) -> list[str]:
@@ -66,20 +66,21 @@ def texts_of(rows: TensorDictBase) -> list[str]:
 
 
 def set_texts(rows: TensorDict, texts: Mapping[str, Sequence[Any]]) -> TensorDict:
-    """Write texts ``[M]`` into ``rows [M]``: one for all where it can be, since a stack is slow to index."""
-    for key, said in texts.items():
-        same = len(set(said)) <= 1
-        entry = NonTensorData(said[0] if said else "", batch_size=[len(said)]) if same else NonTensorStack(*said)
-        rows.set(key, entry)
+    """Write texts ``[M]`` into ``rows [M]``: one for all rows where they are equal, since a stack is slow to index."""
+    for key, values in texts.items():
+        if len(set(values)) <= 1:
+            rows.set(key, NonTensorData(values[0] if values else "", batch_size=[len(values)]))
+        else:
+            rows.set(key, NonTensorStack(*values))
     return rows
 
 
 def take_rows(rows: TensorDictBase, index: Tensor) -> TensorDictBase:
-    """``rows[index]``, also where nothing is taken, which a stack of texts refuses to be indexed with."""
+    """``rows[index]``, also for an empty index, which a stack of texts refuses."""
     return rows[index] if len(index) else rows[:0]
 
 
-def _spoken(rows: TensorDictBase, key: str) -> list[str]:
+def _texts(rows: TensorDictBase, key: str) -> list[str]:
     return list(rows.get(key).tolist()) if len(rows) else []
 
 

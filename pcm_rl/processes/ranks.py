@@ -1,9 +1,9 @@
-"""Training on several processes, one a GPU, started with ``torchrun``; alone, everything here is an identity.
+"""Training on several processes, one per GPU, started with ``torchrun``; with one process all this is an identity.
 
-No ``DistributedDataParallel``: it wants the same number of backward passes on every process and averages their
-gradients as if all had seen equally many rows, while here the shares of a minibatch are uneven (3 rows on 2 processes,
-or none on one) and only a small part of the policy may be trained. One sum after a minibatch's last backward pass, of
-gradients that are already divided by the number of rows of *all* processes, is exact, and it is one message.
+No ``DistributedDataParallel``: it needs the same number of backward passes on every process and averages their
+gradients as if all had equally many rows. Here the shares of a minibatch are uneven (3 rows on 2 processes, or no row
+on one), and only a small part of the policy may be trained. Gradients are divided by the number of rows of *all*
+processes and summed once, in one message, after a minibatch's last backward pass: this is exact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PIECE = 2**27  # elements of a message: 1 GB of int64, since images of a whole e
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes that train together, and which of them this is.
+    """The processes that train together, and the number of this one.
 
     All of them must make the same calls in the same order.
 
@@ -43,11 +43,11 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the process that writes and talks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def voice(self, say: Callable[[str], None]) -> Callable[[str], None]:
-        """``say`` for the first process, silence for the others."""
+        """``say`` for the first process, a function that does nothing for the others."""
         return say if self.first else lambda line: None
 
     def share(self, items: Tensor) -> Tensor:
@@ -57,13 +57,13 @@ class Ranks:
     def draw_apart(self, *entropy: int) -> None:
         """Seed torch's generators from ``entropy`` and the rank, so that no two processes sample the same actions.
 
-        The first goes on with the random numbers that it has, which are those of a run alone and of its checkpoints.
+        The first process keeps its random numbers, which are those of a run with one process and of its checkpoints.
         """
         if not self.first:
             torch.manual_seed(int(np.random.SeedSequence([*entropy, self.rank]).generate_state(1, np.uint64)[0]))
 
     def gather_json(self, value: Any) -> list[Any]:
-        """What every process calls this with, in the order of ranks: anything that JSON keeps."""
+        """The values of all processes, in the order of ranks: anything that JSON keeps."""
         return [value] if self.size == 1 else [self._json_from(source, value) for source in range(self.size)]
 
     def gather_rows(self, rows: TensorDict) -> TensorDict:
@@ -82,14 +82,14 @@ class Ranks:
         return join_rows([self._rows_from(source, rows, header) for source in range(self.size)])
 
     def exchange(self, rows: TensorDict, also: tuple[NestedKey, ...] = ()) -> tuple[TensorDict, Complete]:
-        """The rows of all processes without their observations, and what gives kept rows theirs again.
+        """The rows of all processes without their observations, and the function that adds them to kept rows.
 
         See :func:`pcm_rl.processes.exchange.exchange`.
         """
         return exchange(self, rows, also)
 
     def rows_of_first(self, make: Callable[[], TensorDict]) -> TensorDict:
-        """Rows that only the first process makes, and all get."""
+        """Rows that the first process makes and all get."""
         if self.size == 1:
             return make()
         rows = make() if self.first else TensorDict({}, batch_size=[0])
@@ -98,7 +98,7 @@ class Ranks:
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace every gradient by its sum over processes, in one message; they are then the same bit for bit.
 
-        A parameter without a gradient on some process counts as zero there, and keeps none if it has none anywhere.
+        A gradient that a process lacks counts as zero; a parameter without a gradient on all processes gets none.
         """
         if self.size == 1:
             return
@@ -127,12 +127,12 @@ class Ranks:
         """
         if self.size == 1:
             return
-        digest = hashlib.sha256()
+        hasher = hashlib.sha256()
         for tensor in tensors:
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        found = self.gather_json(digest.hexdigest())
-        if len(set(found)) > 1:
-            other = next(rank for rank, one in enumerate(found) if one != found[0])
+            hasher.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digests = self.gather_json(hasher.hexdigest())
+        if len(set(digests)) > 1:
+            other = next(rank for rank, digest in enumerate(digests) if digest != digests[0])
             raise RuntimeError(
                 f"processes 0 and {other} have come to different {what}, and none was saved; they must run the same "
                 "versions on the same kind of processor and GPU. Continue from the last checkpoint with --resume"
@@ -172,7 +172,7 @@ P = ParamSpec("P")
 
 
 def on_first_rank(method: Callable[Concatenate[Self, P], None]) -> Callable[Concatenate[Self, P], None]:
-    """Makes a method one that only the first process does; its body must not wait for the others."""
+    """Makes a method run on the first process only; its body must not wait for the others."""
 
     @functools.wraps(method)
     def wrapped(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> None:

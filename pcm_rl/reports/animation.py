@@ -35,18 +35,18 @@ def animate_recording(path: Path, title: str) -> tuple[bytes, tuple[int, int], i
 
     Args:
         path: The recording.
-        title: Stands above the pictures, before the initial state.
+        title: Text above the pictures, before the initial state.
 
     Returns:
-        The animated WebP, its width and height, the number of recorded frames, and what the recording says of itself.
+        The animated WebP, its width and height, the number of recorded frames, and the metadata of the recording.
     """
     with safe_open(path, framework="np") as file:
-        about = dict(file.metadata() or {})
+        metadata = dict(file.metadata() or {})
         frames, phase = file.get_tensor("frames"), file.get_tensor("phase")
     stride = max(1, math.ceil(len(frames) / MAX_FRAMES))
-    state = f" · initial state {about['init_state']}" if "init_state" in about else ""
+    state = f" · initial state {metadata['init_state']}" if "init_state" in metadata else ""
     pictures = annotate(frames[::stride], phase[::stride], title=title + state)
-    return encode_webp(pictures, 12.0, max_bytes=MAX_BYTES), pictures[0].size, len(frames), about
+    return encode_webp(pictures, 12.0, max_bytes=MAX_BYTES), pictures[0].size, len(frames), metadata
 
 
 def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, title: str) -> list[Image.Image]:
@@ -59,7 +59,7 @@ def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, titl
 
     Returns:
         T pictures of one size. Cell ``t`` of the time line has the colour of ``phase[t]``; on picture ``t`` the cursor
-        stands at :func:`cursor_x` of ``t``. Empty for T = 0.
+        is at :func:`cursor_x` of ``t``. Empty for T = 0.
 
     Raises:
         ValueError: If shapes or dtypes differ from the above, or a phase is unknown.
@@ -74,7 +74,7 @@ def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, titl
     if not len(frames):
         return []
     height = max(1, round(frames.shape[1] * _WIDTH / frames.shape[2]))
-    # an enlarged small picture keeps its hard pixel edges: smoothing would only look out of focus
+    # an enlarged small picture keeps its hard pixel edges: smoothed edges would look blurred
     resample = Image.Resampling.NEAREST if frames.shape[2] * 3 <= _WIDTH else Image.Resampling.BICUBIC
     background = _background(phase, height, title)
     pictures = []
@@ -94,8 +94,8 @@ def cursor_x(index: int, count: int) -> int:
 def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = MAX_BYTES) -> bytes:
     """Encode pictures as an endless animated WebP that stays small.
 
-    Where the file comes out larger than ``max_bytes``, quality is lowered first, then pictures are left out (each of
-    the others is shown longer, so the duration stays), then the size is halved; the last attempt is returned as it is.
+    If the file is larger than ``max_bytes``, the quality is lowered first; then pictures are left out (the others are
+    shown longer, so the duration stays); then the size is halved. The last attempt is returned in any case.
 
     Args:
         images: At least one RGB picture, all of one size.
@@ -133,7 +133,7 @@ def encode_webp(images: list[Image.Image], fps: float, *, max_bytes: int = MAX_B
         encoded = buffer.getvalue()
         if len(encoded) <= max_bytes:
             break
-        if len(encoded) > 3 * max_bytes:  # the next attempt would not do either
+        if len(encoded) > 3 * max_bytes:  # the next attempt would be too large as well
             attempts = attempts[1:] or attempts
     return encoded
 
@@ -160,7 +160,7 @@ def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Ima
     cell = (_WIDTH - 2 * _MARGIN) / len(phase)
     for index, value in enumerate(phase.tolist()):
         left, right = round(_MARGIN + index * cell), round(_MARGIN + (index + 1) * cell)
-        # cells narrower than a pixel still have to leave a trace
+        # cells narrower than a pixel must still be visible
         draw.rectangle((left, top, max(left, right - 1), top + _BAR - 1), fill=phase_color(value))
     return picture
 
@@ -170,7 +170,9 @@ def _draw_cursor(picture: Image.Image, index: int, phase: NDArray[np.integer[Any
     counter = f"{index + 1} / {len(phase)}"
     draw.text((_WIDTH - _MARGIN, _TITLE // 2), counter, fill=FAINT_TEXT_COLOR, font=label_font(11), anchor="rm")
     x, top = cursor_x(index, len(phase)), _TITLE + height + _MARGIN
-    draw.rectangle((x - 2, top - 4, x + 2, top + _BAR + 3), fill=PAPER_COLOR)  # a halo, so that it shows on any colour
+    draw.rectangle(
+        (x - 2, top - 4, x + 2, top + _BAR + 3), fill=PAPER_COLOR
+    )  # a halo, so that it is visible on any colour
     draw.rectangle((x - 1, top - 4, x + 1, top + _BAR + 3), fill=CURSOR_COLOR)
     draw.polygon([(x - 5, top - 9), (x + 5, top - 9), (x, top - 3)], fill=CURSOR_COLOR)
     left, middle = float(_MARGIN), top + _BAR + _LEGEND // 2 + 3

@@ -41,7 +41,7 @@ def learning_curve(run: RunFiles) -> str:
 
 
 def time_split(run: RunFiles) -> str:
-    """Seconds of a step by stage, and what an update that costs nothing would gain."""
+    """Seconds of a step by stage, and the gain of an update without cost."""
     seconds = {name: np.nan_to_num(run.curves[f"{name}_s"]) for name in STAGE_COLORS if name != "other"}
     known = np.sum(list(seconds.values()), axis=0)
     seconds["other"] = np.maximum(np.nan_to_num(run.curves["step_s"]) - known, 0.0)
@@ -100,7 +100,7 @@ def kept(run: RunFiles) -> str:
 
 
 def budget_curve(run: RunFiles) -> str:
-    """What each budget captures of the score."""
+    """The share of the score that each budget captures."""
     values = run.budget.get("curve")
     curve = np.array([to_float(value) for value in values] if isinstance(values, list) else [])
     if not curve.size or np.isnan(curve).any():
@@ -108,8 +108,8 @@ def budget_curve(run: RunFiles) -> str:
         return parts.card("budget-curve", "How many chunks are enough", "", missing(why))
     entries, marks = [], []
     for name, color, label in (("knee", MUTED, "knee"), ("budget", ACCENT, "used")):
-        at = number(run.budget, name)
-        marks.append(int(at) if at >= 1 and math.isfinite(at) else None)
+        position = number(run.budget, name)
+        marks.append(int(position) if position >= 1 and math.isfinite(position) else None)
         if marks[-1] is not None:
             captured = curve[min(marks[-1], curve.size) - 1]
             entries.append((color, f"{label}: B = {marks[-1]}, captures {percent(captured)}"))
@@ -147,14 +147,14 @@ def rollout(run: RunFiles, kind: str) -> str:
     animation = run.read(name, lambda path: animate_recording(path, kind.capitalize()))
     if not animation:
         return parts.card(f"rollout-{kind}", title, "", missing(run.problems[name]))
-    encoded, size, frames, about = animation
-    facts = [f"initial state {about['init_state']}"] * ("init_state" in about) + [f"{frames} frames recorded"]
-    facts += [f"one every {about['frame_step']} steps"] * ("frame_step" in about)
+    encoded, size, frames, metadata = animation
+    facts = [f"initial state {metadata['init_state']}"] * ("init_state" in metadata) + [f"{frames} frames recorded"]
+    facts += [f"one every {metadata['frame_step']} steps"] * ("frame_step" in metadata)
     image = (
         f'<img class="rollout" width="{size[0]}" height="{size[1]}" alt="Animation of a {kind}" '
         f'src="data:image/webp;base64,{base64.b64encode(encoded).decode("ascii")}">'
     )
-    lead = f"“{about['instruction']}”" if about.get("instruction") else ""
+    lead = f"“{metadata['instruction']}”" if metadata.get("instruction") else ""
     return parts.card(f"rollout-{kind}", title, lead, f'{image}<p class="small">{esc(", ".join(facts))}</p>')
 
 
@@ -166,7 +166,7 @@ def health(run: RunFiles) -> str:
 
 
 def notes(run: RunFiles) -> str:
-    """What a reader has to know of the method and of this run."""
+    """Notes on the method and on this run."""
     states = mapping(run.summary.get("init_states"))
     train, evaluation = (str(states.get(name) or "not recorded") for name in ("train", "evaluation"))
     split = f"Initial states: training <b>{esc(train)}</b>, evaluation <b>{esc(evaluation)}</b>."
@@ -176,7 +176,7 @@ def notes(run: RunFiles) -> str:
 
 
 def configuration(run: RunFiles) -> str:
-    """The main settings, and the whole file."""
+    """The main settings, and the complete file."""
     if not run.config:
         why = run.problems.get("config.yaml", "config.yaml holds no settings.")
         return parts.card("configuration", "Configuration", "", missing(why))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pcm_rl.phases import Phase
 
-#: One colour per phase, wherever phases are drawn. The warm ones are the phases around the grasp; all five are told
-#: apart with the common colour deficiencies, on white and on black.
+#: One colour per phase, wherever phases are drawn. The warm ones are the phases around the grasp. All five can be
+#: distinguished with the common colour deficiencies, on white and on black.
 PHASE_COLORS: dict[Phase, str] = {
     Phase.ACTIVE_GRIP: "#d9480f",
     Phase.PRE_GRASP: "#f0a20c",

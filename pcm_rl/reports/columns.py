@@ -1,4 +1,4 @@
-"""Every column of ``metrics.csv`` and ``evaluation.csv``, said once: its unit, its meaning and its healthy range.
+"""All columns of ``metrics.csv`` and ``evaluation.csv``: unit, meaning and healthy range.
 
 The files' headers, the legend of a run's report and ``docs/metrics.md`` are made from these two tables.
 """
@@ -18,9 +18,9 @@ class Column(NamedTuple):
 
     Attributes:
         name: Header of its column; with :data:`EACH_PHASE` in it, of one column for each phase.
-        unit: What it is counted in; empty for a number without a unit.
-        meaning: What it is.
-        healthy: What a run that goes well shows; empty where that depends on the task.
+        unit: Its unit; empty for a number without a unit.
+        meaning: Its meaning.
+        healthy: Range in a good run; empty where it depends on the task.
     """
 
     name: str

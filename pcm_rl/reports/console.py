@@ -1,10 +1,10 @@
-"""Where tables are printed."""
+"""The console for tables."""
 
 from __future__ import annotations
 
 from rich.console import Console
 
-PIPE_WIDTH = 200  # characters; rich takes 80 where there is no terminal, and breaks tables that would fit a file
+PIPE_WIDTH = 200  # characters; without a terminal rich uses 80 and breaks wider tables
 
 
 def table_console() -> Console:

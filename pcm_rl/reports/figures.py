@@ -25,7 +25,7 @@ from pcm_rl.reports.colors import PHASE_COLORS
 Array = NDArray[np.float64]
 Columns = Mapping[str, Array]
 
-# matplotlib knows no CSS variables: these stand in for them and are exchanged in the finished SVG
+# matplotlib knows no CSS variables: these colours represent them and are replaced in the finished SVG
 INK, MUTED, GRID, ACCENT, CARD, SOFT = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "line", ACCENT: "accent", CARD: "card", SOFT: "soft"}
 STAGE_COLORS = {"rollout": SOFT, "select": INK, "update": ACCENT, "other": GRID}  # not the phases' colours
@@ -59,7 +59,7 @@ _SETTINGS: Any = {
 
 
 def css(color: str) -> str:
-    """The colour as the page writes it."""
+    """The colour in the page's CSS."""
     return f"var(--{_VARIABLES[color]})" if color in _VARIABLES else color
 
 
@@ -152,9 +152,9 @@ def budget_figure(curve: Array, knee: int | None, budget: int | None) -> str:
         axes.plot([0, share.size - 1], [0, share[-1]], color=MUTED, linewidth=0.9, linestyle=(0, (2, 3)))
         axes.fill_between(budgets, share, color=INK, alpha=0.06, linewidth=0)
         axes.plot(budgets, share, color=INK)
-        for at, color, dashes in ((knee, MUTED, (0, (4, 3))), (budget, ACCENT, "-")):
-            if at is not None and at > 0:
-                x = min(at, share.size - 1)  # a larger budget keeps every chunk
+        for position, color, dashes in ((knee, MUTED, (0, (4, 3))), (budget, ACCENT, "-")):
+            if position is not None and position > 0:
+                x = min(position, share.size - 1)  # a larger budget keeps every chunk
                 axes.plot([x, x], [0, share[x]], color=color, linewidth=1.2, linestyle=dashes)
                 axes.plot([x], [share[x]], "o", color=color, markersize=7, markeredgecolor=CARD, zorder=4)
         axes.set_ylim(0.0, 1.04)
@@ -181,7 +181,7 @@ def small_multiples(columns: Columns, panels: Sequence[tuple[str, str]]) -> str:
 
 
 def _line(axes: Axes, step: Array, values: Array, color: str, *, faint: bool = False, stepwise: bool = False) -> None:
-    """The smoothed curve over the faint raw one; gaps are bridged, lone points get a marker."""
+    """The smoothed curve over the faint raw one; lines cross gaps, and short curves have markers."""
     known = ~np.isnan(values)
     x, y = step[known], values[known]
     marker = "o" if x.size < 10 else ""
@@ -194,7 +194,7 @@ def _line(axes: Axes, step: Array, values: Array, color: str, *, faint: bool = F
 
 
 def _stack(axes: Axes, step: Array, layers: Sequence[tuple[Array, str]], total: Array | None = None) -> None:
-    """Stacked smoothed areas and a line over them; a step is as wide as its distance to the next, so one shows too."""
+    """Stacked smoothed areas and a line over them; a step is as wide as the distance to the next, also a single one."""
     window = window_of(step.size)
     known = ~np.all([np.isnan(values) for values, _ in layers], axis=0)
     step = step[known]
@@ -210,7 +210,7 @@ def _stack(axes: Axes, step: Array, layers: Sequence[tuple[Array, str]], total: 
         floor = roof
     if total is not None:
         line = np.nan_to_num(trailing_mean(total, window)[known])
-        # card-coloured underneath, so that the line shows on every colour
+        # with a line in the card's colour below, so that it is visible on every colour
         for color, width in ((CARD, 4.0), (INK, 1.8)):
             axes.plot(edges, np.append(line, line[-1]), color=color, linewidth=width, drawstyle="steps-post")
     axes.set_ylim(0.0, None)
@@ -231,16 +231,16 @@ def _svg(name: str, draw: Callable[..., None], *, width: float = 5.2, height: fl
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(*np.atleast_1d(figure.subplots(1, panels)))
         buffer = io.StringIO()
-        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+        no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # would style the whole page
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would apply to the whole page
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)  # HTML needs no namespaces
     text = re.sub(r'<svg[^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" role="img">', text, count=1)
     text = re.sub(r"font-family:[^;\"]*;?", "", text)
     text = re.sub(r"font:\s*([\d.]+px)[^;\"]*", r"font-size: \1", text)
-    # ids are the page's, not the figure's
+    # ids must be unique in the page, not only in the figure
     text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
     for sentinel, variable in _VARIABLES.items():
         text = text.replace(sentinel, f"var(--{variable})")

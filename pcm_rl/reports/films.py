@@ -1,7 +1,7 @@
-"""Films of evaluated episodes, made by playing their recorded chunks again in an environment that renders.
+"""Films of evaluated episodes: their recorded chunks are executed again in an environment that renders.
 
-The simulators repeat bit for bit, so an evaluation does not have to render, and the film is of the very episode that
-was counted.
+The simulators repeat bit for bit. So an evaluation does not need to render, and the film shows exactly the counted
+episode.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from pcm_rl.reports.colors import PAPER_COLOR, TEXT_COLOR, phase_color
 from pcm_rl.rollouts.environments import make_task, phase_rule
 from pcm_rl.rollouts.evaluate import Evaluation, place
 
-FRAME_STEP = 2  # environment steps a frame: 10 frames a second of LIBERO's 20 Hz
+FRAME_STEP = 2  # environment steps per frame: 10 frames per second for LIBERO's 20 Hz
 STRIP = 72  # pixels of text below a picture
 
 
 @dataclass(frozen=True, eq=False)
 class Film:
-    """One episode, every few steps a frame; the last frame is of its end.
+    """One episode, with a frame every few steps; the last frame shows its end.
 
     Attributes:
         frames: ``[F, H, W, 3]`` uint8.
@@ -47,10 +47,10 @@ class Film:
         steps: Steps of the whole episode.
         success: Outcome of the recorded episode.
         task: Its task.
-        init_state: Its initial state within the task, in words: with several tasks it names the task too.
-        instruction: What the robot was told; None where the environment tells nothing.
-        fps: Frames a second that show it at its own speed.
-        frame_step: Steps a frame.
+        init_state: Its initial state within the task, as text; with several tasks it names the task too.
+        instruction: The episode's instruction; None where the environment gives none.
+        fps: Frames per second at real speed.
+        frame_step: Steps per frame.
     """
 
     frames: Tensor
@@ -66,7 +66,7 @@ class Film:
 
 
 def film_tasks(config: EnvConfig, evaluation: Evaluation, folder: Path, name: str) -> int:
-    """Film the first success and the first failure of each task as mp4, in place of older films of that name.
+    """Film the first success and the first failure of each task as mp4, and replace older films of that name.
 
     Args:
         config: The environment that was evaluated.
@@ -94,13 +94,13 @@ def film_tasks(config: EnvConfig, evaluation: Evaluation, folder: Path, name: st
 def film_episodes(
     config: EnvConfig, evaluation: Evaluation, episodes: Sequence[int], *, frame_step: int = FRAME_STEP
 ) -> Iterator[Film]:
-    """Film some of the episodes of an evaluation, task by task: one simulator renders at a time.
+    """Film some episodes of an evaluation, task by task: one simulator renders at a time.
 
     Args:
         config: The environment that was evaluated.
         evaluation: The evaluation.
         episodes: Indices of the episodes.
-        frame_step: Steps a frame, at least 1.
+        frame_step: Steps per frame, at least 1.
 
     Yields:
         A film of each episode, ordered by task.
@@ -109,7 +109,7 @@ def film_episodes(
         ConfigError: The environment cannot render frames.
 
     Warns:
-        RuntimeWarning: An episode went otherwise this time.
+        RuntimeWarning: An episode had another course or outcome this time.
     """
     for task in sorted({int(evaluation.task[i]) for i in episodes}):
         env = make_task(config, task, render_mode="rgb_array")
@@ -124,17 +124,17 @@ def _film(config: EnvConfig, env: gym.Env, evaluation: Evaluation, index: int, f
     steps = int(evaluation.steps[index])
     where = f"{init_state} of task {task}" if config.num_tasks > 1 else str(init_state)
     rows, success = evaluation.episode(index), bool(evaluation.outcome[index])
-    due = [*range(1, steps, frame_step), steps]
-    frames, played, won = replay(env, rows, init_state, due, success=config.success)
-    if (played, won) != (steps, success):
+    frame_steps = [*range(1, steps, frame_step), steps]
+    frames, played, replay_won = replay(env, rows, init_state, frame_steps, success=config.success)
+    if (played, replay_won) != (steps, success):
         warnings.warn(
             f"the film of initial state {where} shows another episode than the one evaluated: "
-            f"{_ending(won)} after {played} steps instead of {_ending(success)} after {steps}; does the environment "
-            "repeat exactly?",
+            f"{_ending(replay_won)} after {played} steps instead of {_ending(success)} after {steps}; does the "
+            "environment repeat exactly?",
             RuntimeWarning,
             stacklevel=3,
         )
-    step = torch.tensor(due[: len(frames)])
+    step = torch.tensor(frame_steps[: len(frames)])
     phase = label_episodes(rows, **phase_rule(config)).repeat_interleave((~rows.get(IS_PAD)).sum(-1))
     return Film(
         frames=frames,
@@ -151,45 +151,45 @@ def _film(config: EnvConfig, env: gym.Env, evaluation: Evaluation, index: int, f
 
 
 def replay(
-    env: gym.Env, rows: TensorDictBase, init_state: int, due: Sequence[int], *, success: str | None = None
+    env: gym.Env, rows: TensorDictBase, init_state: int, frame_steps: Sequence[int], *, success: str | None = None
 ) -> tuple[Tensor, int, bool]:
-    """Play the chunks of one episode again.
+    """Execute the chunks of one episode again.
 
     Args:
         env: Environment that steps single actions and renders frames.
         rows: ``[N]`` rows of the episode.
-        init_state: Where it starts, in ``env``'s own numbering.
-        due: Steps to take a frame after, counted from 1, increasing.
-        success: Key of ``info`` that tells success, where it is not ``success``.
+        init_state: Its initial state, in ``env``'s numbering.
+        frame_steps: Steps after which a frame is taken, counted from 1, increasing.
+        success: Key of ``info`` that holds success, if it is not ``success``.
 
     Returns:
         ``frames [F, H, W, 3]`` uint8, the number of steps played, and whether the episode succeeded. F is less than
-        ``len(due)`` where it ends early.
+        ``len(frame_steps)`` where it ends early.
     """
-    camera = _Camera(env, due)
+    camera = _Camera(env, frame_steps)
     chunked = ChunkedEnv(camera, rows.get(CHUNK).shape[1], success=success, record=False)
     chunked.reset(options={"init_state": init_state})
-    won = False
+    succeeded = False
     for chunk in rows.get(CHUNK).numpy():
         _, _, terminated, truncated, info = chunked.step(chunk)
-        won = bool(info["success"])
+        succeeded = bool(info["success"])
         if terminated or truncated:
             break
-    return torch.from_numpy(np.stack(camera.frames)), camera.steps, won
+    return torch.from_numpy(np.stack(camera.frames)), camera.steps, succeeded
 
 
 class _Camera(gym.Wrapper[Any, Any, Any, Any]):
-    """Counts steps and keeps a frame of those that are due."""
+    """Counts steps and renders a frame after each of ``frame_steps``."""
 
-    def __init__(self, env: gym.Env, due: Sequence[int]) -> None:
+    def __init__(self, env: gym.Env, frame_steps: Sequence[int]) -> None:
         super().__init__(env)
-        self._due, self.steps = frozenset(due), 0
+        self._frame_steps, self.steps = frozenset(frame_steps), 0
         self.frames: list[NDArray[np.uint8]] = []
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         answer = self.env.step(action)
         self.steps += 1
-        if self.steps in self._due:
+        if self.steps in self._frame_steps:
             frame: Any = self.env.render()
             self.frames.append(np.asarray(frame, dtype=np.uint8))
         return answer
@@ -219,7 +219,7 @@ def require_video() -> Any:
 
 
 def write_mp4(path: Path, film: Film) -> None:
-    """Write a film with its captions (see :func:`captioned`) as H.264, at its own speed.
+    """Write a film with its captions (see :func:`captioned`) as H.264, at real speed.
 
     Raises:
         ImportError: As :func:`require_video`.

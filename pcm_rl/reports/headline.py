@@ -1,4 +1,4 @@
-"""The head of a run's page: success before and after in large figures, and what the run was."""
+"""The head of a run's page: success before and after in large figures, and facts of the run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pcm_rl.reports.numbers import DASH, TIMES, duration, last, mapping, number,
 from pcm_rl.reports.run_files import RunFiles
 from pcm_rl.rules import RULES
 
-Side = tuple[str, dict[str, Any]]  # when, and the success at that time
+Side = tuple[str, dict[str, Any]]  # time in words, and the success at that time
 
 
 def headline(run: RunFiles) -> str:
@@ -26,7 +26,7 @@ def headline(run: RunFiles) -> str:
     tiles = "".join(f"<div><dt>{esc(name)}</dt><dd>{esc(value)}</dd></div>" for name, value in _facts(run))
     return (
         f'<header id="headline"><p class="kicker">pcm_rl training report</p><h1>{esc(run.setting("env.id"))}</h1>'
-        f'<div class="numbers">{numbers}</div><p class="said">{esc(sentence)}.</p><dl class="facts">{tiles}</dl>'
+        f'<div class="numbers">{numbers}</div><p class="sentence">{esc(sentence)}.</p><dl class="facts">{tiles}</dl>'
         "</header>"
     )
 

@@ -1,4 +1,4 @@
-"""What the HTML report is made of, apart from data: its words, its style sheet and cards."""
+"""The parts of the HTML report apart from data: texts, style sheet and cards."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ h2 { margin:0 0 4px; font-size:17px; font-weight:650; letter-spacing:-.005em; }
 .numbers div:last-child b { color:var(--accent); }
 .numbers .arrow { color:var(--muted); font-weight:300; }
 .numbers small { color:var(--muted); font-size:13px; }
-.said { margin:12px 0 0; }
+.sentence { margin:12px 0 0; }
 .facts { display:grid; grid-template-columns:repeat(auto-fill,minmax(165px,1fr)); gap:14px 20px; margin:22px 0 0;
   padding-top:20px; border-top:1px solid var(--line); }
 dt { color:var(--muted); font-size:12px; } dd { margin:0; font-weight:600; overflow-wrap:anywhere; }
@@ -111,19 +111,19 @@ ul { margin:8px 0 0; padding-left:20px; } li { margin:6px 0; max-width:92ch; }
 
 
 def esc(text: object) -> str:
-    """Anything, as text that is safe inside an element or a quoted attribute."""
+    """Any value as text that is safe inside an element or a quoted attribute."""
     return html.escape(str(text), quote=True)
 
 
 def card(name: str, title: str, lead: str, body: str, *, wide: bool = False) -> str:
-    """One card; ``body`` is HTML, the rest is text."""
+    """One card; ``body`` is HTML, the other arguments are text."""
     kind = "card wide" if wide else "card"
     intro = f'<p class="lead">{esc(lead)}</p>' if lead else ""
     return f'<section class="{kind}" id="{name}"><h2>{esc(title)}</h2>{intro}{body}</section>'
 
 
 def missing(why: str) -> str:
-    """What stands in a card in place of what the run does not have."""
+    """The content of a card for data that the run does not have."""
     return f'<p class="missing">{esc(why)}</p>'
 
 
@@ -148,7 +148,7 @@ def bar(row: Row, rows: list[Row], key: str, text: Callable[[float], str]) -> st
     ratio = ""
     if base > 0 and row is not first:
         ratio = f'<span class="ratio">{value / base:.2f}{TIMES} {esc(first.get("method", DASH))}</span>'
-    longest = max(other for other in (number(each, key) for each in rows) if math.isfinite(other))
+    longest = max(length for length in (number(entry, key) for entry in rows) if math.isfinite(length))
     width = 100 * value / longest if longest > 0 else 0
     kind = "bar first" if row is first else "bar"
     return f'<td>{esc(text(value))}{ratio}<div class="{kind}" style="width:{width:.1f}%"></div></td>'

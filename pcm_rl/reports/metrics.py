@@ -1,4 +1,4 @@
-"""What a run writes while it trains: ``metrics.csv``, a logger's scalars, and a line a person can read."""
+"""The output of a run during training: ``metrics.csv``, a logger's scalars, and lines of text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class CsvTable:
 
     Args:
         path: The file; created with its header if missing.
-        columns: Column names; ``columns[0]`` is the step. Others that the file has already stay behind them.
-        keep_until: Drop rows of later steps, which an interrupted run wrote after its last checkpoint.
+        columns: Column names; ``columns[0]`` is the step. Further columns of an existing file stay after them.
+        keep_until: Last step to keep; an interrupted run may have written later ones after its last checkpoint.
     """
 
     def __init__(self, path: Path, columns: list[str], keep_until: int | None = None) -> None:
@@ -37,7 +37,7 @@ class CsvTable:
             writer.writerows(rows)
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write one row; absent and nan entries stay empty.
+        """Write one row; cells of absent and nan entries are empty.
 
         Raises:
             KeyError: If the row has a column that the table lacks.
@@ -57,11 +57,11 @@ class RunLog:
         folder: The run folder.
         logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``.
         keep_until: See :class:`CsvTable`.
-        extra: Further columns of ``metrics.csv``, behind those of :data:`~pcm_rl.reports.columns.METRICS`: what a rule
-            or an advantage of one's own measures.
+        extra: Further columns of ``metrics.csv``, after those of :data:`~pcm_rl.reports.columns.METRICS`: measured by a
+            user's rule or advantage.
 
     Raises:
-        ValueError: If an extra column has the name of another one.
+        ValueError: If an extra column has the name of another column.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class RunLog:
         undeclared = set(row) - set(self.metrics.columns)
         if new := sorted(undeclared - self._undeclared):
             self._undeclared |= undeclared
-            # a step took minutes: a name that nobody declared is no reason to lose it
+            # a step can take minutes: an undeclared name is no reason to lose it
             warnings.warn(f"metrics.csv has no column for {', '.join(new)}: not written there", RuntimeWarning, 2)
         self.metrics.append({name: value for name, value in row.items() if name not in undeclared})
         self._scalars("train", row)
@@ -104,7 +104,7 @@ class RunLog:
 
 
 def step_line(row: Mapping[str, float], steps: int) -> str:
-    """One step in one line: success, groups used, chunks kept, seconds and shares, and what is left to gain."""
+    """One step in one line: success, groups used, chunks kept, seconds and shares, and the possible gain."""
     update, total = row.get("update_s", 0.0), max(row["step_s"], 1e-9)
     head = (
         f"step {int(row['step']):>4}/{steps}  success {row['success']:>6.1%}  "

@@ -1,4 +1,4 @@
-"""Numbers as a person reads them, and numbers out of files that may hold anything."""
+"""Numbers as readable text, and numbers from files with any content."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def mapping(value: Any) -> dict[str, Any]:
 
 
 def to_float(value: Any) -> float:
-    """The number a cell or a JSON value stands for, nan if it stands for none."""
+    """A cell or a JSON value as a number, nan if it is none."""
     try:
         result = float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
-    return result if math.isfinite(result) else math.nan  # no axis can show an infinity
+    return result if math.isfinite(result) else math.nan  # an axis cannot show infinity
 
 
 def number(row: dict[str, Any], key: str) -> float:

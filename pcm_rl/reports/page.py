@@ -1,6 +1,6 @@
-"""The folder of a training run -> one self-contained HTML page: figures, tables and animations, nothing to load.
+"""The folder of a training run -> one self-contained HTML page: figures, tables and animations, without other files.
 
-Whatever a run has not written yet leaves a card that says so: a run can be looked at while it trains, or after it died.
+A card says what a run has not written yet, so the page works during training and after a failure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def write_report(run: Path) -> Path:
             ``budget.json``, ``recordings/success.safetensors`` and ``recordings/failure.safetensors``.
 
     Returns:
-        The path of the page. It is replaced in one move, so a reader never sees half of it.
+        The path of the page. It is replaced in one move, so it is never incomplete.
 
     Raises:
         FileNotFoundError: If the folder has no ``metrics.csv``.

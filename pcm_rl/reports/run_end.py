@@ -1,4 +1,4 @@
-"""The end of a run: films of a success and a failure, and the lines that a person reads last."""
+"""The end of a run: films of a success and a failure, and the last lines of text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from pcm_rl.rollouts.evaluate import Evaluation, Success
 
 
 def film_run(config: Config, evaluation: Evaluation, say: Callable[[str], None]) -> None:
-    """Film the first success and the first failure of an evaluation for the report, in place of older films."""
+    """Film the first success and the first failure of an evaluation for the report, and replace older films."""
     folder = config.folder / "recordings"
     for old in folder.glob("*.safetensors"):
         old.unlink()
@@ -37,7 +37,7 @@ def film_run(config: Config, evaluation: Evaluation, say: Callable[[str], None])
 
 
 def write_budget(config: Config, batch: TensorDictBase) -> None:
-    """Write ``budget.json``: what each budget keeps of the divergence of ``batch [M]``, where every phase has some."""
+    """Write ``budget.json``: the share of the divergence of ``batch [M]`` by budget, where all phases have one."""
     score, _, _ = action_divergence(
         batch.get(CHUNK), batch.get(PHASE), batch.get(SUCCESS), batch.get(GROUP), valid=~batch.get(IS_PAD)
     )
@@ -48,7 +48,7 @@ def write_budget(config: Config, batch: TensorDictBase) -> None:
 
 
 def hardware(processes: int = 1) -> str:
-    """Processor or GPU, cores, torch version and, where there are several, training processes, for the report."""
+    """Processor or GPU, cores, torch version and the number of training processes above one, for the report."""
     name = platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -76,7 +76,7 @@ def update_cost_table(costs: list[dict[str, Any]]) -> Table:
 
 
 def run_end_text(summary: dict[str, Any], report: Path) -> str:
-    """What a person reads last: success before and after, what an update costs by each method, where the report is."""
+    """The last lines of text: success before and after, the cost of an update by method, the report's path."""
     console = Console(width=100)
     with console.capture() as capture:
         for when in ("before", "after"):

@@ -1,4 +1,4 @@
-"""What the files of a run's folder hold, as far as they are there and can be read."""
+"""The content of the files in a run's folder, as far as they exist and can be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pcm_rl.reports.columns import EVALUATION, METRICS, headers
 from pcm_rl.reports.figures import Array
 from pcm_rl.reports.numbers import DASH, mapping, mean, to_float
 
-MAX_POINTS = 400  # more cannot be told apart on a page, and would only make it heavy
+MAX_POINTS = 400  # more points are not visible on a page and only enlarge it
 
 
 class RunFiles:
@@ -26,14 +26,14 @@ class RunFiles:
         folder: The run's folder.
 
     Attributes:
-        problems: Why a file is not there or could not be read, by its name.
-        extra: Columns of ``metrics.csv`` that are of this run only, from a rule or an advantage of one's own.
+        problems: The reason why a file is missing or cannot be read, by its name.
+        extra: Columns of ``metrics.csv`` that only this run has, from a user's rule or advantage.
         metrics: Columns of ``metrics.csv``, ``[N]`` each, ordered by step.
         evaluation: Columns of ``evaluation.csv``, likewise.
         config: ``config.yaml``.
         summary: ``summary.json``.
         budget: ``budget.json``.
-        stride: Steps that a point of ``curves`` stands for.
+        stride: Number of steps for each point of ``curves``.
         curves: ``metrics``, in at most :data:`MAX_POINTS` points.
     """
 
@@ -52,14 +52,14 @@ class RunFiles:
         self.curves = _binned(self.metrics, self.stride) if self.stride > 1 else self.metrics
 
     def read(self, name: str, reader: Callable[[Path], Any]) -> Any:
-        """What ``reader`` makes of a file, or None with the reason in ``problems``."""
+        """The result of ``reader`` for a file, or None with the reason in ``problems``."""
         path = self.folder / name
         if not path.is_file():
             self.problems[name] = f"{name} is missing: the run has not written it (yet)."
             return None
         try:
             return reader(path)
-        except Exception as error:  # a half-written file can break its parser anyhow; the page is still wanted
+        except Exception as error:  # a half-written file can cause any error; the page is still written
             self.problems[name] = f"{name} cannot be read: {type(error).__name__}: {error}"
             return None
 
@@ -71,8 +71,8 @@ class RunFiles:
         return DASH if value is None else str(value)
 
     def _columns(self, name: str, columns: Sequence[str]) -> dict[str, Array]:
-        read: dict[str, Array] | None = self.read(name, lambda path: _table(path, columns))
-        return read or {column: np.zeros(0) for column in columns}
+        table: dict[str, Array] | None = self.read(name, lambda path: _table(path, columns))
+        return table or {column: np.zeros(0) for column in columns}
 
 
 def _header(path: Path) -> list[str]:
@@ -98,7 +98,7 @@ def _binned(columns: dict[str, Array], size: int) -> dict[str, Array]:
 
 
 def _yaml(path: Path) -> Any:
-    # an interpolation may need what is not here (environment variables), and is shown as written
+    # an interpolation may need values that are missing (environment variables); it is shown as written
     return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
 
 

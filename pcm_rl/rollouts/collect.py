@@ -30,18 +30,18 @@ def collect_episodes(
     task: Tensor | None = None,
     max_tries: int = 3,
 ) -> TensorDict:
-    """One episode from each initial state, with the policy of one version throughout.
+    """One episode from each initial state; the policy does not change meanwhile.
 
     Episodes beyond ``env.num_envs`` wait for a free environment. TorchRL's collectors are not used here: they pad
     episodes or cut them at a frame count, and their chunk step pays a success only at a chunk's last step.
 
-    A :class:`~pcm_rl.envs.workers.WorkerVectorEnv` runs free: each worker goes on as soon as its own chunk is decided.
-    The actions of chunk k of episode i are drawn under a seed made from i, k and one number from torch's global
-    generator. The policy is called with one row at a time, so that the rows depend neither on timing nor on the number
-    of workers, and an episode whose worker has died is played again, to the same end. A large policy with a method
-    ``seeded(seeds)`` (OpenVLA) is called with the rows of all workers that wait: it draws each under its own seed, and
-    what is left of timing is the rounding of a forward of one row or of several. Other vector environments go in step,
-    one call of the policy for all, with torch's global generator as it is.
+    A :class:`~pcm_rl.envs.workers.WorkerVectorEnv` runs asynchronously: a worker continues as soon as its chunk is
+    decided. The actions of chunk k of episode i are drawn with a seed made from i, k and one number from torch's global
+    generator. The policy is called with one row at a time, so the rows depend neither on timing nor on the number of
+    workers. An episode whose worker has died is repeated and gives the same rows. A large policy with a method
+    ``seeded(seeds)`` (OpenVLA) is called with the rows of all waiting workers and draws each row with its seed; then
+    timing affects only the rounding of a forward pass of one or several rows. Other vector environments run
+    synchronously: one call of the policy for all, with torch's global generator.
 
     Args:
         env: Vector of environments whose action is a chunk ``[L, D]``, without autoreset; ``reset`` takes the options
@@ -53,22 +53,22 @@ def collect_episodes(
         group: Group of each episode, ``[I]`` int64.
         device: Where the policy runs; the rows stay on the CPU.
         task: Task of each episode, ``[I]`` int64, where an environment builds a simulator for each: a worker prefers
-            tasks that it has played before. It changes who plays what, never the rows.
-        max_tries: Failures of workers in one episode, at least 1, until its group is given up.
+            tasks that it has played before. It changes which worker plays an episode, never the rows.
+        max_tries: Failures of workers in one episode, at least 1, until its group is dropped.
 
     Returns:
-        ``[M]`` rows, episodes in the order asked for, each ending with ``("next", "done")``. Episodes are numbered from
-        0 without gaps, also where groups are missing.
+        ``[M]`` rows, episodes in the order of ``init_state``, each ending with ``("next", "done")``. Episodes are
+        numbered from 0 without gaps, also where groups are missing.
 
     Raises:
         FloatingPointError: The policy gave a log-prob or an action that is not finite; it names initial state and
             chunk.
-        RuntimeError: Every group was given up, or a worker could not be built again.
+        RuntimeError: Every group was dropped, or a worker could not be built again.
         ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, or an environment refuses an
             initial state or a chunk.
 
     Warns:
-        RuntimeWarning: A group was given up and is missing from the rows.
+        RuntimeWarning: A group was dropped and is missing from the rows.
     """
     lengths = {len(values) for values in (init_state, group, task) if values is not None}
     if len(lengths) > 1 or 0 in lengths or max_tries < 1:
@@ -88,57 +88,59 @@ def _collect_in_step(
 ) -> TensorDict:
     readers = observation_readers(env.single_observation_space)
     queue = deque(range(len(init_state)))
-    slot = np.full(env.num_envs, -1)  # episode that each environment plays
+    episode_of = np.full(env.num_envs, -1)  # [E], the episode that each environment plays; -1 for none
     chunk_id = np.zeros(len(init_state), dtype=np.int64)
-    told: list[str | None] = [None] * len(init_state)
+    instructions: list[str | None] = [None] * len(init_state)
     shape = env.single_action_space.shape
     assert shape is not None
     parts: list[Part] = []
     observation: Part = {}
 
     while True:
-        mask = _free_for_next(slot, queue, len(init_state))
+        mask = _assign_episodes(episode_of, queue, len(init_state))
         if mask.any():
-            states = init_state.numpy()[np.where(slot >= 0, slot, 0)]
-            fresh, infos = env.reset(options={"init_state": states, "reset_mask": mask.copy()})
-            observation = _renewed(observation, read_observation(readers, fresh), torch.from_numpy(mask))
-            for e in np.flatnonzero(mask & (slot >= 0)):
-                told[slot[e]] = infos["instruction"][e] if "instruction" in infos else None
-        active = np.flatnonzero(slot >= 0)
+            states = init_state.numpy()[np.where(episode_of >= 0, episode_of, 0)]
+            reset_observation, infos = env.reset(options={"init_state": states, "reset_mask": mask.copy()})
+            starts = read_observation(readers, reset_observation)
+            observation = _merged(observation, starts, torch.from_numpy(mask))
+            for e in np.flatnonzero(mask & (episode_of >= 0)):
+                instructions[episode_of[e]] = infos["instruction"][e] if "instruction" in infos else None
+        active = np.flatnonzero(episode_of >= 0)
         if not len(active):
             break
-        episode, count = slot[active], torch.from_numpy(chunk_id[slot[active]])
+        episode = episode_of[active]
+        count = torch.from_numpy(chunk_id[episode])
         part = decide(
             policy,
             {key: value[active] for key, value in observation.items()},
-            [told[i] for i in episode],
+            [instructions[i] for i in episode],
             init_state=init_state[episode],
             chunk=count,
             device=device,
         )
         action = np.zeros((env.num_envs, *shape), dtype=np.float32)
         action[active] = part[CHUNK].numpy()
-        fresh, reward, terminated, truncated, info = env.step(action)
-        observation = read_observation(readers, fresh)
+        raw_observation, reward, terminated, truncated, info = env.step(action)
+        observation = read_observation(readers, raw_observation)
         answers = (reward, terminated, truncated, info["action_is_pad"], info["success"])
         part |= outcome(*(np.asarray(answer)[active] for answer in answers))
         parts.append({**part, EPISODE: torch.from_numpy(episode), CHUNK_ID: count})
         chunk_id[episode] += 1
-        slot[(terminated | truncated) & (slot >= 0)] = -1
-    return assemble(parts, group, told)
+        episode_of[(terminated | truncated) & (episode_of >= 0)] = -1
+    return assemble(parts, group, instructions)
 
 
-def _free_for_next(slot: np.ndarray, queue: deque[int], episodes: int) -> np.ndarray:
-    """Give waiting episodes to free environments, in order: which of them have to be reset, ``[E]`` bool."""
-    mask = np.full(len(slot), len(queue) == episodes)  # the first time all, also those that no episode will be left for
-    for e in np.flatnonzero(slot < 0):
+def _assign_episodes(episode_of: np.ndarray, queue: deque[int], episodes: int) -> np.ndarray:
+    """Give waiting episodes to free environments, in order; returns the environments to reset, ``[E]`` bool."""
+    mask = np.full(len(episode_of), len(queue) == episodes)  # the first time all, also those that get no episode
+    for e in np.flatnonzero(episode_of < 0):
         if queue:
-            slot[e], mask[e] = queue.popleft(), True
+            episode_of[e], mask[e] = queue.popleft(), True
     return mask
 
 
-def _renewed(before: dict[Any, Tensor], fresh: dict[Any, Tensor], mask: Tensor) -> dict[Any, Tensor]:
-    """The fresh observation where ``mask [E]``, and what it was elsewhere."""
-    for key, value in before.items():
-        fresh[key][~mask] = value[~mask]
-    return fresh
+def _merged(observation: dict[Any, Tensor], starts: dict[Any, Tensor], mask: Tensor) -> dict[Any, Tensor]:
+    """``starts`` where ``mask [E]``, ``observation`` elsewhere."""
+    for key, value in observation.items():
+        starts[key][~mask] = value[~mask]
+    return starts

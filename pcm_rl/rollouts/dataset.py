@@ -1,4 +1,4 @@
-"""Datasets of demonstrations on disk: safetensors files that know what they were recorded from."""
+"""Datasets of demonstrations on disk: safetensors files with the settings of their recording."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.support.writing import replacing
 
 _TEXT = f"{INSTRUCTION}.utf8"
-# what a dataset must share with the run that uses it
+# settings that a dataset must share with the run that uses it
 _SAME = ("env", "kwargs", "tasks", "wrappers", "chunk_length", "images")
-# what recordings did not write when there was one way only
-_BEFORE = {
+# settings that older recordings did not write, and their values there
+_OLD_DEFAULTS = {
     "tasks": "{}",
     "images": "null",
     "wrappers": "[]",
@@ -33,15 +33,15 @@ _BEFORE = {
 
 
 def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str, str]) -> None:
-    """Write rows and what they were recorded from as one safetensors file; instructions become UTF-8 bytes."""
+    """Write rows and metadata as one safetensors file; instructions become UTF-8 bytes."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         key if isinstance(key, str) else ".".join(key): value.contiguous() for key, value in demos.items(True, True)
     }
-    told = demos.get(INSTRUCTION, None)
-    if told is not None:
-        tensors[_TEXT] = _bytes(told.tolist())
+    texts = demos.get(INSTRUCTION, None)
+    if texts is not None:
+        tensors[_TEXT] = _bytes(texts.tolist())
     with replacing(path) as partial:
         save_file(tensors, partial, metadata)
 
@@ -55,16 +55,16 @@ def load_demonstrations(path: str | Path) -> TensorDict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no demonstrations at {path}; record them with `pcm-rl demos`")
     tensors = load_file(path)
-    told = tensors.pop(_TEXT, None)
+    coded = tensors.pop(_TEXT, None)
     flat: dict[Any, Any] = {tuple(key.split(".")) if "." in key else key: value for key, value in tensors.items()}
     rows = TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
-    if told is not None and len(rows):
-        set_texts(rows, {INSTRUCTION: _texts(told)})
+    if coded is not None and len(rows):
+        set_texts(rows, {INSTRUCTION: _texts(coded)})
     return rows
 
 
 def _bytes(texts: list[str]) -> Tensor:
-    """``[M, T]`` uint8, zeros behind the shorter ones."""
+    """``[M, T]`` uint8, shorter texts padded with zeros."""
     coded = [text.encode() for text in texts]
     width = max((len(code) for code in coded), default=0)
     return torch.tensor([list(code.ljust(width, b"\0")) for code in coded], dtype=torch.uint8).view(len(coded), width)
@@ -75,18 +75,18 @@ def _texts(coded: Tensor) -> list[str]:
 
 
 def recording_settings(config: Config) -> dict[str, str]:
-    """What a recording depends on; written into the dataset."""
+    """The settings that determine a recording; written into the dataset."""
     env, demos = config.env, config.demos
     texts = {"kwargs": dict(env.kwargs), "tasks": dict(env.tasks), "wrappers": env.wrapper_calls}
     numbers = {"noise": demos.noise, "mistakes": demos.mistakes, "episodes": demos.episodes, "seed": config.seed}
     split = {"num_states": env.num_states, "eval_states": env.eval_states}
-    played = {"expert": demos.expert, "success": env.success, "gripper_index": env.gripper_index}
+    rules = {"expert": demos.expert, "success": env.success, "gripper_index": env.gripper_index}
     return {
         "env": env.id,
         **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
         "images": json.dumps(env.images if env.images is None else dict(env.images), sort_keys=True),
         "chunk_length": str(env.chunk_length),
-        **{key: str(value) for key, value in (numbers | split | played).items()},
+        **{key: str(value) for key, value in (numbers | split | rules).items()},
     }
 
 
@@ -94,14 +94,14 @@ def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
     """Make the folder of an unfinished recording, or check that it was begun with the same settings.
 
     Raises:
-        ConfigError: If it was not.
+        ConfigError: If the settings differ.
     """
-    written = parts / "settings.json"
-    if not written.is_file():
+    path = parts / "settings.json"
+    if not path.is_file():
         parts.mkdir(parents=True, exist_ok=True)
-        written.write_text(json.dumps(settings, indent=1))
+        path.write_text(json.dumps(settings, indent=1))
         return
-    begun = _BEFORE | json.loads(written.read_text())
+    begun = _OLD_DEFAULTS | json.loads(path.read_text())
     changed = [f"{key}={begun.get(key)}" for key in settings if begun.get(key) != settings[key]]
     if changed:
         raise ConfigError(
@@ -111,14 +111,14 @@ def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
 
 
 def check_fit(demos: TensorDict, path: Path, config: Config) -> None:
-    """Raise ``ConfigError`` if the dataset is of something else, or of initial states that are held out now."""
+    """Raise ``ConfigError`` if the dataset has other settings, or holds initial states that this run holds out."""
     with safe_open(path, "pt") as file:
-        found = _BEFORE | (file.metadata() or {})
+        recorded = _OLD_DEFAULTS | (file.metadata() or {})
     settings = recording_settings(config)
     for key in _SAME:
-        if found.get(key) != settings[key]:
+        if recorded.get(key) != settings[key]:
             raise ConfigError(
-                f"the demonstrations at {path} were recorded with {key}={found.get(key)}, this run has "
+                f"the demonstrations at {path} were recorded with {key}={recorded.get(key)}, this run has "
                 f"{settings[key]}; give another demos.path"
             )
     shared = sorted(set(demos.get(EPISODE).tolist()) & set(InitialStates.of(config).evaluation.tolist()))

@@ -35,7 +35,7 @@ from pcm_rl.rollouts.initial_states import InitialStates
 
 
 class TooFewSuccesses(RuntimeError):
-    """The initial states have run out before the expert succeeded often enough."""
+    """There are too few initial states in which the expert succeeds."""
 
 
 def record_demonstrations(
@@ -53,10 +53,10 @@ def record_demonstrations(
     keep: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TensorDict:
-    """Successful episodes of the expert, one row a *step*: what it saw, and its next ``chunk_length`` clean actions.
+    """Successful episodes of the expert, one row per *step*: observation and next ``chunk_length`` clean actions.
 
-    The executed action is the clean one plus Gaussian noise on all dimensions but the gripper's, clipped to the action
-    box, so that the states cover mistakes while the labels do not teach them. An episode ends at its first success.
+    The executed action is the clean one plus Gaussian noise on all dimensions except the gripper's, clipped to the
+    action box. So the states cover mistakes, but the labels do not teach them. An episode ends at its first success.
     Failed episodes are left out.
 
     Args:
@@ -67,11 +67,11 @@ def record_demonstrations(
         chunk_length: L.
         noise: Standard deviation of the noise, in units of half the width of the action box (1 where it is unbounded).
         gripper_index: Action dimension without noise, the gripper's command; None where there is no gripper.
-        success: What tells success, as in :class:`~pcm_rl.envs.chunked.ChunkedEnv`.
+        success: Success rule, as in :class:`~pcm_rl.envs.chunked.ChunkedEnv`.
         seed: Seed of the noise, together with ``task``.
-        task: Which task this is, where there are several.
-        keep: Folder in which every episode is kept as soon as it has ended, and from which a recording that was
-            interrupted goes on; the episodes are the same then. None keeps nothing.
+        task: Number of the task, where there are several.
+        keep: Folder in which every episode is saved at its end. An interrupted recording continues from it, with the
+            same episodes. None saves nothing.
         progress: Called after each episode as ``progress(recorded, tried)``.
 
     Returns:
@@ -80,22 +80,22 @@ def record_demonstrations(
         reset has an ``"instruction"``.
 
     Raises:
-        TooFewSuccesses: If the initial states run out first.
+        TooFewSuccesses: If there are too few initial states for so many successes.
     """
     rule, disturbance = SuccessRule(success), _Disturbance(env.action_space, noise, gripper_index)
     recorded: list[TensorDict] = []
     tried = 0
     for init_state in init_states:
         tried += 1
-        kept = None if keep is None else keep / f"task{task:02d}-try{tried:05d}.safetensors"
-        if kept is not None and kept.exists():
-            episode = load_demonstrations(kept)
+        path = None if keep is None else keep / f"task{task:02d}-try{tried:05d}.safetensors"
+        if path is not None and path.exists():
+            episode = load_demonstrations(path)
         else:
             rng = np.random.default_rng([seed, tried, task] if task else [seed, tried])
-            executed = functools.partial(disturbance, rng)
-            episode = _one_episode(env, expert, int(init_state), chunk_length, rule, executed)
-            if kept is not None:
-                save_demonstrations(episode, kept, {"init_state": str(int(init_state))})
+            disturb = functools.partial(disturbance, rng)
+            episode = _one_episode(env, expert, int(init_state), chunk_length, rule, disturb)
+            if path is not None:
+                save_demonstrations(episode, path, {"init_state": str(int(init_state))})
         if len(episode):
             recorded.append(episode)
         if progress is not None:
@@ -106,7 +106,7 @@ def record_demonstrations(
 
 
 class _Disturbance:
-    """What is executed in place of a clean action: noise on all dimensions but the gripper's, within the box."""
+    """Makes the executed action from a clean one: noise on all dimensions except the gripper's, within the box."""
 
     def __init__(self, space: gym.Space[Any], noise: float, gripper_index: int | None) -> None:
         if not isinstance(space, gym.spaces.Box) or len(space.shape) != 1:
@@ -135,32 +135,34 @@ def _one_episode(
     init_state: int,
     chunk_length: int,
     rule: SuccessRule,
-    executed: Callable[[np.ndarray], np.ndarray],
+    disturb: Callable[[np.ndarray], np.ndarray],
 ) -> TensorDict:
-    """The rows of an episode, none if it failed; ``executed`` gives what is executed in place of a clean action."""
+    """The rows of an episode, none if it failed; ``disturb`` makes the executed action from a clean one."""
     readers = observation_readers(env.observation_space)
     observation, info = env.reset(options={"init_state": init_state})
-    told = info.get("instruction")
+    instruction = info.get("instruction")
     expert.reset(init_state)
-    seen: list[dict[NestedKey, Tensor]] = []
+    observations: list[dict[NestedKey, Tensor]] = []
     labels = []
     ended = succeeded = False
     while not (ended or succeeded):
         clean = np.asarray(expert.action(observation), dtype=np.float32)
-        seen.append(read_observation(readers, observation))
+        observations.append(read_observation(readers, observation))
         labels.append(clean)
-        observation, reward, terminated, truncated, info = env.step(executed(clean))
+        observation, reward, terminated, truncated, info = env.step(disturb(clean))
         where = f"step {len(labels)} from initial state {init_state}"
         succeeded = rule(env, info, bool(terminated), float(reward), where)
         ended = terminated or truncated
-    rows = _rows(seen, np.stack(labels), init_state, chunk_length)
-    if told is not None:
-        rows.set(INSTRUCTION, NonTensorData(told, batch_size=rows.batch_size))
+    rows = _rows(observations, np.stack(labels), init_state, chunk_length)
+    if instruction is not None:
+        rows.set(INSTRUCTION, NonTensorData(instruction, batch_size=rows.batch_size))
     return rows if succeeded else rows[:0]
 
 
-def _rows(seen: list[dict[NestedKey, Tensor]], labels: np.ndarray, init_state: int, chunk_length: int) -> TensorDict:
-    steps = len(seen)
+def _rows(
+    observations: list[dict[NestedKey, Tensor]], labels: np.ndarray, init_state: int, chunk_length: int
+) -> TensorDict:
+    steps = len(observations)
     padded = np.concatenate([labels, np.repeat(labels[-1:], chunk_length - 1, axis=0)])
     chunks = sliding_window_view(padded, chunk_length, axis=0).swapaxes(1, 2).copy()
     is_pad = np.arange(steps)[:, None] + np.arange(chunk_length) >= steps
@@ -173,17 +175,19 @@ def _rows(seen: list[dict[NestedKey, Tensor]], labels: np.ndarray, init_state: i
         },
         batch_size=[steps],
     )
-    return rows.update({key: torch.stack([one[key] for one in seen]) for key in seen[0]})
+    return rows.update(
+        {key: torch.stack([observation[key] for observation in observations]) for key in observations[0]}
+    )
 
 
 def demonstrations(config: Config, say: Callable[[str], None] = print) -> TensorDict:
-    """The dataset at ``demos.path``, recorded first where there is none; ``demos.episodes`` episodes a task.
+    """The dataset at ``demos.path``, recorded if it does not exist; ``demos.episodes`` episodes per task.
 
-    A recording that was interrupted goes on where it was: its finished episodes lie in ``<demos.path>.parts`` until the
-    dataset is complete.
+    An interrupted recording continues: its finished episodes are in ``<demos.path>.parts`` until the dataset is
+    complete.
 
     Raises:
-        ConfigError: If the dataset, or the interrupted recording, is of another environment or chunk length, or starts
+        ConfigError: If the dataset, or the interrupted recording, has another environment or chunk length, or starts
             from initial states that this run holds out for evaluation; if there is no expert, or it fails too often.
     """
     path = None if config.demos.path is None else Path(config.demos.path)
@@ -208,11 +212,11 @@ def _record(config: Config, parts: Path | None, say: Callable[[str], None]) -> T
         env = make_task(config.env, task)
         name = f"demonstrations of task {task}" if config.env.tasks else "demonstrations"
         with contextlib.closing(env), _bar(name, config.demos.episodes) as progress:
-            mine = _record_task(config, env, task, parts, progress)
-        mine.set(EPISODE, mine.get(EPISODE) + task * (config.env.num_states or 0))
-        recorded.append(mine)
+            rows = _record_task(config, env, task, parts, progress)
+        rows.set(EPISODE, rows.get(EPISODE) + task * (config.env.num_states or 0))
+        recorded.append(rows)
         if config.env.tasks:
-            say(f"{name}: {config.demos.episodes} episodes, {len(mine)} steps")
+            say(f"{name}: {config.demos.episodes} episodes, {len(rows)} steps")
     return torch.cat(recorded)
 
 
@@ -251,17 +255,17 @@ def _expert(config: Config, env: gym.Env) -> Expert:
 
 
 @contextlib.contextmanager
-def _bar(name: str, wanted: int) -> Iterator[Callable[[int, int], None]]:
+def _bar(name: str, episodes: int) -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task(name, total=wanted)
+        bar = progress.add_task(name, total=episodes)
         yield lambda recorded, tried: progress.update(bar, completed=recorded, description=f"{name}, {tried} tried")
 
 
 def _demo_states(config: Config) -> Iterator[int]:
-    """Training states only, each once; where they are unlimited, three tries a demonstration from a far-off range."""
-    training = InitialStates.of(config).training()  # of task 0: every task numbers its own alike
+    """Training states only, each once; where they are unlimited, three tries per demonstration from a distant range."""
+    training = InitialStates.of(config).training()  # of task 0: every task numbers its states in the same way
     if training is not None:
         yield from training.tolist()
     else:

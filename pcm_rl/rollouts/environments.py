@@ -52,14 +52,14 @@ def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -
 
 
 def make_vector_env(config: EnvConfig) -> VectorEnv:
-    """Environments that step whole chunks: the task's own vectorised core, or one process each.
+    """Environments that step whole chunks: the task's vectorised core, or one process for each.
 
     Raises:
         ConfigError: As :func:`make_env`.
     """
     chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
-    success_rule(config)  # said here, and not by a worker
-    phase_rule(config)  # likewise, and not after the first rollouts
+    success_rule(config)  # an error here, and not in a worker
+    phase_rule(config)  # an error here, and not after the first rollouts
     with _refused_as_config_error(config):
         _import_ids(config)
         if _has_core(config):
@@ -78,12 +78,12 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
 
 
 def _has_core(config: EnvConfig) -> bool:
-    """Whether the environment's own vectorised core does all that is asked for."""
-    # others' vectorised cores step single actions; ours take chunks
+    """Whether the environment has a vectorised core that does all that the configuration needs."""
+    # vectorised cores of other packages step single actions; ours take chunks
     ours = str(gym.spec(config.id).vector_entry_point).startswith("pcm_rl.envs.")
     plain = not (config.tasks or config.wrappers or config.images is not None)
-    as_it_is = config.init_state == "option" and config.success is None and config.reward == "sum"
-    return ours and plain and as_it_is and not config.workers
+    unchanged = config.init_state == "option" and config.success is None and config.reward == "sum"
+    return ours and plain and unchanged and not config.workers
 
 
 def success_rule(config: EnvConfig) -> SuccessRule:
@@ -99,7 +99,7 @@ def success_rule(config: EnvConfig) -> SuccessRule:
 
 
 def phase_rule(config: EnvConfig) -> dict[str, Any]:
-    """How chunks get their phase: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``.
+    """The rule for phases: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``.
 
     Raises:
         ConfigError: If ``env.labeller`` or ``env.closed`` names nothing that can be called, or the labeller takes no
@@ -117,7 +117,7 @@ def phase_rule(config: EnvConfig) -> dict[str, Any]:
 
 
 def _gripper_rule(config: EnvConfig) -> dict[str, Any]:
-    """What closes the gripper: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``."""
+    """The rule for a closed gripper: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``."""
     if config.closed is not None:
         try:
             return {"closed": _callable(config.closed)}
@@ -138,10 +138,10 @@ def _below(actions: Tensor, *, index: int, value: float) -> Tensor:
 
 
 def _callable(name: str) -> Any:
-    found = load_plugin(name)
-    if not callable(found):
-        raise ValueError(f"{name} is {found!r}, which cannot be called")
-    return found
+    function = load_plugin(name)
+    if not callable(function):
+        raise ValueError(f"{name} is {function!r}, which cannot be called")
+    return function
 
 
 def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
@@ -154,7 +154,7 @@ def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
         wrapped = wrapper(env, **kwargs)
         if not isinstance(wrapped, gym.Env):
             raise TypeError(f"expected a wrapped environment, got {wrapped!r}")
-    except (gym.error.Error, AssertionError, TypeError, ValueError) as error:  # Gymnasium's own wrappers assert
+    except (gym.error.Error, AssertionError, TypeError, ValueError) as error:  # Gymnasium's wrappers use assert
         env.close()
         raise ConfigError(f"env.wrappers: {name} with {kwargs}: {error}") from error
     return wrapped
@@ -173,7 +173,7 @@ def _import_ids(config: EnvConfig) -> None:
 def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
     try:
         yield
-    except ConfigError:  # said already, by an environment built inside
+    except ConfigError:  # raised by an environment that was built inside
         raise
     except (gym.error.Error, TypeError, ValueError) as error:
         arguments = {**config.kwargs, **config.tasks}

@@ -66,16 +66,16 @@ def wilson(successes: int, episodes: int, z: float = 1.959964) -> Success:
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """Rollouts of a policy, and what came of them.
+    """Rollouts of a policy, and their outcome.
 
     Attributes:
-        rows: ``[M]`` rows of the I episodes that came back, in the order asked for.
+        rows: ``[M]`` rows of the I completed episodes, in the requested order.
         init_state: Number of the initial state of each episode, ``[I]`` int64.
         task: Task of each, ``[I]`` int64.
         outcome: Whether each succeeded, ``[I]`` bool.
         steps: Environment steps that each took, ``[I]`` int64.
-        instruction: What the robot was told in each; Nones where the environment tells nothing.
-        dropped: Initial states of the episodes that were given up, because their simulator failed again and again.
+        instruction: Instruction of each episode; Nones where the environment gives none.
+        dropped: Initial states of the episodes that were dropped after repeated failures of their simulator.
     """
 
     rows: TensorDict
@@ -92,29 +92,29 @@ class Evaluation:
         return wilson(int(self.outcome.sum()), len(self.outcome))
 
     def of_task(self, task: int) -> Success | None:
-        """Of one task's episodes; None where none came back."""
-        mine = self.outcome[self.task == task]
-        return wilson(int(mine.sum()), len(mine)) if len(mine) else None
+        """Of one task's episodes; None where no episode was completed."""
+        outcome = self.outcome[self.task == task]
+        return wilson(int(outcome.sum()), len(outcome)) if len(outcome) else None
 
-    def told(self, task: int) -> str | None:
-        """Instruction of a task; None where the environment tells none, or no episode came back."""
-        mine = (self.task == task).nonzero().flatten().tolist()
-        return self.instruction[mine[0]] if mine else None
+    def instruction_of(self, task: int) -> str | None:
+        """Instruction of a task; None where the environment gives none, or no episode was completed."""
+        index = (self.task == task).nonzero().flatten().tolist()
+        return self.instruction[index[0]] if index else None
 
     def line(self) -> str:
-        """Overall success, with several tasks that of each, and how many episodes were given up, for a person."""
+        """Overall success, with several tasks also that of each task, and the number of dropped episodes, as text."""
         tasks = [self.of_task(task) for task in range(int(self.task.max()) + 1)]
-        shares = " ".join("-" if one is None else f"{one.success:.0%}" for one in tasks)
-        each = f", by task {shares}" if len(tasks) > 1 else ""
-        lost = f", {len(self.dropped)} episodes given up because their simulator failed" if self.dropped else ""
-        return f"success {self.success}{each}{lost}"
+        shares = " ".join("-" if success is None else f"{success.success:.0%}" for success in tasks)
+        by_task = f", by task {shares}" if len(tasks) > 1 else ""
+        dropped = f", {len(self.dropped)} episodes given up because their simulator failed" if self.dropped else ""
+        return f"success {self.success}{by_task}{dropped}"
 
     def first(self, *, success: bool, task: int | None = None) -> int | None:
         """Index of the first episode (of one task) with this outcome; None where there is none."""
-        wanted = self.outcome == success
+        matches = self.outcome == success
         if task is not None:
-            wanted = wanted & (self.task == task)
-        return int(wanted.nonzero()[0]) if wanted.any() else None
+            matches = matches & (self.task == task)
+        return int(matches.nonzero()[0]) if matches.any() else None
 
     def episode(self, index: int) -> TensorDict:
         """Rows of one episode, ``[N]``."""
@@ -138,7 +138,7 @@ def evaluate(
     greedy: bool = False,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Roll out ``policy`` from given initial states, in order and repeated if need be.
+    """Roll out ``policy`` from given initial states, in order, repeated where there are more episodes.
 
     The random state of the caller is left untouched, and the same call gives the same result.
 
@@ -150,37 +150,37 @@ def evaluate(
         seed: Seed of the sampled actions.
         device: Where the policy runs.
         task: Task of each initial state, ``[J]`` int64; None for a single one.
-        greedy: Take the most likely token each time, as a policy that follows tensordict's ``interaction_type`` does
-            (TorchRL's all do), instead of acting as in training.
-        ranks: The processes that the rollouts are dealt out to; each gets the outcome of all.
+        greedy: Take the most likely token each time instead of acting as in training; needs a policy that follows
+            tensordict's ``interaction_type``, as all of TorchRL's do.
+        ranks: The rollouts are split between these processes; each process gets the outcome of all.
 
     Returns:
-        The outcome of every episode that came back; those of a simulator that fails again and again are ``dropped``.
+        The outcome of every completed episode; episodes whose simulator fails repeatedly are ``dropped``.
 
     Raises:
-        RuntimeError: No episode came back.
+        RuntimeError: No episode was completed.
     """
-    turn = torch.arange(episodes) % len(init_states)
-    states = init_states[turn]
-    tasks = torch.zeros_like(states) if task is None else task[turn]
-    mine = ranks.share(torch.arange(episodes))
-    own = [device] if torch.device(device).type == "cuda" else None  # other GPUs belong to other processes
+    position = torch.arange(episodes) % len(init_states)
+    states = init_states[position]
+    tasks = torch.zeros_like(states) if task is None else task[position]
+    share = ranks.share(torch.arange(episodes))
+    devices = [device] if torch.device(device).type == "cuda" else None  # other GPUs belong to other processes
     interaction: Any = set_interaction_type(InteractionType.DETERMINISTIC) if greedy else contextlib.nullcontext()
-    with torch.random.fork_rng(own), interaction:
+    with torch.random.fork_rng(devices), interaction:
         torch.manual_seed(seed)
         ranks.draw_apart(seed)
-        rows = collect_episodes(env, policy, states[mine], mine, device=device, task=tasks[mine])
+        rows = collect_episodes(env, policy, states[share], share, device=device, task=tasks[share])
     rows = ranks.gather_rows(number_episodes(ranks, rows))
-    outcome, kept = episode_outcomes(rows)  # each episode is a group of its own, which says which of them it is
-    lost = torch.ones(episodes, dtype=torch.bool).index_fill(0, kept, False)
+    outcome, index = episode_outcomes(rows)  # each episode is its own group, whose number is the episode's
+    missing = torch.ones(episodes, dtype=torch.bool).index_fill(0, index, False)
     executed = (~rows.get(IS_PAD)).sum(-1)
-    told = rows.select(INSTRUCTION, strict=False)[rows.get(CHUNK_ID) == 0].get(INSTRUCTION, None)
+    texts = rows.select(INSTRUCTION, strict=False)[rows.get(CHUNK_ID) == 0].get(INSTRUCTION, None)
     return Evaluation(
         rows=rows,
-        init_state=states[kept],
-        task=tasks[kept],
+        init_state=states[index],
+        task=tasks[index],
         outcome=outcome,
-        steps=torch.zeros_like(kept).index_add(0, rows.get(EPISODE), executed),
-        instruction=[None] * len(kept) if told is None else told.tolist(),
-        dropped=states[lost].tolist(),
+        steps=torch.zeros_like(index).index_add(0, rows.get(EPISODE), executed),
+        instruction=[None] * len(index) if texts is None else texts.tolist(),
+        dropped=states[missing].tolist(),
     )

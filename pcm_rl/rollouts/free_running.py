@@ -1,4 +1,4 @@
-"""Roll out on workers that go at their own pace, with rows that do not depend on that pace."""
+"""Roll out on asynchronous workers, with rows that do not depend on timing."""
 
 from __future__ import annotations
 
@@ -21,56 +21,56 @@ from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
 
 @dataclass
 class _Episode:
-    """What has been played of one episode."""
+    """The part of an episode that has been played."""
 
     id: int
     init_state: int
     group: int
     task: int
-    told: str | None = None
+    instruction: str | None = None
     parts: list[Part] = field(default_factory=list)
     failures: int = 0
 
     def restart(self) -> None:
-        self.parts, self.told = [], None
+        self.parts, self.instruction = [], None
 
 
 class _Schedule:
-    """Which episodes wait, which worker plays which, and which groups are given up."""
+    """The episodes that wait, the episode that each worker plays, and the groups that are dropped."""
 
     def __init__(self, episodes: list[_Episode], played: list[set[int]], max_tries: int) -> None:
         self.waiting = list(episodes)
         self.playing: dict[int, _Episode] = {}
-        self.lost: set[int] = set()
+        self.dropped_groups: set[int] = set()
         self._played, self._max_tries = played, max_tries
 
     def next(self, worker: int) -> _Episode | None:
-        """The first waiting episode of a task that this worker has played, else that nobody has, else the first."""
+        """The first waiting episode of a task that this worker has played, else that no worker has, else the first."""
         if not self.waiting:
             return None
-        mine, anyones = self._played[worker], set().union(*self._played)
-        ranks = [0 if e.task in mine else 1 if e.task not in anyones else 2 for e in self.waiting]
+        worker_tasks, all_tasks = self._played[worker], set().union(*self._played)
+        ranks = [0 if e.task in worker_tasks else 1 if e.task not in all_tasks else 2 for e in self.waiting]
         episode = self.waiting.pop(ranks.index(min(ranks)))
-        mine.add(episode.task)
+        worker_tasks.add(episode.task)
         self.playing[worker] = episode
         return episode
 
     def failed(self, failure: Failure) -> None:
-        """Has the episode played again, or gives its group up."""
+        """Queues the episode again, or drops its group."""
         episode = self.playing.pop(failure.worker)
         episode.restart()
         episode.failures += 1
         if episode.failures < self._max_tries:
             self.waiting.insert(0, episode)
-        elif episode.group not in self.lost:
-            self.lost.add(episode.group)
+        elif episode.group not in self.dropped_groups:
+            self.dropped_groups.add(episode.group)
             warnings.warn(
                 f"group {episode.group} is left out: the episode from initial state {episode.init_state} failed "
                 f"{episode.failures} times, the last time because of: {failure.reason}",
                 RuntimeWarning,
                 stacklevel=4,
             )
-        self.waiting = [e for e in self.waiting if e.group not in self.lost]
+        self.waiting = [e for e in self.waiting if e.group not in self.dropped_groups]
 
 
 def collect_from_workers(
@@ -88,10 +88,10 @@ def collect_from_workers(
     readers = observation_readers(env.single_observation_space)
     tasks = [0] * len(init_state) if task is None else task.tolist()
     episodes = [
-        _Episode(i, *about) for i, about in enumerate(zip(init_state.tolist(), group.tolist(), tasks, strict=True))
+        _Episode(i, *fields) for i, fields in enumerate(zip(init_state.tolist(), group.tolist(), tasks, strict=True))
     ]
     schedule = _Schedule(episodes, env.played, max_tries)
-    env.cancel()  # what an interrupted caller may have left under way
+    env.cancel()  # commands that an interrupted caller may have left
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while schedule.waiting or schedule.playing:
             for worker in env.free:
@@ -104,23 +104,23 @@ def collect_from_workers(
                     continue
                 episode = schedule.playing[result.worker]
                 _record(episode, result)
-                if result.terminated or result.truncated or episode.group in schedule.lost:
+                if result.terminated or result.truncated or episode.group in schedule.dropped_groups:
                     del schedule.playing[result.worker]
                     continue
                 ready.append((episode, result))
-            for asking in _calls(policy, ready):
-                seeds = [_seed_of(base, episode.id, len(episode.parts)) for episode, _ in asking]
+            for pairs in _calls(policy, ready):
+                seeds = [_seed_of(base, episode.id, len(episode.parts)) for episode, _ in pairs]
                 with _sampling(policy, seeds, device):
-                    chunks = _act(policy, asking, readers, device)
-                for (_, answer), chunk in zip(asking, chunks, strict=True):
+                    chunks = _act(policy, pairs, readers, device)
+                for (_, answer), chunk in zip(pairs, chunks, strict=True):
                     env.send(answer.worker, chunk)
-    return _rows(episodes, schedule.lost, group)
+    return _rows(episodes, schedule.dropped_groups, group)
 
 
 def _record(episode: _Episode, answer: Answer) -> None:
-    """Complete the row of the chunk that this answers, or note the instruction that came with the reset."""
+    """Complete the row of the chunk that was executed, or record the instruction that came with the reset."""
     if not episode.parts:
-        episode.told = answer.info.get("instruction")
+        episode.instruction = answer.info.get("instruction")
         return
     info = answer.info
     values = (answer.reward, answer.terminated, answer.truncated, info["action_is_pad"], info["success"])
@@ -128,28 +128,28 @@ def _record(episode: _Episode, answer: Answer) -> None:
 
 
 def _calls(policy: Policy, ready: list[tuple[_Episode, Answer]]) -> list[list[tuple[_Episode, Answer]]]:
-    """Who is decided for in one call: all who wait, where the policy samples each row under a seed of its own."""
+    """The episodes of each call of the policy: all that wait if it samples each row with its own seed, else one."""
     if not ready:
         return []
-    return [ready] if isinstance(policy, SamplesRows) else [[one] for one in ready]
+    return [ready] if isinstance(policy, SamplesRows) else [[pair] for pair in ready]
 
 
 def _act(
-    policy: Policy, asking: list[tuple[_Episode, Answer]], readers: dict[NestedKey, Reader], device: torch.device
+    policy: Policy, pairs: list[tuple[_Episode, Answer]], readers: dict[NestedKey, Reader], device: torch.device
 ) -> np.ndarray:
-    """The next chunk of each episode, ``[n, L, D]``; its row is begun."""
-    count = torch.tensor([len(episode.parts) for episode, _ in asking])
-    seen = [read_observation(readers, answer.observation) for _, answer in asking]
+    """The next chunk of each episode, ``[n, L, D]``; starts its row."""
+    count = torch.tensor([len(episode.parts) for episode, _ in pairs])
+    observations = [read_observation(readers, answer.observation) for _, answer in pairs]
     part = decide(
         policy,
-        {key: torch.stack([one[key] for one in seen]) for key in seen[0]},
-        [episode.told for episode, _ in asking],
-        init_state=torch.tensor([episode.init_state for episode, _ in asking]),
+        {key: torch.stack([observation[key] for observation in observations]) for key in observations[0]},
+        [episode.instruction for episode, _ in pairs],
+        init_state=torch.tensor([episode.init_state for episode, _ in pairs]),
         chunk=count,
         device=device,
     )
-    part |= {EPISODE: torch.tensor([episode.id for episode, _ in asking]), CHUNK_ID: count}
-    for i, (episode, _) in enumerate(asking):
+    part |= {EPISODE: torch.tensor([episode.id for episode, _ in pairs]), CHUNK_ID: count}
+    for i, (episode, _) in enumerate(pairs):
         episode.parts.append({key: value[i : i + 1].clone() for key, value in part.items()})
     return part[CHUNK].numpy()
 
@@ -160,7 +160,7 @@ def _seed_of(*entropy: int) -> int:
 
 @contextlib.contextmanager
 def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterator[None]:
-    """Seed what the policy samples with; :func:`torch.manual_seed` would reach devices that are not restored."""
+    """Seed the policy's sampling; :func:`torch.manual_seed` would also seed devices that are not restored."""
     if isinstance(policy, SamplesRows):
         with policy.seeded(seeds):
             yield
@@ -172,12 +172,13 @@ def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterato
     yield
 
 
-def _rows(episodes: list[_Episode], lost: set[int], group: Tensor) -> TensorDict:
-    whole = [episode for episode in episodes if episode.group not in lost]
-    if not whole:
+def _rows(episodes: list[_Episode], dropped_groups: set[int], group: Tensor) -> TensorDict:
+    complete = [episode for episode in episodes if episode.group not in dropped_groups]
+    if not complete:
         raise RuntimeError("no episode is left: every group was given up; the warnings say why")
-    for i, episode in enumerate(whole):
+    for i, episode in enumerate(complete):
         for part in episode.parts:
             part[EPISODE].fill_(i)
-    kept = group[torch.tensor([episode.id for episode in whole])]
-    return assemble([part for episode in whole for part in episode.parts], kept, [episode.told for episode in whole])
+    parts = [part for episode in complete for part in episode.parts]
+    group_of_episode = group[torch.tensor([episode.id for episode in complete])]
+    return assemble(parts, group_of_episode, [episode.instruction for episode in complete])

@@ -1,4 +1,4 @@
-"""Initial states: training and evaluation never share one, and a saved cursor continues the same sequence."""
+"""Initial states: none is used for both training and evaluation; a saved cursor continues the sequence."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from pcm_rl.config import Config, ConfigError
 
 
 class InitialStates:
-    """Splits each task's initial states and deals out those for training.
+    """Splits each task's initial states and gives those for training in order.
 
-    A finite set (LIBERO's 50) is permuted by the seed; the first ``held_out`` are for evaluation, the rest are dealt
-    epoch by epoch, each epoch reshuffled. Where there is no fixed number, states ``0 .. held_out - 1`` are for
-    evaluation and training counts upwards from there (offset by the seed), never meeting one twice.
+    A finite set (LIBERO's 50) is permuted by the seed; the first ``held_out`` are for evaluation, the others for
+    training, reshuffled in each epoch. Where the number is unlimited, states ``0 .. held_out - 1`` are for evaluation,
+    and training counts upwards from there (offset by the seed), each state once.
 
     With several tasks, state ``s`` of task ``t`` has the number ``t * total + s`` (see ``MultiTaskEnv``), every task
     holds out the same ``s``, and the tasks take turns.
 
     Args:
-        total: Number of initial states a task, None for unlimited.
-        held_out: States a task kept for evaluation.
+        total: Number of initial states of each task, None for unlimited.
+        held_out: States of each task kept for evaluation.
         seed: Seed of the split and of the order.
         tasks: T.
 
     Raises:
-        ValueError: If nothing would be left to train on, or several tasks have unlimited states.
+        ValueError: If no training state would be left, or several tasks have unlimited states.
     """
 
     def __init__(self, total: int | None, held_out: int, seed: int = 0, tasks: int = 1) -> None:
@@ -69,52 +69,53 @@ class InitialStates:
         if self.total is None:
             return self._first + torch.tensor(turns)
         orders: dict[tuple[int, int], Tensor] = {}
-        dealt = []
+        states = []
         for turn in turns:
             position, task = divmod(turn, self.tasks)
             epoch, place = divmod(position, len(self._train))
             if (task, epoch) not in orders:
                 orders[task, epoch] = self._epoch_order(epoch, task)
-            dealt.append(orders[task, epoch][place] + task * self.total)
-        return torch.stack(dealt)
+            states.append(orders[task, epoch][place] + task * self.total)
+        return torch.stack(states)
 
     def _epoch_order(self, epoch: int, task: int) -> Tensor:
         generator = torch.Generator().manual_seed((self.seed + 7919 * task) * 100_003 + epoch + 1)
         return self._train[torch.randperm(len(self._train), generator=generator)]
 
     def describe(self) -> dict[str, str]:
-        """Which states (of each task) are used for what, for the report."""
+        """The states (of each task) for training and for evaluation, for the report."""
         if self.total is None:
             return {"train": f"unlimited, from {self._first} on", "evaluation": f"0-{self.held_out - 1}"}
         return {"train": _join(self._train), "evaluation": _join(self._evaluation)}
 
     def check_start(self, policy_held_out: str | None) -> None:
-        """Refuse to go on with a policy that may have seen this split's evaluation states.
+        """Refuse a policy that may have been trained on this split's evaluation states.
 
         Args:
             policy_held_out: The evaluation states of the run that made the policy, as :meth:`describe` gives them; None
-                where that is not known.
+                where they are unknown.
 
         Raises:
-            ConfigError: If one of this split's evaluation states was none then.
+            ConfigError: If an evaluation state of this split was a training state of that run.
         """
         if policy_held_out is None:
             return
-        mine = self.evaluation if self.total is None else self._evaluation
-        seen = sorted(set(mine.tolist()) - _parse(policy_held_out))
-        if seen:
-            more = f" and {len(seen) - 5} more" if len(seen) > 5 else ""
+        evaluation = self.evaluation if self.total is None else self._evaluation
+        trained_on = sorted(set(evaluation.tolist()) - _parse(policy_held_out))
+        if trained_on:
+            more = f" and {len(trained_on) - 5} more" if len(trained_on) > 5 else ""
             raise ConfigError(
-                f"the policy may have been trained on initial states {seen[:5]}{more}, which seed {self.seed} holds "
-                f"out for evaluation with eval_states={self.held_out}; use the seed and eval_states it was made with"
+                f"the policy may have been trained on initial states {trained_on[:5]}{more}, which seed {self.seed} "
+                f"holds out for evaluation with eval_states={self.held_out}; use the seed and eval_states it was made "
+                "with"
             )
 
     def check_policy(self, origin: dict[str, str], env_id: str) -> None:
-        """:meth:`check_start` with what a policy's file says of its origin; one of another environment may pass.
+        """:meth:`check_start` with the metadata of a policy's file; a policy of another environment passes.
 
         Args:
             origin: The file's metadata.
-            env_id: The environment that these states are of.
+            env_id: The environment of these states.
 
         Raises:
             ConfigError: As :meth:`check_start`.

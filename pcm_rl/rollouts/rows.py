@@ -1,4 +1,4 @@
-"""What both ways of collecting share: a decision of the policy, what came of it, and rows made of both."""
+"""Shared by both ways of collecting: a decision of the policy, its outcome, and the rows made from them."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Part = dict[NestedKey, Tensor]
 
 
 def listens(policy: Policy) -> bool:
-    """Whether a policy reads instructions; another one would only be slowed down by a text in every row."""
+    """Whether a policy reads instructions; a text in every row would only slow down other policies."""
     return INSTRUCTION in getattr(policy, "in_keys", (INSTRUCTION,))
 
 
 def decide(
     policy: Policy,
     observation: Mapping[NestedKey, Tensor],
-    told: Sequence[str | None],
+    instructions: Sequence[str | None],
     *,
     init_state: Tensor,
     chunk: Tensor,
@@ -48,37 +48,37 @@ def decide(
     Args:
         policy: Writes tokens, chunk and log-probs.
         observation: Keys of the schema ``[n, ...]``.
-        told: Instruction of each, or Nones.
-        init_state: Where the episodes started, ``[n]``.
-        chunk: How many chunks they have had, ``[n]``.
+        instructions: One for each environment, or Nones.
+        init_state: Initial states of the episodes, ``[n]``.
+        chunk: Number of chunks executed so far, ``[n]``.
         device: Where the policy runs.
 
     Returns:
-        The observation, and what the policy writes: tokens, chunk and log-probs ``[n, L, D]`` and whatever else stands
-        in its ``out_keys``, on the CPU.
+        The observation, and the policy's entries: tokens, chunk and log-probs ``[n, L, D]`` and the rest of its
+        ``out_keys``, on the CPU.
 
     Raises:
         FloatingPointError: A log-prob or an action is not finite.
     """
-    seen = TensorDict(dict(observation), batch_size=[len(told)])
-    if told[0] is not None and listens(policy):
-        seen.set(INSTRUCTION, NonTensorStack(*told))
+    inputs = TensorDict(dict(observation), batch_size=[len(instructions)])
+    if instructions[0] is not None and listens(policy):
+        inputs.set(INSTRUCTION, NonTensorStack(*instructions))
     with torch.no_grad():
-        out = policy(seen.to(device)).to("cpu")
+        out = policy(inputs.to(device)).to("cpu")
     finite = torch.isfinite(out.get(LOG_PROBS)).flatten(1).all(1) & torch.isfinite(out.get(CHUNK)).flatten(1).all(1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
-        task = f" ({told[row]})" if told[row] is not None else ""
+        task = f" ({instructions[row]})" if instructions[row] is not None else ""
         raise FloatingPointError(
             f"the policy gave a log-prob or an action that is not finite, in the episode from initial state "
             f"{int(init_state[row])}, chunk {int(chunk[row])}{task}; nothing was saved since the last checkpoint"
         )
-    written = dict.fromkeys((CHUNK, TOKENS, LOG_PROBS, *getattr(policy, "out_keys", ())))
-    return {**observation, **{key: out.get(key) for key in written}}
+    keys = dict.fromkeys((CHUNK, TOKENS, LOG_PROBS, *getattr(policy, "out_keys", ())))
+    return {**observation, **{key: out.get(key) for key in keys}}
 
 
 def outcome(reward: Any, terminated: Any, truncated: Any, action_is_pad: Any, success: Any) -> Part:
-    """What came of a chunk in each of n environments: arrays ``[n]``, ``action_is_pad [n, L]``."""
+    """The outcome of a chunk in each of n environments: arrays ``[n]``, ``action_is_pad [n, L]``."""
     return {
         IS_PAD: torch.from_numpy(np.asarray(action_is_pad, dtype=bool)),
         SUCCESS: torch.from_numpy(np.asarray(success, dtype=bool)),
@@ -88,30 +88,30 @@ def outcome(reward: Any, terminated: Any, truncated: Any, action_is_pad: Any, su
     }
 
 
-def assemble(parts: Sequence[Part], group: Tensor, told: Sequence[str | None]) -> TensorDict:
+def assemble(parts: Sequence[Part], group: Tensor, instructions: Sequence[str | None]) -> TensorDict:
     """Rows of whole episodes, in order.
 
     Args:
         parts: Each ``[n]`` rows with :data:`EPISODE` and :data:`CHUNK_ID`, of one episode or several. They are emptied,
             so that images are not held twice.
         group: Group of each episode, ``[I]``.
-        told: Instruction of each episode, ``[I]``, or Nones.
+        instructions: One for each episode, ``[I]``, or Nones.
 
     Returns:
-        ``[M]`` rows, ``success`` that of the whole episode.
+        ``[M]`` rows; ``success`` is that of the whole episode.
     """
     episode, chunk_id = (torch.cat([part[key] for part in parts]) for key in (EPISODE, CHUNK_ID))
     order = (episode * (chunk_id.max() + 1) + chunk_id).argsort()
     rows = TensorDict({}, batch_size=[len(order)])
     for key in list(parts[0]):
         rows.set(key, torch.cat([part.pop(key) for part in parts])[order])
-    won = torch.zeros(len(group), dtype=torch.bool)
-    won[rows[EPISODE][rows[SUCCESS]]] = True
-    rows[SUCCESS] = won[rows[EPISODE]]
+    success = torch.zeros(len(group), dtype=torch.bool)
+    success[rows[EPISODE][rows[SUCCESS]]] = True
+    rows[SUCCESS] = success[rows[EPISODE]]
     rows[GROUP] = group[rows[EPISODE]]
     rows[DONE] = rows["next", "terminated"] | rows["next", "truncated"]
-    said = [told[i] for i in rows[EPISODE].tolist()]
-    return rows if said[0] is None else set_texts(rows, {INSTRUCTION: said})
+    texts = [instructions[i] for i in rows[EPISODE].tolist()]
+    return rows if texts[0] is None else set_texts(rows, {INSTRUCTION: texts})
 
 
 def episode_outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
@@ -122,20 +122,20 @@ def episode_outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
 
 
 def rollout_metrics(rows: TensorDictBase, signal: Tensor, groups: int) -> dict[str, float]:
-    """What a step's rollouts were, as columns of ``metrics.csv``.
+    """A summary of a step's rollouts, as columns of ``metrics.csv``.
 
     Args:
         rows: ``[M]`` rows of all processes.
         signal: ``[M]`` bool, rows of groups with both outcomes.
-        groups: Groups that were asked for.
+        groups: Number of groups that were requested.
     """
     success, group = episode_outcomes(rows)
-    found = len(group.unique())
+    collected = len(group.unique())
     return {
         "success": float(success.float().mean()),
         "trajectories": len(success),
-        "groups": found,
+        "groups": collected,
         "groups_mixed": len(rows.get(GROUP)[signal].unique()),
-        "groups_dropped": groups - found,
+        "groups_dropped": groups - collected,
         "env_steps": int((~rows.get(IS_PAD)).sum()),
     }

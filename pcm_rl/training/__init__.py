@@ -1,1 +1,1 @@
-"""A run: what it is built of, its loop, checkpoints, and what an update costs."""
+"""A run: its parts, its loop, checkpoints, and the cost of an update."""

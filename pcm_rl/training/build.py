@@ -14,7 +14,7 @@ from tensordict import TensorDict, TensorDictBase
 from torch import Tensor
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.algos.credit import GROUP_CREDIT, Credit, credit_of_ones_own
+from pcm_rl.algos.credit import GROUP_CREDIT, Credit, plugin_credit
 from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_features
 from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
 from pcm_rl.envs.chunked import observation_readers, read_observation
@@ -23,7 +23,7 @@ from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, lack
 from pcm_rl.support.plugins import load_plugin
 from pcm_rl.training.checkpoint import load_policy
 
-FEATURE_ROWS = 64  # rows of a forward that a critic's features cost
+FEATURE_ROWS = 64  # rows of a forward pass for a critic's features
 
 
 def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
@@ -31,7 +31,7 @@ def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
 
     Raises:
         ConfigError: If the family refuses its settings or the environment, its chunks are not the environment's, or the
-            configuration asks for what the policy does not offer.
+            policy lacks something that the configuration needs.
     """
     action_space = env.single_action_space
     assert isinstance(action_space, spaces.Box)
@@ -49,73 +49,73 @@ def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
 
 
 def policy_for(
-    chosen: PolicyConfig, observation_space: spaces.Space[Any] | None, action_space: spaces.Box, device: str
+    section: PolicyConfig, observation_space: spaces.Space[Any] | None, action_space: spaces.Box, device: str
 ) -> VLAWrapperBase:
     """A policy of the family that ``policy.family`` names; see :mod:`pcm_rl.policies.family`.
 
     Args:
-        chosen: The section ``policy``.
-        observation_space: Of one environment; None for an export, which builds none.
+        section: The section ``policy``.
+        observation_space: Of one environment; None for an export, which builds no environment.
         action_space: ``Box [L, D]``.
         device: Of its weights.
 
     Raises:
-        ConfigError: If the family refuses its settings or the spaces, or gives something that is no token policy.
+        ConfigError: If the family refuses its settings or the spaces, or returns something that is no token policy.
     """
-    built_in = chosen.family in FAMILIES
-    settings = dataclasses.asdict(getattr(chosen, chosen.family)) if built_in else dict(chosen.options)
+    built_in = section.family in FAMILIES
+    settings = dataclasses.asdict(getattr(section, section.family)) if built_in else dict(section.options)
     try:
-        make = load_plugin(FAMILIES.get(chosen.family, chosen.family))
+        make = load_plugin(FAMILIES.get(section.family, section.family))
     except ValueError as error:
         raise ConfigError(f"policy.family: {error}") from error
     try:
         policy = make(observation_space, action_space, device=device, **settings)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"policy.family={chosen.family}: {error}") from error
+        raise ConfigError(f"policy.family={section.family}: {error}") from error
     if lacking := lacks(policy):
         raise ConfigError(
-            f"policy.family={chosen.family} made a {type(policy).__name__} without {', '.join(lacking)}; see "
+            f"policy.family={section.family} made a {type(policy).__name__} without {', '.join(lacking)}; see "
             "pcm_rl.policies.family.TokenPolicy"
         )
     expected = (policy.chunk_size, policy.action_dim)
     if action_space.shape != expected:
         raise ConfigError(
-            f"policy.family={chosen.family}: its chunks are {expected}, the environment's {action_space.shape}"
+            f"policy.family={section.family}: its chunks are {expected}, the environment's {action_space.shape}"
         )
-    made: VLAWrapperBase = policy
-    return made
+    token_policy: VLAWrapperBase = policy
+    return token_policy
 
 
 def make_credit(config: Config, env: VectorEnv, policy: VLAWrapperBase) -> Credit:
-    """What gives chunks their advantage.
+    """The credit of the section ``advantage``.
 
     Raises:
-        ConfigError: If the environment gives no state and the critic reads one, or the credit that is named is none.
+        ConfigError: If the environment gives no state and the critic reads one, or ``advantage.name`` names no credit.
     """
-    chosen = config.advantage
-    if chosen.name == "group":
+    section = config.advantage
+    if section.name == "group":
         return GROUP_CREDIT
-    if chosen.name != "critic":
+    if section.name != "critic":
         try:
-            return credit_of_ones_own(chosen.name, chosen.options)
+            return plugin_credit(section.name, section.options)
         except ValueError as error:
             raise ConfigError(f"advantage.name: {error}") from error
     features = critic_features(config, policy)
     example = _example_row(env, policy)
-    if chosen.features == "state" and STATE not in example.keys(include_nested=True):
+    if section.features == "state" and STATE not in example.keys(include_nested=True):
         raise ConfigError(
             f"advantage.name=critic reads {STATE}, which {config.env.id} does not give; use advantage.features=policy, "
             "features of your own (module:function), or advantage.name=group"
         )
     width = features(example).shape
     if len(width) != 2 or width[0] != 1:
-        raise ConfigError(f"advantage.features={chosen.features} gives {tuple(width)} for one row, expected [1, F]")
+        raise ConfigError(f"advantage.features={section.features} gives {tuple(width)} for one row, expected [1, F]")
     critic = SuccessCritic(
         width[1],
         config.env.max_chunks,
-        lam=chosen.lam,
-        steps=chosen.steps,
-        lr=chosen.lr,
+        lam=section.lam,
+        steps=section.steps,
+        lr=section.lr,
         seed=config.seed,
         features=features,
     )
@@ -123,10 +123,10 @@ def make_credit(config: Config, env: VectorEnv, policy: VLAWrapperBase) -> Credi
 
 
 def critic_features(config: Config, policy: VLAWrapperBase) -> Features:
-    """What a critic sees of each row: ``rows [M] -> [M, F]``.
+    """The features that a critic reads: ``rows [M] -> [M, F]``.
 
     Raises:
-        ConfigError: If the policy gives none, or ``advantage.features`` names nothing that can be called.
+        ConfigError: If the policy has no features, or ``advantage.features`` names nothing that can be called.
     """
     name = config.advantage.features
     if name == "state":
@@ -136,10 +136,10 @@ def critic_features(config: Config, policy: VLAWrapperBase) -> Features:
             raise ConfigError(f"advantage.features=policy: {config.policy.family} gives none (a method features(rows))")
         return _features_of(policy, torch.device(config.device))
     try:
-        found: Features = load_plugin(name)
+        features: Features = load_plugin(name)
     except ValueError as error:
         raise ConfigError(f"advantage.features: {error}") from error
-    return found
+    return features
 
 
 def _features_of(policy: GivesFeatures, device: torch.device) -> Features:
@@ -150,10 +150,10 @@ def _features_of(policy: GivesFeatures, device: torch.device) -> Features:
 
 
 def _example_row(env: VectorEnv, policy: VLAWrapperBase) -> TensorDict:
-    """One row with an empty observation, as a critic's features get it."""
+    """One row with an observation of zeros, for a critic's features."""
     space = env.single_observation_space
-    seen = read_observation(observation_readers(space), create_empty_array(space, n=1, fn=_zeros))
-    row = TensorDict(dict(seen), batch_size=[1])
+    observation = read_observation(observation_readers(space), create_empty_array(space, n=1, fn=_zeros))
+    row = TensorDict(dict(observation), batch_size=[1])
     return row.set("language_instruction", "do it") if "language_instruction" in policy.in_keys else row
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints: safetensors and JSON, which replace the older ones in one move. Nothing is ever unpickled."""
+"""Checkpoints: safetensors and JSON, which replace older ones in one move. Nothing is unpickled."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save_checkpoint(
     critic: nn.Module | None = None,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write everything that a run depends on; an older checkpoint of that name stays until the new one is complete.
+    """Write the whole state of a run; an older checkpoint of that name stays until the new one is complete.
 
     Args:
         folder: The checkpoint, a folder.
@@ -48,9 +48,9 @@ def save_checkpoint(
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """Where the last complete checkpoint of that name is; None if there is none.
+    """The folder of the last complete checkpoint of that name; None if there is none.
 
-    It is not ``folder`` itself if a save was cut between its two moves.
+    It is not ``folder`` itself if a save was interrupted between its two moves.
     """
     return next((place for place in (folder, _previous(folder)) if (place / "state.json").is_file()), None)
 
@@ -70,12 +70,12 @@ def load_checkpoint(
 
     Raises:
         FileNotFoundError: If there is no complete checkpoint.
-        ValueError: If it is of another format, does not fit the policy, or holds no critic where one is wanted.
+        ValueError: If it has another format, does not fit the policy, or lacks a critic that the run needs.
     """
-    found = find_checkpoint(folder)
-    if found is None:
+    complete = find_checkpoint(folder)
+    if complete is None:
         raise FileNotFoundError(f"no checkpoint at {folder}; a run writes one every save_every steps and at its end")
-    folder = found
+    folder = complete
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     if state.get("format") != FORMAT:
         raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
@@ -92,7 +92,7 @@ def load_checkpoint(
 def save_policy(policy: nn.Module, path: Path, metadata: dict[str, str] | None = None) -> None:
     """Write a policy's weights, contiguous and on the CPU, with string ``metadata``.
 
-    Frozen parameters are left out: they are those of the checkpoint that the policy was built from.
+    Frozen parameters are left out: the checkpoint that the policy was built from has them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {key: value.detach().cpu().contiguous().clone() for key, value in _trained_state(policy).items()}

@@ -1,4 +1,4 @@
-"""The end of a run: what an update cost, films, summary, report."""
+"""The end of a run: cost of an update, films, summary, report."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ def report_run(
     summary: dict[str, Any],
     say: Callable[[str], None],
 ) -> None:
-    """Write what a finished run shows, and say where it is.
+    """Write films, summary and report of a finished run, and say where the report is.
 
     Args:
         config: The run.
         policy: As trained.
-        batch: ``[M]`` rows with a signal of the last step that had some, to measure updates on; may be empty.
+        batch: ``[M]`` rows with a signal, of the last step that had any; updates are measured on them. May be empty.
         probs: Keep probabilities, ``[K]``.
         evaluation: The last one.
         summary: Written as ``summary.json``, the measured costs added.
-        say: Gets each line for a person.
+        say: Called with each line of text.
     """
     if len(batch):
         write_budget(config, batch)

@@ -1,4 +1,4 @@
-"""What a run will cost, from one batch: seconds a step, what chunk selection can gain, and what fits into memory."""
+"""Forecast of a run's cost from one batch: seconds per step, possible gain of chunk selection, and memory."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pcm_rl.training.memory import ROOM, available_bytes, row_bytes
 from pcm_rl.training.update_cost import UpdateCost
 
 GIB = 2**30
-ADAM = 3  # floats a trained parameter: gradient and two moments
+ADAM = 3  # floats per trained parameter: gradient and two moments
 
 
 def time_lines(costs: Sequence[UpdateCost], rollout_s: float, config: Config) -> list[str]:
-    """Seconds of a step and of a run, and how much of a step there is to gain.
+    """Seconds of a step and of a run, and the possible gain in a step.
 
     Args:
         costs: Of the update, the run's method and ``full-valid`` among them.
-        rollout_s: Seconds of collecting a step's trajectories.
+        rollout_s: Seconds to collect a step's trajectories.
         config: The run.
     """
-    cost = {entry.method: entry for entry in costs}
-    selected, full = cost[config.method], cost["full-valid"]
+    cost_of = {cost.method: cost for cost in costs}
+    selected, full = cost_of[config.method], cost_of["full-valid"]
     step = rollout_s + selected.select_s + selected.update_s
     full_step = rollout_s + full.update_s
     trajectories, total = config.groups * config.group_size, duration(config.steps * step)
@@ -42,10 +42,10 @@ def time_lines(costs: Sequence[UpdateCost], rollout_s: float, config: Config) ->
 
 
 def memory_lines(policy: VLAWrapperBase, rows: TensorDictBase) -> list[str]:
-    """What the weights and their training take, and how large a micro-batch may be.
+    """Memory of the weights and their training, and the largest micro-batch.
 
     Args:
-        policy: The policy; a row goes forward and backward through it, recomputing its blocks and, in the end, not.
+        policy: A row goes forward and backward through it, with its blocks recomputed, then without.
         rows: ``[M]`` recorded rows.
     """
     weights, trained = _bytes(policy), sum(p.numel() for p in policy.parameters() if p.requires_grad)
@@ -57,11 +57,13 @@ def memory_lines(policy: VLAWrapperBase, rows: TensorDictBase) -> list[str]:
     for recompute in (True, False) if isinstance(policy, Recomputes) else (False,):
         if isinstance(policy, Recomputes):
             policy.set_checkpointing(recompute)
-        each = row_bytes(policy, rows)
-        fitting = int(ROOM * free / max(each, 1))
-        tokens = f", update.micro_tokens={fitting * _tokens(policy, rows)}" if isinstance(policy, CountsTokens) else ""
+        bytes_per_row = row_bytes(policy, rows)
+        max_rows = int(ROOM * free / max(bytes_per_row, 1))
+        tokens = f", update.micro_tokens={max_rows * _tokens(policy, rows)}" if isinstance(policy, CountsTokens) else ""
         how = "blocks computed again in the backward pass" if recompute else "everything kept"
-        lines.append(f"  {how}: {each / 2**20:.1f} MiB a chunk, so at most update.micro_rows={fitting}{tokens}")
+        lines.append(
+            f"  {how}: {bytes_per_row / 2**20:.1f} MiB a chunk, so at most update.micro_rows={max_rows}{tokens}"
+        )
     return lines
 
 

@@ -1,4 +1,4 @@
-"""GRPO with chunk selection, without rollouts: advantage, selection, update, and what of it is saved."""
+"""GRPO with chunk selection, without rollouts: advantage, selection, update, and their saved state."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from pcm_rl.training.probe import check_log_probs
 
 
 class GRPO:
-    """Policy, credit, rule, loss and optimiser of a run, and what they do with a step's rows.
+    """Policy, credit, rule, loss and optimiser of a run, and the methods that apply them to a step's rows.
 
     Args:
         config: The run.
@@ -45,7 +45,7 @@ class GRPO:
         self.generator = Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
 
     def probe(self, rows: TensorDict, say: Callable[[str], None]) -> None:
-        """Before the first update: do recorded log-probs hold, and does a micro-batch fit into memory?"""
+        """Before the first update: check the recorded log-probs, and whether a micro-batch fits into memory."""
         check_log_probs(self.policy, rows)
         if isinstance(self.policy, Recomputes):
             recompute, reason = wants_checkpointing(self.policy, rows, self.config)
@@ -53,9 +53,11 @@ class GRPO:
             say(f"gradient checkpointing {'on' if recompute else 'off'}: {reason}")
 
     def write_advantage(self, rows: TensorDict) -> Tensor:
-        """Write the advantage of every row; which rows are of groups with both outcomes, ``[M]`` bool.
+        """Write the advantage of every row.
 
-        Without both there is nothing to compare: no other group has a signal, whoever gives the credit.
+        Returns:
+            The rows of groups with both outcomes, ``[M]`` bool. Other groups have no signal, whoever gives the credit:
+            their advantage is 0.
 
         Raises:
             ConfigError: If the credit is not one finite number a row.
@@ -87,7 +89,7 @@ class GRPO:
                 self.ranks.check_parameters(module)
 
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint writes, and restores in place."""
+        """The objects that a checkpoint writes, and restores in place."""
         generators = {"sampler": self.sampler.generator, "minibatches": self.generator}
         if self.credit.generator is not None:
             generators["critic"] = self.credit.generator
@@ -110,7 +112,7 @@ def make_loss(policy: VLAWrapperBase, update: UpdateConfig) -> ChunkGRPOLoss:
 
 
 def make_optimizer(policy: VLAWrapperBase, update: UpdateConfig) -> AdamW:
-    """AdamW over what is trained: everything, or the adapters of a frozen model."""
+    """AdamW over the trained parameters: all of them, or the adapters of a frozen model."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return AdamW(parameters, lr=update.lr, weight_decay=update.weight_decay, fused=True)
 

@@ -1,4 +1,4 @@
-"""How much a backward pass has to keep, and whether that fits."""
+"""The memory that a backward pass needs, and whether it fits."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ ROOM = 0.8  # share of the free memory that activations may take: allocators lea
 
 
 class ActivationMeter:
-    """Counts the bytes that autograd keeps for a backward pass: saved tensors, each storage once, without parameters.
+    """Counts the bytes that autograd keeps for a backward pass: saved tensors, each storage once, no parameters.
 
-    A pass is over when its saved tensors are read back; ``peak`` is the largest pass. On CUDA it is the allocator's
-    peak above what was there before.
+    A pass ends when its saved tensors are read; ``peak`` is that of the largest pass. On CUDA it is the allocator's
+    peak above the memory allocated before.
 
     Args:
         module: Its parameters and buffers are not counted.
-        enabled: False makes it free.
+        enabled: False measures nothing and costs nothing.
     """
 
     def __init__(self, module: nn.Module, *, enabled: bool = True) -> None:
         self.enabled = enabled
         self.peak = 0
-        self._own = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+        self._parameters = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
         self._cuda = next(module.parameters()).is_cuda
         self._alive: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
     def _pack(self, tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self._own:
+        if storage.data_ptr() not in self._parameters:
             self._alive[storage.data_ptr()] = storage.nbytes()
             self.peak = max(self.peak, sum(self._alive.values()))
         return tensor
@@ -64,31 +64,31 @@ class ActivationMeter:
 def wants_checkpointing(policy: VLAWrapperBase, rows: TensorDictBase, config: Config) -> tuple[bool, str]:
     """Whether the blocks of ``policy`` should be computed again in the backward pass instead of kept.
 
-    With ``policy.checkpointing=auto`` one row goes forward and backward, and what it keeps is taken times the rows of
-    a micro-batch.
+    With ``policy.checkpointing=auto`` one row goes forward and backward; its memory is multiplied by the rows of a
+    micro-batch.
 
     Args:
-        policy: Without checkpointing; its gradients are left empty.
+        policy: Without checkpointing; it has no gradients afterwards.
         rows: ``[M]`` recorded rows, at least one.
         config: The run.
 
     Returns:
-        The answer, and the reason in words.
+        The answer, and the reason as text.
     """
-    wish = config.policy.checkpointing
-    if wish != "auto":
-        return wish == "always", f"policy.checkpointing={wish}"
-    each, number = row_bytes(policy, rows), micro_batch_rows(policy, rows, config)
-    need, free = each * number, available_bytes(next(policy.parameters()).device)
-    words = (
-        f"a micro-batch of {number} rows keeps {need / 2**30:.2f} GiB ({each / 2**20:.1f} MiB a row), "
+    setting = config.policy.checkpointing
+    if setting != "auto":
+        return setting == "always", f"policy.checkpointing={setting}"
+    bytes_per_row, number = row_bytes(policy, rows), micro_batch_rows(policy, rows, config)
+    need, free = bytes_per_row * number, available_bytes(next(policy.parameters()).device)
+    reason = (
+        f"a micro-batch of {number} rows keeps {need / 2**30:.2f} GiB ({bytes_per_row / 2**20:.1f} MiB a row), "
         f"{free / 2**30:.1f} GiB are free"
     )
-    return need > ROOM * free, words
+    return need > ROOM * free, reason
 
 
 def row_bytes(policy: VLAWrapperBase, rows: TensorDictBase) -> int:
-    """What the backward pass of one row keeps; the policy's gradients are left empty."""
+    """Bytes that the backward pass of one row keeps; the policy has no gradients afterwards."""
     row = rows[:1].to(next(policy.parameters()).device)
     with ActivationMeter(policy) as meter:
         policy.get_dist(row.select(*policy.in_keys, strict=False)).log_prob(row.get(TOKENS)).sum().backward()
@@ -97,7 +97,7 @@ def row_bytes(policy: VLAWrapperBase, rows: TensorDictBase) -> int:
 
 
 def micro_batch_rows(policy: VLAWrapperBase, rows: TensorDictBase, config: Config) -> int:
-    """Rows of a micro-batch at most, with prompts as short as the shortest of ``rows``."""
+    """Most rows of a micro-batch, with prompts as short as the shortest of ``rows``."""
     update = config.update
     if update.micro_rows is not None:
         return update.micro_rows
@@ -109,7 +109,7 @@ def micro_batch_rows(policy: VLAWrapperBase, rows: TensorDictBase, config: Confi
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free on a device; of a CPU with what the system would give back of its file cache."""
+    """Memory that is free on a device; on a CPU including the file cache that the system can free."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")

@@ -1,4 +1,4 @@
-"""What must hold before a policy is trained: the log-probs recorded at sampling are those that the update works out."""
+"""A check before training: the log-probs recorded at sampling are those that the update computes."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # bfloat16 rounds diffe
 
 
 class ProbeError(FloatingPointError):
-    """The policy does not do what training relies on."""
+    """The policy lacks a property that training needs."""
 
 
 @torch.no_grad()
 def check_log_probs(policy: VLAWrapperBase, rows: TensorDictBase, *, probes: int = 32) -> float:
-    """Work out the log-probs of some recorded rows again, in another batch than they were sampled in.
+    """Compute the log-probs of some recorded rows again, in another batch than at sampling.
 
     Args:
-        policy: As it acted.
+        policy: The policy that acted.
         rows: ``[M]`` recorded rows.
-        probes: How many of them are looked at, evenly over the batch.
+        probes: Number of rows to check, evenly spaced over the batch.
 
     Returns:
         Mean distance of the ratio of new to recorded probability from 1, over executed tokens.
@@ -31,10 +31,10 @@ def check_log_probs(policy: VLAWrapperBase, rows: TensorDictBase, *, probes: int
         ProbeError: If it is above the tolerance of the policy's type: 1e-3, in bfloat16 1e-2.
     """
     index = torch.linspace(0, len(rows) - 1, min(probes, len(rows))).round().long()
-    some = rows[index].to(next(policy.parameters()).device)
-    new = policy.get_dist(some.select(*policy.in_keys, strict=False)).log_prob(some.get(TOKENS))
-    executed = ~some.get(IS_PAD)
-    ratio = (new - some.get(LOG_PROBS)).exp()[executed]
+    probe_rows = rows[index].to(next(policy.parameters()).device)
+    new = policy.get_dist(probe_rows.select(*policy.in_keys, strict=False)).log_prob(probe_rows.get(TOKENS))
+    executed = ~probe_rows.get(IS_PAD)
+    ratio = (new - probe_rows.get(LOG_PROBS)).exp()[executed]
     distance = float((ratio - 1.0).abs().mean())
     tolerance = TOLERANCE.get(getattr(policy, "dtype", torch.float32), TOLERANCE[torch.float32])
     if not distance <= tolerance:

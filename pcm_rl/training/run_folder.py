@@ -1,4 +1,4 @@
-"""The folder of a run: begun once, never overwritten."""
+"""The folder of a run: made once, never overwritten."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_expert(config: Config) -> None:
 
 
 def begin_run_folder(config: Config) -> None:
-    """Make the folder of a new run and write what it is made with.
+    """Make the folder of a new run and write its configuration.
 
     Raises:
         ConfigError: If there is no expert for the demonstrations that the supervised start needs.

@@ -1,4 +1,4 @@
-"""The supervised start: demonstrations, behaviour cloning, and when to stop it."""
+"""The supervised start: demonstrations, and behaviour cloning until a target."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def supervised_start(
     ranks: Ranks,
     say: Callable[[str], None],
 ) -> None:
-    """Behaviour cloning from few demonstrations; with ``sft.steps=0`` the policy stays as it is.
+    """Behaviour cloning from few demonstrations; with ``sft.steps=0`` the policy does not change.
 
-    Several processes do the same steps each: it is short, and the gradients would be the same.
+    All processes do the same steps: the start is short, and the gradients would be the same.
 
     Args:
         policy: Changed in place.
         config: The run.
         generator: Draws the rows.
-        measure: Gives the success on training states, asked now and then where there is an ``sft.target``.
+        measure: Returns the success on training states; called every ``sft.check_every`` steps with an ``sft.target``.
         ranks: The processes; the first one makes the demonstrations.
-        say: Gets each line for a person.
+        say: Called with each line of text.
     """
     sft = config.sft
     if not sft.steps:

@@ -1,6 +1,6 @@
 """GRPO with chunk selection: collect, advantage, select, update, evaluate, save.
 
-Deviations from the paper are in ``docs/deviations.md``, the numbers that a run writes in ``docs/metrics.md``.
+``docs/deviations.md`` lists deviations from the paper, ``docs/metrics.md`` the numbers that a run writes.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from pcm_rl.training.start import supervised_start
 
 EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
 Say = Callable[[str], None]
-say_now = functools.partial(print, flush=True)  # a line a step is for watching, also through a pipe
+say_now = functools.partial(print, flush=True)  # one line per step is visible at once, also through a pipe
 
 
 def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Trainer:
-    """Run ``config`` to its end; the folder then holds metrics, checkpoint and report.
+    """Run ``config`` to its end; its folder then has metrics, checkpoint and report.
 
-    Under ``torchrun`` all its processes train together (see ``docs/distributed.md``).
+    Under ``torchrun`` all processes train together (see ``docs/distributed.md``).
 
     Args:
         config: The run.
         resume: Continue from the folder's checkpoint.
-        say: Gets each line for a person.
+        say: Called with each line of text.
     """
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined(config))
@@ -68,12 +68,12 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
 
 
 class Trainer:
-    """A run: what it consists of, one step of it, and its checkpoints.
+    """A run: its parts, its step, and its checkpoints.
 
     Args:
         config: The run.
-        say: Gets each line for a person.
-        ranks: The processes that train together; the first one writes and talks.
+        say: Called with each line of text.
+        ranks: The processes that train together; the first one writes and prints.
     """
 
     def __init__(self, config: Config, say: Say = say_now, ranks: Ranks = ALONE) -> None:
@@ -90,12 +90,12 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
         self.log: RunLog | None = None
-        self.probed = False  # whether recorded log-probs were worked out again and found equal
-        self.latest: tuple[TensorDictBase, Complete] | None = None  # of the last step with a signal
+        self.probed = False  # whether recorded log-probs were computed again and found equal
+        self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
 
     @property
     def folder(self) -> Path:
-        """Where the run is written."""
+        """The folder of the run."""
         return self.config.folder
 
     # -- one step -----------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ class Trainer:
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
         rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device, task=task)
         if not listens(self.policy):
-            rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than the update
+            rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than an update
         rows.set(PHASE, label_episodes(rows, **phase_rule(config.env)))
         if self.grpo.credit.observe is not None:
             self.grpo.credit.observe(rows)
@@ -141,15 +141,15 @@ class Trainer:
 
     @property
     def shared_entries(self) -> tuple[NestedKey, ...]:
-        """Entries that credit and rule want of all rows, also of those that other processes collected."""
+        """Entries that credit and rule read of all rows, also of rows that other processes collected."""
         return (*self.grpo.credit.reads, *self.grpo.sampler.rule.reads)
 
     def _restarts(self) -> int:
-        """Workers that had to be started again, of all processes."""
+        """Number of restarted workers, of all processes."""
         return sum(self.ranks.gather_json(getattr(self.env, "restarts", 0)))
 
     def record(self, metrics: dict[str, float]) -> None:
-        """Log a step and say it."""
+        """Log a step and print its line."""
         if self.log is not None:
             self.log.step(metrics)
         self.say(step_line(metrics, self.config.steps))
@@ -185,7 +185,7 @@ class Trainer:
         self.save()
 
     def supervised_start(self) -> None:
-        """See :func:`pcm_rl.training.start.supervised_start`; the cursor over training states stays where it is."""
+        """See :func:`pcm_rl.training.start.supervised_start`; the cursor over training states does not move."""
         episodes = self.config.sft.check_episodes
         supervised_start(
             self.policy,
@@ -228,7 +228,7 @@ class Trainer:
 
     @on_first_rank
     def _open_folder(self, after_step: int | None = None) -> None:
-        """Begin the folder, or go on in it behind a step."""
+        """Make the folder, or continue in it after a step."""
         if after_step is None:
             begin_run_folder(self.config)
         self.log = RunLog(self.folder, self.config.logger, after_step, self.grpo.credit.metrics)
@@ -245,6 +245,6 @@ class Trainer:
         save_checkpoint(self.folder / "checkpoint", **self.grpo.saved(), state=state, metadata=self.origin())
 
     def origin(self) -> dict[str, str]:
-        """What a later run has to know of this policy before it starts from it, or exports it."""
+        """Metadata that a later run needs before it starts from this policy, or exports it."""
         chunk = " ".join(map(str, self.env.single_action_space.shape or ()))
         return {"env": self.config.env.id, "held_out": self.states.describe()["evaluation"], "chunk": chunk}

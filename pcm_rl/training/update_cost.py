@@ -1,4 +1,4 @@
-"""What an update costs: seconds, rows and activation memory of each method on one and the same batch."""
+"""The cost of an update: seconds, rows and activation memory of each method on the same batch."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class UpdateCost:
         rows: Chunk rows that went forward and backward.
         select_s: Median seconds of the selection.
         update_s: Median seconds of the update (all minibatches of one pass).
-        activation_bytes: Largest amount that one backward pass had to keep (saved tensors without parameters; on CUDA
-            the peak above what was allocated before).
+        activation_bytes: Largest memory of one backward pass (saved tensors without parameters; on CUDA the peak above
+            the memory allocated before).
     """
 
     method: str
@@ -48,7 +48,7 @@ class UpdateCost:
 
 
 def compared_methods(config: Config) -> dict[str, Method]:
-    """The method of a configuration first, whether or not it has a name, then what it is compared with: full GRPO."""
+    """The method of a configuration first, also without a name, then the baselines: full GRPO."""
     method = Method(config.selection.name, config.selection.padding, config.advantage.name)
     return {config.method: method} | {name: METHODS[name] for name in BASELINES}
 
@@ -63,16 +63,17 @@ def profile_update(
     seconds: float = 60.0,
     probs: Tensor | None = None,
 ) -> list[UpdateCost]:
-    """Measure the update of several methods; what an update has learned is taken back after each.
+    """Measure the update of several methods; each update is undone afterwards.
 
     Args:
-        policy: The policy; in the end as it was.
+        policy: The policy; not changed in the end.
         batch: ``[M]`` rows of complete groups with phases and advantages, no padding rows.
         config: Its ``selection``, ``update`` and ``env.max_chunks`` are used.
         methods: Name -> selection and padding; None takes :func:`compared_methods`. Advantages are those of ``batch``.
-        repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift hits all alike.
-        seconds: No repetition begins after so many. Where updates take minutes, as those of a 7B do, the warm-up is all
-            there is, and it is what is given: its overhead is small beside them.
+        repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift affects all of
+            them.
+        seconds: No repetition begins after this time. Where updates take minutes, as with a 7B model, only the warm-up
+            runs, and its time is returned: the overhead is relatively small.
         probs: Keep probabilities to sample with, ``[K]``; None starts fresh.
 
     Returns:
@@ -115,7 +116,7 @@ def _trial(
     select_s = time.perf_counter() - start
 
     loss, optimizer = make_loss(policy, config.update), make_optimizer(policy, config.update)
-    with _as_before(policy), ActivationMeter(policy, enabled=count_bytes) as meter:
+    with _restored(policy), ActivationMeter(policy, enabled=count_bytes) as meter:
         _wait(policy)
         start = time.perf_counter()
         update_policy(loss, optimizer, kept, config.update, torch.Generator().manual_seed(0))
@@ -125,8 +126,8 @@ def _trial(
 
 
 @contextlib.contextmanager
-def _as_before(policy: VLAWrapperBase) -> Iterator[None]:
-    """Take back what happens to the trainable parameters; only they are copied, not a frozen 7B."""
+def _restored(policy: VLAWrapperBase) -> Iterator[None]:
+    """Restore the trainable parameters afterwards; only they are copied, not a frozen 7B model."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     before = [parameter.detach().clone() for parameter in parameters]
     try:

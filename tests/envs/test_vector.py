@@ -1,4 +1,4 @@
-"""VectorSlot and chunked_vector_env: own options, idling after the end, masks, batched infos."""
+"""VectorMember and chunked_vector_env: own options, idling after the end, masks, batched infos."""
 
 import os
 
@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from pcm_rl.envs.chunked import ChunkedEnv
-from pcm_rl.envs.vector import VectorSlot, chunked_vector_env
+from pcm_rl.envs.vector import VectorMember, chunked_vector_env
 
 L, D = 4, 2
 
@@ -44,7 +44,7 @@ class CountingEnv(gymnasium.Env):
 
 
 def slot(index=1, num_envs=2):
-    return VectorSlot(ChunkedEnv(CountingEnv(), L), index, num_envs)
+    return VectorMember(ChunkedEnv(CountingEnv(), L), index, num_envs)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_an_error_in_a_worker_comes_back():
 
 def test_arguments_are_checked():
     with pytest.raises(ValueError, match="wrap it in ChunkedEnv"):
-        VectorSlot(CountingEnv(), 0)
+        VectorMember(CountingEnv(), 0)
     with pytest.raises(ValueError, match=r"index is 2; expected 0 to 2 - 1"):
         slot(2)
     with pytest.raises(ValueError, match=r"1 entries, expected at least 2"):

@@ -12,7 +12,7 @@ import torch
 
 from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config
-from pcm_rl.processes.launch import check_deal, joined, launched
+from pcm_rl.processes.launch import check_split, joined, launched
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 TINY = [
@@ -154,17 +154,17 @@ def test_a_process_that_fails_or_hangs_ends_all(tmp_path, what, timeout, message
 
 
 def test_what_cannot_be_split_is_refused():
-    check_deal(load_config(None, ["groups=2", "device=cuda"]), 2)
-    check_deal(load_config(None, ["groups=1", "device=cuda:1"]), 1)
+    check_split(load_config(None, ["groups=2", "device=cuda"]), 2)
+    check_split(load_config(None, ["groups=1", "device=cuda:1"]), 1)
     for override, message in (
         ("groups=2", "groups=2 cannot be split between 3 processes; give at least groups=3"),
         ("eval_episodes=1", "eval_episodes=1 cannot"),
         ("device=cuda:1", "device=cuda:1 is one GPU for all 3 processes; give device=cuda"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_deal(load_config(None, [override]), 3)
+            check_split(load_config(None, [override]), 3)
     with pytest.raises(ConfigError, match=r"sft\.check_episodes=2"):
-        check_deal(load_config(None, ["sft.target=0.5", "sft.check_episodes=2"]), 3)
+        check_split(load_config(None, ["sft.target=0.5", "sft.check_episodes=2"]), 3)
 
 
 def test_alone_without_torchrun(monkeypatch, capsys):

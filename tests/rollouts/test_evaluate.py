@@ -50,7 +50,7 @@ def test_evaluation_repeats_and_leaves_the_random_state_alone(reach):
     )
     assert first.init_state.tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert first.success.episodes == 7 and first.success.successes == int(first.outcome.sum())
-    assert first.dropped == [] and first.told(0) is None and "/7)" in first.line()
+    assert first.dropped == [] and first.instruction_of(0) is None and "/7)" in first.line()
 
 
 def test_an_episode_is_its_own_rows(reach):
@@ -99,7 +99,7 @@ def test_dropped_episodes_are_left_out_and_named(monkeypatch):
     assert got.dropped == [13, 13] and "by task 33% 100%, 2 episodes given up" in got.line()
     assert got.steps.tolist() == [1, 1, 1, 1]
     assert (str(got.success), str(got.of_task(1))) == (str(wilson(2, 4)), str(wilson(1, 1)))
-    assert got.of_task(2) is None and got.told(1) == "push" and got.told(2) is None
+    assert got.of_task(2) is None and got.instruction_of(1) == "push" and got.instruction_of(2) is None
     assert (got.first(success=True), got.first(success=False), got.first(success=True, task=1)) == (0, 1, 2)
     assert got.first(success=False, task=1) is None
 

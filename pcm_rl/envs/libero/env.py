@@ -1,8 +1,8 @@
 """The LIBERO simulator as a Gymnasium environment: state observations for CPUs, camera images for VLA policies.
 
 The simulation is LIBERO's own (robosuite 1.4 on MuJoCo, 20 Hz, operational-space control): its tasks, its initial
-states, its test of success. Leaving the cameras out makes a step some twenty times faster, and a policy small enough
-for a CPU possible.
+states, its test of success. Without cameras a step is some twenty times faster, and a policy can be small enough for a
+CPU.
 """
 
 from __future__ import annotations
@@ -70,20 +70,20 @@ class LiberoEnv(SimulatorEnv[Observation]):
     | 30:30+T | `task` | one-hot of the task within the suite | |
 
     Axes are the world's: x away from the robot, y to its left, z up. The workspace's centre is `WORKSPACE_CENTRE` from
-    the robot's base. The opening's speed is there because a closing gripper cannot be told from a closed one without.
+    the robot's base. The opening's speed distinguishes a closing gripper from a closed one.
 
     Target and goal are the first two of the task's objects of interest. A region (a drawer, a burner) is at its site; a
-    region without a site of its own is at the body whose name it begins with; a task with one object of interest has it
-    as both target and goal. Tasks of `libero_10` with more than two show only the first two.
+    region without a site is at the body whose name it begins with; a task with one object of interest has it as both
+    target and goal. Tasks of `libero_10` with more than two show only the first two.
 
     With `observation="pixels"` it is a `Dict`: `image` (agent's view) and `wrist_image`, `[H, W, 3]` uint8 and upright,
     and `proprio [8]` float32, LIBERO's own: position of the end effector (m), its rotation as an axis-angle (rad), both
     fingers (m). `"both"` has `state [30 + T]` besides. OpenVLA's checkpoints were trained on frames rotated by 180
     degrees, the mirror image of an upright one: `image[:, ::-1]`.
 
-    A rendered frame costs as much as several steps of physics. Whoever looks at the last step of a chunk only, as
-    :class:`~pcm_rl.envs.chunked.ChunkedEnv` does, sets `draw_cameras` to False for the others: they repeat the last
-    frame. The end of an episode is always drawn.
+    A rendered frame costs as much as several steps of physics. A wrapper that uses the last step of a chunk only, as
+    :class:`~pcm_rl.envs.chunked.ChunkedEnv` does, sets `draw_cameras` to False for the other steps: they repeat the
+    last frame. The end of an episode is always drawn.
 
     **Reward** is 1 at the step of the first success, and 0 at every other. `info["success"]` is true from that step on.
 
@@ -162,7 +162,7 @@ class LiberoEnv(SimulatorEnv[Observation]):
         simulation = self.simulation
         with libero_package.fixed_global_seed():
             simulation.reset()
-        # Survives both a soft reset and set_init_state, and would make an episode depend on the one before.
+        # Neither a soft reset nor set_init_state clears this; an episode would depend on the one before.
         for robot in simulation.robots:
             robot.gripper.current_action = np.zeros_like(robot.gripper.current_action)
         simulation.set_init_state(init_state)

@@ -1,9 +1,9 @@
 """A scripted pick-and-place expert for :class:`pcm_rl.envs.libero.env.LiberoEnv`: demonstrations without a download.
 
-The expert is a function of the present observation: which of its four phases applies follows from distances, the
-opening of the gripper and the speed of that opening, never from a timer or from memory. A policy that sees the same
-observation can therefore imitate it, the expert can be asked in any state (so that a recorder may execute a perturbed
-action and keep the clean one as the label), and after a slip it simply begins again.
+The expert is a function of the present observation: distances, the opening of the gripper and the speed of that opening
+decide which of its four phases applies, never a timer or memory. A policy that sees the same observation can therefore
+imitate it. The expert can act in any state, so a recorder may execute a perturbed action and keep the clean one as the
+label. After a slip it begins again.
 
 | phase | when | what |
 |---|---|---|
@@ -12,7 +12,7 @@ action and keep the clean one as the label), and after a slip it simply begins a
 | `carry` | the object is between fingers that have come to rest on it | up, across to the goal, and down to it |
 | `release` | as `carry` or `close`, with the object where it belongs | open, still drifting to the goal's middle |
 
-Where an object is held and let go of stands in :mod:`pcm_rl.envs.libero.grasps`.
+Where an object is held and released is in :mod:`pcm_rl.envs.libero.grasps`.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ EXPERT_TASKS: dict[str, tuple[int, ...]] = {
     "libero_spatial": tuple(range(10)),
     "libero_goal": (1, 2, 4, 6, 8, 9),
 }
-"""The tasks that :class:`LiberoExpert` is made for, by suite: those in which one object is picked up and placed."""
+"""The tasks that :class:`LiberoExpert` covers, by suite: those in which one object is picked up and placed."""
 
 VARIANTS = ("lan", "object", "swap")
-"""LIBERO-PRO's variants of a suite in which the tasks are the same: other words, other looks, other places."""
+"""LIBERO-PRO's variants of a suite with the same tasks: other words, other looks, other places."""
 
 PHASES = ("reach", "close", "carry", "release")
 
 _GAIN = 20.0  # action per metre; the arm covers 1.5 cm in a step at an action of 1, so this closes 30 % of the error
-# Action per radian about x, y and z. An arm that is stretched or folded gets stuck when it is held quite upright.
+# Action per radian about x, y and z. A stretched or folded arm gets stuck if it is held exactly upright.
 _TURN_GAIN = np.array([0.5, 0.5, 2.0])
 _HOVER = 0.07  # m above the grasp from which the fingers clear the object
 _APPROACH = 0.05  # m added to it far from the object, to pass above its neighbours
@@ -92,7 +92,7 @@ class LiberoExpert:
 
     Raises:
         TypeError: There is no `LiberoEnv` below the wrappers.
-        ValueError: The expert is not made for the task.
+        ValueError: The expert does not cover the task.
     """
 
     def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
@@ -123,8 +123,8 @@ class LiberoExpert:
         """The expert's action.
 
         Args:
-            observation: `[30 + T]` of the same task, for instance from another process. By default, and in place of a
-                `Dict` with images, the environment's present state is asked for.
+            observation: `[30 + T]` of the same task, for instance from another process. Without it, and for a `Dict`
+                with images, the environment's present state is used.
 
         Returns:
             `[7]` in [-1, 1].
@@ -164,12 +164,12 @@ class LiberoExpert:
         # Tall objects are held below their top, as deep as the fingers reach; flat ones at half their height.
         grasp = middle + self._grasp.offset + np.array([0.0, 0.0, max(0.0, half_height - self._grasp.depth)])
         turn = 0.5 * np.cross(view.eef_columns, self._upright).sum(axis=0)
-        along, across, _ = self._upright @ grasp  # the direction in which the fingers close, and the other
+        along, across, _ = self._upright @ grasp  # in the direction in which the fingers close, and across it
         to_goal = view.goal + self._placement.offset - middle
         return _Errand(
             grasp=grasp,
             turn=turn,
-            # There is half the room in the direction in which the fingers close that there is across it.
+            # In the direction in which the fingers close there is half as much room as across it.
             misaligned=float(np.hypot(along, 0.5 * across) + _YAW_ARM * abs(turn[2])),
             to_goal=to_goal[:2],
             height=float(-to_goal[2] - half_height),
@@ -221,7 +221,7 @@ def _columns(rotation_6d: FloatArray) -> FloatArray:
 
 
 def _check_covered(suite: str, task_id: int) -> None:
-    """Raises unless the task, or the one that it is a variant of, is in `EXPERT_TASKS`."""
+    """Raises unless the task, or the task that it varies, is in `EXPERT_TASKS`."""
     base, _, variant = suite.rpartition("_")
     known = base if variant in VARIANTS and base in EXPERT_TASKS else suite
     if task_id not in EXPERT_TASKS.get(known, ()):
@@ -234,7 +234,7 @@ def _check_covered(suite: str, task_id: int) -> None:
 
 
 def _support(simulation: Any, name: str) -> str:
-    """Name of the object or region that an object begins on or in, by the task's definition; empty if it has none."""
+    """Name of the object or region that an object starts on or in, by the task's definition; empty if there is none."""
     for predicate, *arguments in simulation.env.parsed_problem["initial_state"]:
         if predicate in ("on", "in") and arguments[0] == name:
             return str(arguments[1])
@@ -242,7 +242,7 @@ def _support(simulation: Any, name: str) -> str:
 
 
 def _bounding_box(simulation: Any, name: str) -> tuple[FloatArray, FloatArray]:
-    """Centre `[3]` and half extents `[3]`, in metres and in the body's own frame, of what an object collides with."""
+    """Centre `[3]` and half extents `[3]` of an object's collision geometry, in metres and in the body's frame."""
     model, data = simulation.sim.model._model, simulation.sim.data._data
     body = simulation.env.obj_body_id[name]
     origin, rotation = data.xpos[body], data.xmat[body].reshape(3, 3)

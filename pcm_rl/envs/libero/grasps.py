@@ -1,8 +1,8 @@
-"""Where :class:`pcm_rl.envs.libero.expert.LiberoExpert` holds LIBERO's objects, and where it lets go of them.
+"""Where :class:`pcm_rl.envs.libero.expert.LiberoExpert` holds LIBERO's objects, and where it releases them.
 
-One row a kind of object, goal or support that needs something else than the default; all else is read from the
-observation and from the shape of the target. A row holds for every name that contains its kind, so that the recoloured
-`black_bowl_1` of LIBERO-PRO is handled as the `akita_black_bowl_1` that it replaces.
+One row for each kind of object, goal or support that differs from the default; everything else comes from the
+observation and from the shape of the target. A row applies to every name that contains its kind, so the recoloured
+`black_bowl_1` of LIBERO-PRO is handled like the `akita_black_bowl_1` that it replaces.
 
 Lengths are metres, angles radians, axes the world's: x away from the robot, y to its left, z up.
 """
@@ -33,7 +33,7 @@ class Grasp(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """Where an object is carried and let go of; by default set down gently in the middle of the goal.
+    """Where an object is carried and released; by default set down gently in the middle of the goal.
 
     Heights are those of the object's underside above the goal.
 
@@ -41,7 +41,7 @@ class Placement(NamedTuple):
         travel: Height on the way.
         drop: Lowest and highest height at which the fingers open; the middle between them is aimed at.
         within: Horizontal distance between the object's middle and the goal below which they open.
-        offset: From the origin of the goal's body or site to what counts as the goal here.
+        offset: From the origin of the goal's body or site to the point that counts as the goal.
     """
 
     travel: float = 0.1
@@ -51,7 +51,7 @@ class Placement(NamedTuple):
 
 
 _GRASPS = {
-    "black_bowl": Grasp((0.0, 0.05, 0.0), depth=0.015),  # the rim, on its left: no task has an obstacle there
+    "black_bowl": Grasp((0.0, 0.05, 0.0), depth=0.015),  # the left of the rim: no task has an obstacle there
     "cream_cheese": Grasp((-0.02, 0.0, 0.0)),  # the hand must pass the can beside it
 }
 _PLACEMENTS = {
@@ -61,19 +61,19 @@ _PLACEMENTS = {
     "rack_1_top_region": Placement(offset=(0.0, -0.044, 0.023)),  # 5 cm up the sloping shelf
     "cabinet_1_top_side": Placement(within=0.06),
 }
-# Of bowls. On the cabinet the rim's left is hard to reach, in its drawer the front is in the way there: the near side
-# then, with the fingers along the front, and far enough in for the outer one to pass the drawer's side. The height of
-# travel, too, is another: the bowl has to be lifted clear of where it stands.
+# Bowls on the cabinet or in its drawer: the left of the rim is hard to reach, or the drawer's front blocks it. The
+# expert takes the near side, with the fingers along the front, far enough inside for the outer finger to pass the
+# drawer's side. The height of travel differs too: the bowl must be lifted above its support.
 _RIM_NEAR = Grasp((-0.038, 0.017, 0.0), depth=0.015, yaw=math.radians(66))
 _SUPPORTS = {"cabinet_1_top_region": (_RIM_NEAR, 0.26), "cabinet_1_top_side": (_RIM_NEAR, 0.28)}
 
 
 def handling(target: str, support: str, goal: str) -> tuple[Grasp, Placement]:
-    """How an object is taken from where it stands, and put where it belongs.
+    """How an object is grasped on its support, and how it is placed at its goal.
 
     Args:
         target: Name of the object in the task's definition, such as `akita_black_bowl_1`.
-        support: Name of the object or region that it begins on or in.
+        support: Name of the object or region that it starts on or in.
         goal: Name of the object or region that it is to be put on or in.
 
     Returns:

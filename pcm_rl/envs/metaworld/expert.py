@@ -14,7 +14,7 @@ from pcm_rl.envs.metaworld.env import MetaWorldEnv
 
 
 class MetaWorldExpert:
-    """The policy that MetaWorld has for a task, a function of its own observation alone.
+    """MetaWorld's policy for a task, a function of MetaWorld's observation alone.
 
     Args:
         env: A :class:`~pcm_rl.envs.metaworld.env.MetaWorldEnv`, possibly wrapped.
@@ -36,6 +36,6 @@ class MetaWorldExpert:
     def action(self, observation: NDArray[np.float32]) -> NDArray[np.float32]:
         """The policy's action `[4]` in [-1, 1] at an observation `[39]`."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it asks for more than 1, and says so at every step
+            warnings.simplefilter("ignore")  # its actions exceed 1, and it warns at every step
             action = self._policy.get_action(self._native(observation))
         return np.asarray(action, dtype=np.float32).clip(-1.0, 1.0)

@@ -1,4 +1,4 @@
-"""The tasks of MetaWorld and what a robot would be told to do in each: MetaWorld itself comes without language."""
+"""The tasks of MetaWorld, with an instruction for each: MetaWorld itself has no language."""
 
 INSTRUCTIONS = {
     "assembly-v3": "pick up the ring by its handle and put it over the peg",

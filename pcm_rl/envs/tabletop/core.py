@@ -1,8 +1,8 @@
 """Vectorised NumPy dynamics of the toy table-top tasks, `pick_place` and `reach`.
 
 A gripper with a position and a yaw moves over a table. In `pick_place` it has to grasp an object and leave it in a bin;
-in `reach` it has to pinch at a target pose. The core advances `E` independent environments in lockstep and holds no
-randomness of its own: an initial state is a pure function of an integer, everything after it of the actions.
+in `reach` it has to pinch at a target pose. The core advances `E` independent environments in lockstep and has no
+randomness: an initial state is a pure function of an integer, everything after it a function of the actions.
 
 Every arithmetic operation is elementwise over environments and IEEE-exact (no trigonometry, no reductions over `E`), so
 a trajectory is the same bit for bit whatever the number of environments next to it.
@@ -37,13 +37,13 @@ TABLE_LIMIT: Final = 0.28  # m; a raised edge keeps objects within this distance
 # Gripper: opening 1 = open, 0 = shut.
 GRIPPER_RATE: Final = 0.25  # opening/step, exactly representable so that openings compare exactly
 PINCH_OPENING: Final = 0.25  # the fingers meet the object here; a held object keeps them from closing further
-RELEASE_OPENING: Final = 0.75  # a held object comes free here, two steps after the first open command
+RELEASE_OPENING: Final = 0.75  # at this opening a held object is released, two steps after the first open command
 
 # Grasp: the errors allowed at the step in which the fingers meet.
 GRASP_XY: Final = 0.006  # m, along x and along y
 GRASP_Z: Final = 0.010  # m
 GRASP_YAW: Final = 0.15  # rad
-PUSH_REACH_XY: Final = 0.045  # m; a failed grasp this near shoves the object away
+PUSH_REACH_XY: Final = 0.045  # m; a failed grasp within it pushes the object away
 PUSH_REACH_Z: Final = 0.045  # m
 PUSH_SPEED: Final = 0.006  # m/step, initial; with the friction below the object slides about 2 cm
 PUSH_TWIST: Final = 0.2  # rad
@@ -84,7 +84,7 @@ OBSERVATION: Final[dict[str, slice]] = {
     "opening": slice(8, 9),  # -1 shut, 1 open
     "held": slice(9, 10),  # -1 or 1
     "slip": slice(10, 11),  # -1 empty, 1 full
-    "object_moves": slice(11, 12),  # 1 while it slides or falls on its own, else -1
+    "object_moves": slice(11, 12),  # 1 while it slides or falls freely, else -1
     "to_object": slice(12, 15),  # object - end effector, / COARSE (in `reach`: the target)
     "to_object_yaw": slice(15, 16),  # / YAW_COARSE
     "to_object_fine": slice(16, 19),  # the same / FINE, clipped to [-1, 1]
@@ -103,7 +103,7 @@ _FINE4 = np.array([[FINE], [FINE], [FINE], [YAW_FINE]])
 
 @dataclass(frozen=True)
 class TabletopState:
-    """What one environment looks like, for renderers and tests; metres and radians."""
+    """The state of one environment, for renderers and tests; metres and radians."""
 
     task: Task
     ee: tuple[float, ...]  # x, y, z, yaw of the end effector
@@ -216,7 +216,7 @@ class TabletopCore:
         return (self.success & ~before).astype(np.float64), executed
 
     def observation(self) -> npt.NDArray[np.float32]:
-        """Returns what the policies see, float32 `[E, 26]`, laid out as in `OBSERVATION`."""
+        """Returns the observation of the policies, float32 `[E, 26]`, in the layout of `OBSERVATION`."""
         view = self._view
         np.divide(self._pose - _MIDDLE, _HALF, out=view[0:4])
         np.divide(self._velocity, _TOP, out=view[4:8])
@@ -253,7 +253,7 @@ class TabletopCore:
         velocity += self._pose
         np.maximum(velocity, _LOW, out=velocity)
         np.minimum(velocity, _HIGH, out=velocity)
-        np.subtract(velocity, self._pose, out=self._velocity)  # the motion that the workspace let happen
+        np.subtract(velocity, self._pose, out=self._velocity)  # the motion that the workspace allows
         self._pose[:] = velocity
         self._object += self._velocity * self._held
         if self.task == "pick_place":
@@ -261,11 +261,11 @@ class TabletopCore:
 
     def _manipulate(self, grip: Floats) -> None:
         """Moves the fingers and applies what follows: grasp, release, slip, fall, success; `grip` `[E]`, > 0 closes."""
-        was = self._opening.copy()
+        before = self._opening.copy()
         self._opening += np.where(grip > 0.0, -GRIPPER_RATE, GRIPPER_RATE)
         np.maximum(self._opening, self._held * PINCH_OPENING, out=self._opening)
         np.minimum(self._opening, 1.0, out=self._opening)
-        pinch = (was > PINCH_OPENING) & (self._opening <= PINCH_OPENING) & ~self._held
+        pinch = (before > PINCH_OPENING) & (self._opening <= PINCH_OPENING) & ~self._held
         if self.task == "reach":
             if pinch.any():
                 self.success |= pinch & self._near(REACH_POSITION, REACH_POSITION, REACH_YAW)
@@ -285,7 +285,7 @@ class TabletopCore:
         return near
 
     def _pinch(self, pinch: Bools) -> None:
-        """The fingers meet: a good grasp holds, a bad one near the object shoves it away; `pinch` `[E]`."""
+        """The fingers meet: a good grasp holds, a bad one near the object pushes it away; `pinch` `[E]`."""
         good = pinch & ~self._falling & self._near(GRASP_XY, GRASP_Z, GRASP_YAW)
         self._held |= good
         self._slip[good], self._sliding[good], self._in_bin[good] = 0.0, False, False
@@ -293,12 +293,12 @@ class TabletopCore:
         if bad.size:
             dx, dy = _direction(self._object[0, bad] - self._pose[0, bad], self._object[1, bad] - self._pose[1, bad])
             self._drift[0, bad], self._drift[1, bad], self._drift[2, bad] = PUSH_SPEED * dx, PUSH_SPEED * dy, 0.0
-            # Twists towards zero, so that repeated failures cannot turn the object out of the gripper's reach.
+            # Towards zero, so that repeated failures cannot turn the object beyond the gripper's reach.
             self._object[3, bad] -= np.copysign(PUSH_TWIST, self._object[3, bad])
             self._sliding[bad], self._in_bin[bad] = True, False
 
     def _carry(self) -> None:
-        """Fills or drains the slip meter, and lets go of objects that slip or are released."""
+        """Fills or drains the slip meter, and frees objects that slip or are released."""
         vx, vy, vz = self._velocity[:3]
         excess = np.sqrt(vx * vx + vy * vy + vz * vz) - SLIP_SPEED
         self._slip += np.where(excess > 0.0, excess * (SLIP_FILL / TOP_SPEED), -SLIP_DRAIN)
@@ -314,7 +314,7 @@ class TabletopCore:
         self._slip[free], self._held[free], self._falling[free] = 0.0, False, True
 
     def _drift_free(self, index: Ints) -> None:
-        """Lets objects fall, land, bounce, slide and roll off the rim; `index` `[M]` names their environments."""
+        """Moves free objects, which fall, land, bounce, slide and roll off the rim; `index` `[M]` are environments."""
         position, drift = self._object[:3, index], self._drift[:, index]
         falling, in_bin = self._falling[index], self._in_bin[index]
         drift[2] -= np.where(falling, GRAVITY, 0.0)

@@ -1,8 +1,8 @@
 """Gymnasium side of the toy table-top tasks: single environments, and a vector environment that executes whole chunks.
 
 Both run on `TabletopCore` and give the same trajectories bit for bit. An episode is named by its initial state, a
-nonnegative integer passed as `options={"init_state": k}`; two episodes with the same name start alike, on any machine
-and whatever ran before.
+nonnegative integer passed as `options={"init_state": k}`; two episodes with the same name start in the same state, on
+any machine and whatever ran before.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ class ReachEnv(_TabletopEnv):
 class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
     """`E` table-top environments that execute whole chunks of `L` actions.
 
-    Every environment stops at its very step of success or truncation, in the middle of a chunk if need be. There is no
+    Every environment stops exactly at its step of success or truncation, also in the middle of a chunk. There is no
     automatic reset: an environment whose episode has ended idles (everything padded, reward 0, flags unchanged) until
     `reset` names it.
 
@@ -182,8 +182,8 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
 
         Args:
             seed: seeds the draw of initial states that are not named.
-            options: may hold `"init_state"` int `[E]`, and `"reset_mask"` bool `[E]`, True where an episode is to start
-                anew (default everywhere); entries of `init_state` outside the mask are ignored.
+            options: may hold `"init_state"` int `[E]`, and `"reset_mask"` bool `[E]`, True where a new episode starts
+                (default everywhere); entries of `init_state` outside the mask are ignored.
 
         Returns:
             Observation float32 `[E, 26]`, and `{"init_state": int64 [E], "success": bool [E]}`, which describe the
@@ -199,7 +199,7 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
         if "init_state" in options:
             k = _check_init_state(options["init_state"], shape)
         else:
-            # E draws whatever the mask, so that a seed means the same for every mask.
+            # always E draws, so that a seed means the same for every mask
             k = self.np_random.integers(MAX_INIT_STATE, size=shape)
         self._core.reset(k, mask)
         self._started |= mask
@@ -212,9 +212,9 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
             actions: `[E, L, 7]` in [-1, 1].
 
         Returns:
-            Observation float32 `[E, 26]` after the last executed step, reward float64 `[E]` (1 if the first success
-            fell into this chunk), terminated bool `[E]`, truncated bool `[E]`, and a dict of `"action_is_pad"` bool
-            `[E, L]`, True where an action was never executed, and `"success"` bool `[E]`.
+            Observation float32 `[E, 26]` after the last executed step, reward float64 `[E]` (1 if the first success was
+            in this chunk), terminated bool `[E]`, truncated bool `[E]`, and a dict of `"action_is_pad"` bool `[E, L]`,
+            True where an action was never executed, and `"success"` bool `[E]`.
 
         Raises:
             ValueError: if the actions have another shape or are not finite.

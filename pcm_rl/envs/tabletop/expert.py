@@ -1,8 +1,8 @@
 """Scripted expert of the toy table-top tasks, a function of the observation alone.
 
-The expert holds no state, so it can be asked at any state that noise or a policy has led to: where the task stands is
-read off the observation (held or not, aligned or not, fingers open or not), and a failed grasp, a slip or a bad release
-is followed by another attempt.
+The expert has no memory, so it can act in any state that noise or a policy has led to: the observation tells the stage
+of the task (held or not, aligned or not, fingers open or not), and another attempt follows a failed grasp, a slip or a
+bad release.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from pcm_rl.envs.tabletop.core import (
     Task,
 )
 
-GAIN: Final = 0.2  # share of the remaining way asked for in one step; the motion lag makes more of it overshoot
+GAIN: Final = 0.2  # share of the remaining distance commanded in one step; with the motion lag a larger one overshoots
 CARRY_SPEED: Final = 0.72  # of TOP_SPEED, Euclidean; slips begin at 0.76
 HOVER: Final = 0.06  # m above the object at which the end effector lines up
 CARRY_HEIGHT: Final = 0.10  # m above the table at which the object travels
 RETREAT: Final = 0.012  # m/step, speed upwards once the object is in the bin
-MISGRASP_OFFSET: Final = 0.014  # m, where a deliberate mis-grasp aims: clearly outside the grasp tolerance
+MISGRASP_OFFSET: Final = 0.014  # m, offset of a deliberate mis-grasp: clearly outside the grasp tolerance
 _SEED_NAMESPACE: Final = 260516155
 
 
 def expert_action(
     observation: npt.NDArray[np.floating], task: Task = "pick_place", *, aim: Floats | None = None
 ) -> npt.NDArray[np.float32]:
-    """Returns what the expert would do at each observation.
+    """Returns the expert's action at each observation.
 
     Args:
         observation: `[E, 26]` as returned by `TabletopCore.observation`.
@@ -58,22 +58,22 @@ def expert_action(
         raise ValueError(f"observation has shape {observation.shape}, expected [E, {OBSERVATION_DIM}].")
     if task not in TASKS:
         raise ValueError(f"task is {task!r}, expected one of {TASKS}.")
-    see = {name: observation[:, part].T.astype(np.float64) for name, part in OBSERVATION.items()}
-    offset = see["to_object"] * COARSE
+    parts = {name: observation[:, part].T.astype(np.float64) for name, part in OBSERVATION.items()}
+    offset = parts["to_object"] * COARSE
     if aim is not None:
         offset[:2] += aim.T
-    yaw = see["to_object_yaw"][0] * YAW_COARSE
-    opening = (see["opening"][0] + 1.0) / 2.0
+    yaw = parts["to_object_yaw"][0] * YAW_COARSE
+    opening = (parts["opening"][0] + 1.0) / 2.0
     if task == "reach":
         velocity, close = _reach(offset, yaw, opening)
     else:
         velocity, close = _grasp(offset, yaw, opening)
-        held = see["held"][0] > 0.0
-        carry, keep = _place(see, opening)
+        held = parts["held"][0] > 0.0
+        carry, keep = _place(parts, opening)
         velocity, close = np.where(held, carry, velocity), np.where(held, keep, close)
         yaw = np.where(held, 0.0, yaw)
-        to_bin = see["to_bin"] * COARSE
-        placed = ~held & (see["object_moves"][0] < 0.0) & (_length(to_bin[:2]) <= BIN_RADIUS)
+        to_bin = parts["to_bin"] * COARSE
+        placed = ~held & (parts["object_moves"][0] < 0.0) & (_length(to_bin[:2]) <= BIN_RADIUS)
         velocity = np.where(placed, np.array([[0.0], [0.0], [RETREAT]]), velocity)
         yaw, close = np.where(placed, 0.0, yaw), close & ~placed
     action = np.zeros((len(observation), 7), dtype=np.float32)
@@ -93,7 +93,7 @@ def _length(vector: Floats) -> Floats:
 
 def _reach(offset: Floats, yaw: Floats, opening: Floats) -> tuple[Floats, Bools]:
     """Goes to the target with open fingers and closes there; velocity `[3, E]` and close `[E]`."""
-    slack = np.where(opening < 1.0, 1.5, 1.0)  # a closing once begun is finished
+    slack = np.where(opening < 1.0, 1.5, 1.0)  # a closing that has begun is completed
     aligned = (np.abs(offset).max(axis=0) < 0.01 * slack) & (np.abs(yaw) < 0.10 * slack)
     return GAIN * offset, aligned & (opening > PINCH_OPENING)
 
@@ -111,15 +111,15 @@ def _grasp(offset: Floats, yaw: Floats, opening: Floats) -> tuple[Floats, Bools]
     return GAIN * target, close
 
 
-def _place(see: dict[str, Floats], opening: Floats) -> tuple[Floats, Bools]:
+def _place(parts: dict[str, Floats], opening: Floats) -> tuple[Floats, Bools]:
     """Carries the object to the bin below the speed at which it slips, lowers it and opens."""
-    way = see["to_bin"] * COARSE
+    way = parts["to_bin"] * COARSE
     gap, height = _length(way[:2]), -way[2]
     way[2] += np.clip(3.0 * (gap - 0.008), 0.0, CARRY_HEIGHT)
     velocity = GAIN * way
-    limit = TOP_SPEED * np.where(see["slip"][0] > -0.4, 0.7 * CARRY_SPEED, CARRY_SPEED)
+    limit = TOP_SPEED * np.where(parts["slip"][0] > -0.4, 0.7 * CARRY_SPEED, CARRY_SPEED)
     velocity *= np.minimum(1.0, limit / np.maximum(_length(velocity), 1e-9))
-    slow = _length(see["ee_velocity"][:2]) * TOP_SPEED < 0.003
+    slow = _length(parts["ee_velocity"][:2]) * TOP_SPEED < 0.003
     begin = (gap < 0.008) & (height < 0.012) & slow
     go_on = (opening > PINCH_OPENING) & (gap < 0.020) & (height < 0.025)
     return velocity, ~(begin | go_on)
@@ -161,7 +161,7 @@ class TabletopExpert:
         for e in range(len(self.aim)) if mask is None else np.flatnonzero(mask):
             rng = np.random.default_rng([_SEED_NAMESPACE, self.seed, int(names[e])])
             fails = rng.random() < self.misgrasp
-            # One axis gets the full offset, so that the grasp fails whatever the other one is.
+            # One axis gets the full offset, so that the grasp fails whatever the other offset is.
             shift = np.array([rng.choice((-1.0, 1.0)), rng.uniform(-1.0, 1.0)])[rng.permutation(2)]
             self.aim[e] = MISGRASP_OFFSET * shift * fails
 

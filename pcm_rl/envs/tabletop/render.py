@@ -1,6 +1,6 @@
 """Frames of the toy table-top tasks: a side view and a top view, drawn with PIL.
 
-The scene is drawn at twice the size and averaged down, which smooths the edges for less than a tenth of the price of a
+The scene is drawn at twice the size and averaged down, which smooths the edges at less than a tenth of the cost of a
 real renderer.
 """
 
@@ -53,7 +53,7 @@ def render_frame(state: TabletopState) -> npt.NDArray[np.uint8]:
 
 @lru_cache(maxsize=1)
 def _background() -> Image.Image:
-    """What never moves: the table and the panels."""
+    """The parts that never move: the table and the panels."""
     image = Image.new("RGB", (2 * _PANEL, HEIGHT * _OVERSAMPLING), _SKY)
     draw = ImageDraw.Draw(image)
     bottom = HEIGHT * _OVERSAMPLING
@@ -72,7 +72,7 @@ def _font(size: int = 22) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
 
 
 def _side(x: float, z: float) -> Point:
-    return _PANEL / 2 + x * _SCALE, _TABLE_Y - z * _SCALE * 1.6  # heights are stretched: they decide most failures
+    return _PANEL / 2 + x * _SCALE, _TABLE_Y - z * _SCALE * 1.6  # heights are stretched: most failures depend on them
 
 
 def _top(x: float, y: float) -> Point:

@@ -19,7 +19,7 @@ class ActionCodec(ActionTokenizerBase):
     centre x becomes ``0.5 (x + 1) (q99 - q01 + 1e-8) + q01``. The gripper, where it is false, is learned as 1 = open,
     0 = closed, and becomes -1 (open) where x > 0.5, else +1.
 
-    TorchRL's ``encode`` leaves the gripper as the environment has it, which is not what ``decode`` reads.
+    TorchRL's ``encode`` does not convert the gripper from the environment's convention, but ``decode`` needs that.
 
     Args:
         statistics: Of one dataset: ``{"action": {"q01": [D], "q99": [D], "mask": [D]}}``.
@@ -51,5 +51,5 @@ class ActionCodec(ActionTokenizerBase):
         return self.base.encode(torch.where(self.base.norm_mask.to(actions.device), actions, opened))
 
     def decode(self, tokens: Tensor) -> Tensor:
-        """Tokens ``[..., D]`` -> actions ``[..., D]`` float32, worked out in float64 as the reference does."""
+        """Tokens ``[..., D]`` -> actions ``[..., D]`` float32, computed in float64 as in the reference."""
         return self.base.decode(tokens)

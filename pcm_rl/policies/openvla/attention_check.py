@@ -1,4 +1,4 @@
-"""What must hold of a loaded OpenVLA before anything is built on it."""
+"""A check of a loaded OpenVLA before it is used."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _TEXT = "do it"
 
 @torch.no_grad()
 def check_bidirectional(policy: OpenVLAPolicy) -> None:
-    """Change the last token of a sequence and see the first action token's logits move.
+    """Change the last token of a sequence and check that the first action token's logits change.
 
-    Under a causal mask they would not, and success would fall from 98 to 60 % without a word.
+    With a causal mask they would not, and success would fall from 98 to 60 % without any error.
 
     Raises:
-        RuntimeError: If they stay.
+        RuntimeError: If they do not change.
     """
     sizes, device = policy.checkpoint.sizes, policy.mean.device
     pixels = torch.zeros(1, 6 * sizes.num_images, sizes.image_size, sizes.image_size, device=device)

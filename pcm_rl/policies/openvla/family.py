@@ -31,7 +31,7 @@ def make_policy(
     """The model of ``checkpoint`` with fresh adapters, or with every weight trainable where their rank is 0.
 
     Args:
-        observation_space: Not looked at: a row that lacks an image says so when it is decided.
+        observation_space: Not used: a row that lacks an image is an error at its decision.
         action_space: ``Box [L, D]``.
         device: Of the weights.
         checkpoint: Folder of the checkpoint.
@@ -42,7 +42,7 @@ def make_policy(
         settings: Further arguments of :class:`OpenVLAPolicy`.
 
     Raises:
-        ValueError: If the checkpoint is refused, its chunks are not the environment's, or no layer answers to
+        ValueError: If the checkpoint is refused, its chunks are not the environment's, or no layer matches
             ``lora["targets"]``.
     """
     if checkpoint is None:
@@ -53,7 +53,7 @@ def make_policy(
             open_checkpoint(checkpoint),
             action_space.shape[0],
             dtype=weights,
-            device="cpu" if quantize else device,  # so that the GPU never has to hold all of it
+            device="cpu" if quantize else device,  # so that the GPU never holds the whole model
             **settings,
         )
     except CheckpointError as error:

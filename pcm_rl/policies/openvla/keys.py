@@ -6,20 +6,20 @@ import re
 
 from pcm_rl.policies.openvla.sizes import ModelSizes
 
-HEAD = "language_model.lm_head.weight"  # of which the model holds the rows of the action tokens
+HEAD = "language_model.lm_head.weight"  # the model has only its rows of action tokens
 _TOWERS = ("vision_backbone.featurizer", "vision_backbone.fused_featurizer")
 
 
 def model_key(key: str) -> str:
-    """Parameter of the model that ``key`` of a checkpoint goes to.
+    """Parameter of the model for ``key`` of a checkpoint.
 
-    The names are the same, but that a layer scale is ``gamma`` where a checkpoint was saved under timm's own names.
+    The names are the same, except that a layer scale is ``gamma`` in a checkpoint with timm's names.
     """
     return re.sub(r"\.(ls[12])\.gamma$", r".\1.scale_factor", key)
 
 
 def is_unused(key: str, sizes: ModelSizes) -> bool:
-    """Whether a checkpoint holds ``key`` though nothing ever reads it.
+    """Whether ``key`` of a checkpoint is never used.
 
     These are a tower's last block, its final norm, and its head (SigLIP's ``attn_pool``).
     """

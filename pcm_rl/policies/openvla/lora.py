@@ -1,4 +1,4 @@
-"""LoRA on a frozen OpenVLA, by peft: which layers carry adapters, and their weights in peft's own layout."""
+"""LoRA on a frozen OpenVLA, by peft: which layers have adapters, and their weights in peft's layout."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ _PREFIX = "base_model.model."  # what peft's files put before a module's name
 def add_lora(
     model: OpenVLA, *, rank: int = 32, alpha: int = 32, targets: str | Sequence[str] = "all-linear"
 ) -> list[str]:
-    """Freeze ``model`` and put adapters, in float32, on its linear layers; they begin as the identity.
+    """Freeze ``model`` and add float32 adapters to its linear layers; at first they change nothing.
 
     Args:
         model: Changed in place.
         rank: r.
         alpha: The adapters' output is scaled by alpha / r.
-        targets: ``"all-linear"`` (every linear layer but the head, as SimpleVLA-RL has it), ``"language"`` (those of
-            the language model), or a list of names or ends of names, such as ``["q_proj", "v_proj"]``.
+        targets: ``"all-linear"`` (every linear layer except the head, as in SimpleVLA-RL), ``"language"`` (those of the
+            language model), or a list of names or ends of names, such as ``["q_proj", "v_proj"]``.
 
     Returns:
         Names of the layers with adapters.
 
     Raises:
         ImportError: If peft is missing.
-        ValueError: If no layer answers to ``targets``.
+        ValueError: If no layer matches ``targets``.
     """
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -47,7 +47,7 @@ def add_lora(
     inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False  # autocast does it, without keeping a float32 copy of the input
+            module.cast_input_dtype_enabled = False  # autocast does the cast without a float32 copy of the input
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
     return names
@@ -81,13 +81,13 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """Peft's layers, by the name of the linear layer that they stand for."""
+    """Peft's layers, by the name of the linear layer that they replace."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
 @torch.no_grad()
 def weight_deltas(model: nn.Module) -> dict[str, Tensor]:
-    """What the adapters add to each weight: ``name.weight`` -> ``[out, in]`` float32."""
+    """The change of each weight by the adapters: ``name.weight`` -> ``[out, in]`` float32."""
     return {f"{name}.weight": layer.get_delta_weight("default") for name, layer in lora_layers(model).items()}
 
 
@@ -97,7 +97,7 @@ def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
     Args:
         model: With adapters.
         folder: Created.
-        base: Name or path of the base model, for the reader.
+        base: Name or path of the base model, for readers of the file.
 
     Raises:
         ValueError: If the model has no adapters.
@@ -130,7 +130,7 @@ def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
 
 @torch.no_grad()
 def load_adapters(model: OpenVLA, folder: str | Path) -> list[str]:
-    """Put the adapters of ``folder`` on ``model``, which has none yet.
+    """Load the adapters of ``folder`` into ``model``, which has none yet.
 
     Returns:
         Names of the layers with adapters.
@@ -147,13 +147,13 @@ def load_adapters(model: OpenVLA, folder: str | Path) -> list[str]:
     names = add_lora(model, rank=config["r"], alpha=config["lora_alpha"], targets=config["target_modules"])
     tensors = load_file(folder / ADAPTER_WEIGHTS)
     layers = lora_layers(model)
-    wanted = {f"{_PREFIX}{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
-    if set(tensors) != wanted:
-        raise ValueError(f"{folder} does not fit the model: differing tensors {sorted(wanted ^ set(tensors))[:4]}")
+    expected = {f"{_PREFIX}{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
+    if set(tensors) != expected:
+        raise ValueError(f"{folder} does not fit the model: differing tensors {sorted(expected ^ set(tensors))[:4]}")
     for name, layer in layers.items():
         for part in ("lora_A", "lora_B"):
-            own, key = getattr(layer, part)["default"].weight, f"{_PREFIX}{name}.{part}.weight"
-            if own.shape != tensors[key].shape:
-                raise ValueError(f"{folder}: {key} is {tuple(tensors[key].shape)}, the model's {tuple(own.shape)}")
-            own.copy_(tensors[key])
+            weight, key = getattr(layer, part)["default"].weight, f"{_PREFIX}{name}.{part}.weight"
+            if weight.shape != tensors[key].shape:
+                raise ValueError(f"{folder}: {key} is {tuple(tensors[key].shape)}, the model's {tuple(weight.shape)}")
+            weight.copy_(tensors[key])
     return names

@@ -1,4 +1,4 @@
-"""A trained model, merged into the checkpoint that it came from: written in the same layout, and uploaded."""
+"""A trained model merged into its base checkpoint: written in the same layout, and uploaded."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code 
 
 
 def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) -> Path:
-    """Write the checkpoint again with what was trained: adapters added to its weights, trained weights in their place.
+    """Write the checkpoint with the trained parts: adapters added to its weights, trained weights in their place.
 
-    Other weights, also those that the model never builds, are written as they were: whatever reads the
-    original reads this. No more than one file's weights are in memory.
+    Other weights, also those that the model does not have, are written unchanged: programs that read the original can
+    read this. Only one file's weights are in memory at a time.
 
     Args:
         model: On the weights of ``checkpoint``.
@@ -41,8 +41,8 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
         raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
     deltas = weight_deltas(model)
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name}
-    if strangers := sorted({*deltas, *trained} - {model_key(key) for key in checkpoint.shards}):
-        raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {strangers[0]}")
+    if unknown := sorted({*deltas, *trained} - {model_key(key) for key in checkpoint.shards}):
+        raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {unknown[0]}")
     with replacing_folder(folder) as partial:
         for shard in sorted(set(checkpoint.shards.values())):
             save_file(_merged(checkpoint, shard, deltas, trained), partial / shard, {"format": "pt"})
@@ -55,7 +55,7 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
 def _merged(
     checkpoint: Checkpoint, shard: str, deltas: Mapping[str, Tensor], trained: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The weights of one file of the checkpoint, with what was trained."""
+    """The weights of one file of the checkpoint, with the trained parts."""
     with safe_open(checkpoint.folder / shard, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}
     for key, weight in weights.items():

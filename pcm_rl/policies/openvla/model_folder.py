@@ -1,7 +1,7 @@
-"""Read a checkpoint folder of OpenVLA-OFT with action tokens, as SimpleVLA-RL publishes them.
+"""Read a checkpoint folder of OpenVLA-OFT with action tokens, in SimpleVLA-RL's layout.
 
-Weights come from safetensors, everything else from JSON. Nothing is unpickled, and no code that lies in the folder is
-run: published folders carry a ``modeling_prismatic.py``, which is neither needed nor opened.
+Weights come from safetensors, everything else from JSON. Nothing is unpickled, and no code of the folder is run:
+published folders contain a ``modeling_prismatic.py``, which is not needed and not opened.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ NORMALISATION = (  # per channel, of images in [0, 1]: DINOv2's, then SigLIP's
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a folder says of its model, the weights left where they are.
+    """The description of a model in a folder; the weights stay on disk.
 
     Attributes:
         folder: The folder.
         config: ``config.json``.
         sizes: Of every part of the model.
         shards: File of each key.
-        statistics: ``dataset_statistics.json``: of each dataset, among others, the quantiles of its actions.
+        statistics: ``dataset_statistics.json``: for each dataset the quantiles of its actions, and more.
         mean: Of each channel, ``[6]``: the first tower's normalisation, then the second's.
         std: Likewise.
     """
@@ -104,7 +104,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
 def load_model(
     checkpoint: Checkpoint, action_tokens: int, *, dtype: torch.dtype, device: str | torch.device = "cpu"
 ) -> OpenVLA:
-    """Build the model with the checkpoint's weights, tensor by tensor: no second copy of 15 GB is made.
+    """Build the model with the checkpoint's weights, tensor by tensor, without a second copy of 15 GB.
 
     Args:
         checkpoint: From :func:`open_checkpoint`.
@@ -131,7 +131,7 @@ def load_model(
 
 @contextlib.contextmanager
 def _opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
-    """A file of weights, whose faults are errors that name it."""
+    """An open file of weights; errors name the file."""
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             yield file
@@ -155,20 +155,20 @@ def _tensor(checkpoint: Checkpoint, file: Any, key: str, expected: torch.Size) -
             f"{checkpoint.folder}: expected {key} of shape {full} by config.json, got {shape}; do the two belong "
             "together?"
         )
-    # a slice lies in the memory of the whole head: keep the rows, let go of the rest
+    # a slice shares the memory of the whole head: copy the rows, so that the head can be freed
     return tensor.clone() if key == HEAD else tensor
 
 
 def _compare(folder: Path, names: list[str], wanted: set[str]) -> None:
-    found = set(names)
-    if twice := sorted(name for name in found if names.count(name) > 1):
-        raise CheckpointError(f"{folder}: {twice[0]} is there twice, under its own name and under timm's (gamma)")
-    if missing := sorted(wanted - found):
+    name_set = set(names)
+    if repeated := sorted(name for name in name_set if names.count(name) > 1):
+        raise CheckpointError(f"{folder}: {repeated[0]} is there twice, under its own name and under timm's (gamma)")
+    if missing := sorted(wanted - name_set):
         raise CheckpointError(
             f"{folder}: {len(missing)} of {len(wanted)} tensors are missing, such as {missing[0]}; is a shard or "
             f"{INDEX} incomplete, or is it an adapter without its base model?"
         )
-    if unknown := sorted(found - wanted):
+    if unknown := sorted(name_set - wanted):
         raise CheckpointError(
             f"{folder}: {len(unknown)} tensors have no place in an OpenVLA of these sizes, such as {unknown[0]}"
         )
@@ -210,13 +210,13 @@ def _regression(folder: Path, found: str) -> str:
 
 
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of six channels; what ``preprocessor_config.json`` says wins over the usual ones."""
+    """Mean and standard deviation of six channels; ``preprocessor_config.json`` replaces the usual values."""
     path = folder / "preprocessor_config.json"
-    given = _json(path).get("tvf_normalize_params") if path.is_file() else None
-    pairs = NORMALISATION if given is None else [(item["mean"], item["std"]) for item in given]
+    settings = _json(path).get("tvf_normalize_params") if path.is_file() else None
+    pairs = NORMALISATION if settings is None else [(item["mean"], item["std"]) for item in settings]
     mean, std = ([float(value) for pair in pairs for value in pair[i]] for i in (0, 1))
     if len(mean) != 6 or len(std) != 6:
-        raise CheckpointError(f"{path}: expected two normalisations of three channels, got {given}")
+        raise CheckpointError(f"{path}: expected two normalisations of three channels, got {settings}")
     return tuple(mean), tuple(std)
 
 

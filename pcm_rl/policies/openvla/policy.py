@@ -44,10 +44,10 @@ class OpenVLAPolicy(VLAWrapperBase):
         statistics: Dataset whose quantiles scale the actions; None takes the only one of the checkpoint.
         dtype: Of the frozen weights.
         device: Of the weights.
-        record_features: Write what the vision towers give under ``("observation", "features") [M, P, W]``, in the type
-            of the weights, and read it from there instead of running them. It is right while nothing before the
-            projector is trained, and 7 times the size of an image at 7B.
-        model: The weights, where they are in memory already; None reads those of ``checkpoint``.
+        record_features: Write the output of the vision towers under ``("observation", "features") [M, P, W]``, in the
+            type of the weights, and read it from there instead of running them. It is exact while no part before the
+            projector is trained, and needs 7 times the memory of an image at 7B.
+        model: Weights that are in memory already; None reads those of ``checkpoint``.
 
     Raises:
         CheckpointError: The weights do not fit ``config.json``, or ``statistics`` names no dataset of the checkpoint.
@@ -110,7 +110,7 @@ class OpenVLAPolicy(VLAWrapperBase):
             self.out_keys.append(FEATURES)
 
     def _action_logits(self, tensordict: TensorDictBase) -> Tensor:
-        """Logits of the action tokens, over the temperature, ``[M, L, D, A]`` float32."""
+        """Logits of the action tokens, divided by the temperature, ``[M, L, D, A]`` float32."""
         with self.precision():
             features = self._features(tensordict)
             prompt, length = self.prompter.batch(self._instructions(tensordict))
@@ -118,7 +118,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         return logits.unflatten(1, (self.chunk_size, self.action_dim)) / self.temperature
 
     def precision(self) -> contextlib.AbstractContextManager[None]:
-        """Context of every forward: float32 adapters work in the type of the base."""
+        """Context of every forward pass: float32 adapters compute in the type of the base."""
         half = self.dtype in (torch.bfloat16, torch.float16)
         return torch.autocast(self.mean.device.type, self.dtype) if half else contextlib.nullcontext()
 
@@ -159,7 +159,7 @@ class OpenVLAPolicy(VLAWrapperBase):
 
     @contextlib.contextmanager
     def seeded(self, seeds: Sequence[int]) -> Iterator[None]:
-        """Within it, row i of a batch is sampled under ``seeds[i]``, whatever other rows are there."""
+        """Within it, row i of a batch is sampled with ``seeds[i]``, whatever the other rows are."""
         self._seeds = list(seeds)
         try:
             yield
@@ -179,11 +179,11 @@ class OpenVLAPolicy(VLAWrapperBase):
 
     @torch.no_grad()
     def features(self, tensordict: TensorDictBase) -> Tensor:
-        """The last hidden state where the first action token is decided, ``[M, H]`` float32."""
+        """The last hidden state at the first action token's position, ``[M, H]`` float32."""
         with self.precision():
-            seen = self._features(tensordict)
+            features = self._features(tensordict)
             prompt, length = self.prompter.batch(self._instructions(tensordict))
-            inputs = self.model.embed(seen, prompt.to(seen.device), length, self._proprio(tensordict))
+            inputs = self.model.embed(features, prompt.to(features.device), length, self._proprio(tensordict))
             hidden: Tensor = self.model.language_model.model(*inputs)
         return hidden[:, 0].float()
 
@@ -195,22 +195,22 @@ class OpenVLAPolicy(VLAWrapperBase):
         """Write the model in the layout of its checkpoint, or only the adapters as peft does.
 
         Raises:
-            ValueError: If adapters are asked for and there are none.
+            ValueError: If ``adapters`` is true and there are none.
         """
         if adapters:
             return save_adapters(self.model, folder, str(self.checkpoint.folder))
         return save_merged(self.model, self.checkpoint, folder)
 
     def row_tokens(self, tensordict: TensorDictBase) -> Tensor:
-        """Length of the sequence of each row, ``[M]`` int64: what a row costs."""
-        seen = self.checkpoint.sizes.patches + self.reads_proprio + self.model.action_tokens + 1
-        return torch.tensor([seen + len(self.prompter.ids(text)) for text in self._instructions(tensordict)])
+        """Length of the sequence of each row, ``[M]`` int64: its cost."""
+        fixed = self.checkpoint.sizes.patches + self.reads_proprio + self.model.action_tokens + 1
+        return torch.tensor([fixed + len(self.prompter.ids(text)) for text in self._instructions(tensordict)])
 
     def _instructions(self, tensordict: TensorDictBase) -> list[str]:
-        told = tensordict.get(INSTRUCTION, None)
-        if told is None:
+        instructions = tensordict.get(INSTRUCTION, None)
+        if instructions is None:
             raise KeyError(f"expected {INSTRUCTION!r} in every row: the environment must tell what to do")
-        texts = told.tolist()
+        texts = instructions.tolist()
         return [texts] if isinstance(texts, str) else texts
 
 

@@ -13,7 +13,7 @@ SPACE = 29871  # the lone "▁" that ends every prompt OpenVLA was trained on
 
 
 class Prompter:
-    """Tokenizes ``In: What action should the robot take to {instruction}?`` with its answer line, once an instruction.
+    """Tokenizes ``In: What action should the robot take to {instruction}?`` with its answer line, once per instruction.
 
     Args:
         tokenizer: A ``tokenizer.json``.
@@ -45,7 +45,7 @@ class Prompter:
         """Prompts of several rows.
 
         Returns:
-            Ids ``[M, N]`` int64, zeros behind the shorter ones, and the length of each ``[M]``.
+            Ids ``[M, N]`` int64, shorter prompts padded with zeros, and the length of each ``[M]``.
         """
         rows = [self.ids(instruction) for instruction in instructions]
         length = torch.tensor([len(row) for row in rows])

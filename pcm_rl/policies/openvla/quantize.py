@@ -1,4 +1,4 @@
-"""The frozen language model in four bits (QLoRA, Dettmers and others 2023), for GPUs that the 7B does not fit."""
+"""The frozen language model in four bits (QLoRA, Dettmers and others 2023), for GPUs too small for the 7B model."""
 
 from __future__ import annotations
 
@@ -11,14 +11,13 @@ from pcm_rl.policies.openvla.network.model import OpenVLA
 
 
 def quantize_language(model: OpenVLA, *, compute_dtype: torch.dtype) -> list[str]:
-    """Replace every linear layer of the language model but its head by one whose weight is kept as NF4.
+    """Replace every linear layer of the language model, except its head, by one with an NF4 weight.
 
-    What is left as it is: the vision towers, the projector, the embeddings and the norms, a ninth of the 7B. Adapters
-    are added afterwards, and learn what the rounded weights lack; a merged export adds them to the weights as they were
-    before rounding.
+    The vision towers, the projector, the embeddings and the norms, a ninth of the 7B model, do not change. Adapters are
+    added afterwards and correct for the rounded weights; a merged export adds them to the weights before rounding.
 
     Args:
-        model: Without adapters, on the CPU, where the weights are rounded one layer after the other; changed in place.
+        model: Without adapters, on the CPU, where one layer after the other is rounded; changed in place.
         compute_dtype: Of the products.
 
     Returns:

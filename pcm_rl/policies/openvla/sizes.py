@@ -1,4 +1,4 @@
-"""How large each part of an OpenVLA model is, read from its ``config.json``."""
+"""The sizes of all parts of an OpenVLA model, read from its ``config.json``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TowerSizes:
 
 @dataclass(frozen=True)
 class LanguageSizes:
-    """A Llama. The defaults are Llama-2-7B's, which is what a published ``text_config`` leaves out.
+    """A Llama. The defaults are Llama-2-7B's, since a published ``text_config`` leaves them out.
 
     Attributes:
         hidden_size: Channels.
@@ -108,10 +108,10 @@ def read_sizes(config: Mapping[str, Any], *, proprio_dim: int = 0) -> ModelSizes
 
     Args:
         config: Its content.
-        proprio_dim: See :class:`ModelSizes`; the weights tell, not the configuration.
+        proprio_dim: See :class:`ModelSizes`; known from the weights, not from the configuration.
 
     Raises:
-        CheckpointError: If the architecture is another one.
+        CheckpointError: If the architecture is not supported.
     """
     if config.get("model_type") != "openvla":
         remote = " It would need the remote code of its auto_map, which is never run." if "auto_map" in config else ""
@@ -153,8 +153,8 @@ def _language(text: Mapping[str, Any]) -> LanguageSizes:
     if text.get("rope_scaling") is not None:
         raise CheckpointError(f"rope_scaling is not supported, got {text['rope_scaling']}")
     known = asdict(LanguageSizes())
-    given = {key: value for key, value in text.items() if key in known}
-    if "num_attention_heads" in given:  # as Llama has it: no grouping unless it is asked for
-        given.setdefault("num_key_value_heads", given["num_attention_heads"])
-    given.setdefault("rope_theta", (text.get("rope_parameters") or {}).get("rope_theta", known["rope_theta"]))
-    return LanguageSizes(**given)
+    settings = {key: value for key, value in text.items() if key in known}
+    if "num_attention_heads" in settings:  # as in Llama: no grouping unless it is configured
+        settings.setdefault("num_key_value_heads", settings["num_attention_heads"])
+    settings.setdefault("rope_theta", (text.get("rope_parameters") or {}).get("rope_theta", known["rope_theta"]))
+    return LanguageSizes(**settings)

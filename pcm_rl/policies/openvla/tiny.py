@@ -1,6 +1,6 @@
 """Write a small checkpoint with random weights, in exactly the layout of the published ones.
 
-For tests, and for trying commands on a machine that the 7B does not fit::
+For tests, and for trying commands on a machine that is too small for the 7B model::
 
     python -m pcm_rl.policies.openvla.tiny checkpoints/tiny
 """
@@ -33,7 +33,7 @@ TINY = ModelSizes(
         hidden_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4, intermediate_size=128
     ),
 )
-ACTIONS = {"q01": [-1.0] * 6 + [0.0], "q99": [1.0] * 7}  # a controller's range; a real checkpoint has its own
+ACTIONS = {"q01": [-1.0] * 6 + [0.0], "q99": [1.0] * 7}  # a controller's range; real checkpoints have other values
 PROPRIO = {  # of LIBERO's eight numbers, rounded: position (m), axis-angle (rad), fingers (m)
     "q01": [-0.5, -0.5, 0.0, -4.0, -4.0, -4.0, -0.05, -0.05],
     "q99": [0.5, 0.5, 1.5, 4.0, 4.0, 4.0, 0.05, 0.05],

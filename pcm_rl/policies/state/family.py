@@ -26,7 +26,7 @@ def make_policy(
         settings: Further arguments of :class:`StateTokenPolicy`.
 
     Raises:
-        ValueError: If the observation is not a vector, with what to do about it.
+        ValueError: If the observation is not a vector; the message says what to do.
     """
     shape, chunk = getattr(observation_space, "shape", None), action_space.shape
     if shape is None or len(shape) != 1 or len(chunk) != 2:

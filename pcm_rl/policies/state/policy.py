@@ -1,4 +1,4 @@
-"""A small token policy on state observations, for CPUs: the same interface as the 7B, one millionth of its cost."""
+"""A small token policy on state observations, for CPUs: the interface of the 7B model at a millionth of its cost."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class StateTokenPolicy(VLAWrapperBase):
         state_dim: S.
         action_dim: D.
         chunk_length: L.
-        network: ``"mlp"``, or ``"transformer"`` (one query a step attending to the state and to each other).
+        network: ``"mlp"``, or ``"transformer"`` (one query per step, with attention to the state and to each other).
         width: Hidden width.
         depth: Number of hidden layers or transformer blocks.
-        num_bins: Bins a dimension.
+        num_bins: Bins of each dimension.
         temperature: Divides the logits, in rollout and loss alike.
 
     Raises:
@@ -88,7 +88,7 @@ class _MLP(nn.Sequential):
         super().__init__(*layers, head)
 
     def hidden(self, state: Tensor) -> Tensor:
-        """``[..., S]`` -> ``[..., width]``, in front of the head."""
+        """``[..., S]`` -> ``[..., width]``, before the head."""
         for layer in list(self)[:-1]:
             state = layer(state)
         return state
@@ -112,7 +112,7 @@ class _Transformer(nn.Module):
         return self.head(self._steps(state)).reshape(*state.shape[:-1], -1)
 
     def hidden(self, state: Tensor) -> Tensor:
-        """``[..., S]`` -> ``[..., width]``: the mean over the steps, in front of the head."""
+        """``[..., S]`` -> ``[..., width]``: the mean over the steps, before the head."""
         return self._steps(state).mean(1).reshape(*state.shape[:-1], -1)
 
     def _steps(self, state: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Llama without a causal mask, with the names of the published weights.
 
-OpenVLA-OFT's attention goes in both directions over the whole sequence. ``transformers``' Llama is causal by
-construction and the ways around it differ from version to version; a silent return to the causal mask costs a third of
-the success (openvla-oft, issues 5, 12, 106, 135). Here there is no mask to come back.
+OpenVLA-OFT's attention goes in both directions over the whole sequence. ``transformers``' Llama is causal by design,
+and the ways to change this differ between versions. A causal mask, which gives no error, costs a third of the success
+(openvla-oft, issues 5, 12, 106, 135). This module has no causal mask.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from pcm_rl.policies.openvla.sizes import LanguageSizes
 
 
 class LanguageModel(nn.Module):
-    """Embeddings ``[M, S, H]`` -> logits ``[M, Q, A]`` of the action tokens, at the asked positions only.
+    """Embeddings ``[M, S, H]`` -> logits ``[M, Q, A]`` of the action tokens, at the given positions only.
 
-    ``lm_head`` holds the rows of the A action tokens and no others; the last block works out queries and MLP at the Q
-    positions only, for nothing else of it is read.
+    ``lm_head`` holds only the rows of the A action tokens. The last block computes queries and MLP at the Q positions
+    only, since no other output of it is used.
     """
 
     def __init__(self, sizes: LanguageSizes, action_bins: int) -> None:
@@ -55,7 +55,7 @@ class _Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
         rotary = rotary_table(tokens.shape[1], self.head_dim, self.theta, tokens)
-        mask = None if keep is None else keep[:, None, None, :]  # all see all that exist
+        mask = None if keep is None else keep[:, None, None, :]  # every position attends to all that exist
         tokens = run_blocks(list(self.layers)[:-1], tokens, rotary, mask, checkpointing=self.checkpointing)
         last = list(self.layers)[-1:]
         return self.norm(run_blocks(last, tokens, rotary, mask, positions, checkpointing=self.checkpointing))
@@ -70,11 +70,11 @@ class _Layer(nn.Module):
         self.mlp = _GatedMLP(sizes.hidden_size, sizes.intermediate_size)
 
     def forward(self, tokens: Tensor, rotary: Tensor, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
-        seen = self.input_layernorm(tokens)
-        asking = seen
+        context = self.input_layernorm(tokens)
+        query_tokens = context
         if positions is not None:
-            tokens, asking = (take(value, positions) for value in (tokens, seen))
-        tokens = tokens + self.self_attn(asking, seen, rotary, mask, positions)
+            tokens, query_tokens = (take(value, positions) for value in (tokens, context))
+        tokens = tokens + self.self_attn(query_tokens, context, rotary, mask, positions)
         return tokens + self.mlp(self.post_attention_layernorm(tokens))
 
 
@@ -89,15 +89,16 @@ class _Attention(nn.Module):
         self.o_proj = nn.Linear(self.heads * head_dim, sizes.hidden_size, bias=False)
 
     def forward(
-        self, asking: Tensor, seen: Tensor, rotary: Tensor, mask: Tensor | None, positions: Tensor | None
+        self, query_tokens: Tensor, context: Tensor, rotary: Tensor, mask: Tensor | None, positions: Tensor | None
     ) -> Tensor:
-        query = self.q_proj(asking).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = self.q_proj(query_tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         key, value = (
-            project(seen).unflatten(-1, (self.key_heads, -1)).transpose(1, 2) for project in (self.k_proj, self.v_proj)
+            project(context).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
+            for project in (self.k_proj, self.v_proj)
         )
-        own = rotary if positions is None else rotary[:, positions].unsqueeze(2)
+        query_rotary = rotary if positions is None else rotary[:, positions].unsqueeze(2)
         mixed = F.scaled_dot_product_attention(
-            rotate(query, own),
+            rotate(query, query_rotary),
             rotate(key, rotary),
             value,
             attn_mask=mask,

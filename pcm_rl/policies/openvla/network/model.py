@@ -1,8 +1,8 @@
 """OpenVLA-OFT with action tokens: images and a prompt in, the logits of a whole chunk out, in one forward.
 
 The sequence of a row is ``[BOS][patches][rest of the prompt][L * D placeholders][</s>]``; placeholders are zero
-vectors, and the logits of an action token are read one position before it. Rows with shorter prompts are padded behind
-``</s>``, where nobody looks.
+vectors, and the logits of an action token are read one position before it. Rows with shorter prompts are padded after
+``</s>``; padding is masked.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class OpenVLA(nn.Module):
         self.language_model = LanguageModel(sizes.language, sizes.action_bins)
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass instead of keeping what they worked out (see ``recompute.py``)."""
+        """Recompute blocks in the backward pass instead of keeping their activations (see ``recompute.py``)."""
         for stack in (*self._towers(), self.language_model.model):
             stack.checkpointing = enabled
 
     def compile_blocks(self) -> None:
-        """Compile every block, each on its own: the blocks of a stack are alike, so that there is little to compile."""
+        """Compile every block separately: the blocks of a stack are equal, so there is little to compile."""
         for stack in (*(tower.blocks for tower in self._towers()), self.language_model.model.layers):
             for block in stack:
                 block.compile()
@@ -74,14 +74,15 @@ class OpenVLA(nn.Module):
             Embeddings ``[M, S, H]``, where the logits of the action tokens are read ``[M, L * D]`` int64, and which
             positions exist ``[M, S]`` bool, None if all do.
         """
-        seen = self.projector(features)
+        vision = self.projector(features)
         if proprio is not None:
-            seen = torch.cat([seen, self.proprio_projector(proprio.to(seen.dtype)).unsqueeze(1)], 1)
+            vision = torch.cat([vision, self.proprio_projector(proprio.to(vision.dtype)).unsqueeze(1)], 1)
         padded = int(length.min()) < prompt.shape[1]
-        length = length.to(seen.device)
-        text = self._text(prompt, length).to(seen.dtype)
-        embeddings = torch.cat([text[:, :1], seen, text[:, 1:]], 1)
-        last = (seen.shape[1] + length - 1).unsqueeze(-1)  # the prompt's last token: its logits are the first action's
+        length = length.to(vision.device)
+        text = self._text(prompt, length).to(vision.dtype)
+        embeddings = torch.cat([text[:, :1], vision, text[:, 1:]], 1)
+        # the prompt's last token: its logits are the first action's
+        last = (vision.shape[1] + length - 1).unsqueeze(-1)
         positions = last + torch.arange(self.action_tokens, device=length.device)
         keep = None
         if padded:

@@ -1,4 +1,4 @@
-"""Run a stack of blocks, with or without keeping what happens inside them for the backward pass."""
+"""Run a stack of blocks; their activations are kept for the backward pass or computed again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def run_blocks(blocks: Iterable[nn.Module], tokens: Tensor, *context: Any, check
     Args:
         blocks: Each takes ``(tokens, *context)``.
         tokens: ``[M, S, H]``.
-        context: What every block gets besides.
+        context: Further arguments of every block.
         checkpointing: Keep only the tokens between blocks, and compute a block again when its gradient is needed: about
             a third more time for a fraction of the memory. The gradient is the same.
     """
