@@ -121,7 +121,7 @@ def _check_keys(given: Any, cls: type, prefix: str) -> None:
     known = {item.name: item for item in fields(cls)}
     for key in given:
         if key not in known:
-            near = [known for known in config_keys() if known.rsplit(".", 1)[-1] == key and "." in known]
+            near = [other for other in config_keys() if "." in other and other.rsplit(".", 1)[-1] == key]
             near += difflib.get_close_matches(f"{prefix}{key}", config_keys(), n=1, cutoff=0.3)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ConfigError(f"unknown key {prefix + str(key)!r}{hint}")
