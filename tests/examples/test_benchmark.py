@@ -18,9 +18,9 @@ pytest.importorskip("gymnasium_robotics")
 
 
 @pytest.mark.slow
-def test_it_trains_from_its_own_folder(tmp_path, train_there):
+def test_it_trains_from_its_own_folder(tmp_path, train_as_a_user):
     small = ["steps=2", "groups=6", "eval_episodes=20", "demos.episodes=8", "sft.steps=60"]
-    run = train_there("benchmark", tmp_path, *small)
+    run = train_as_a_user("benchmark", tmp_path, *small)
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["1", "2"] and any(float(row["groups_mixed"]) for row in rows)

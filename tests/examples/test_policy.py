@@ -22,8 +22,8 @@ def config(monkeypatch):
 
 @pytest.mark.slow
 def test_it_trains_from_its_own_folder_and_goes_on_from_its_checkpoint(tmp_path, train_there):
-    small = ["steps=2", "groups=4", "group_size=4", "eval_episodes=8", "eval_every=0", "sft.steps=150"]
-    run = train_there("policy", tmp_path, *small, "demos.episodes=20")
+    small = ["steps=2", "groups=4", "group_size=4", "eval_episodes=8", "eval_every=0", "sft.steps=100"]
+    run = train_there("policy", tmp_path, *small, "demos.episodes=10", "record=false")
     with (run / "metrics.csv").open() as file:
         assert [row["step"] for row in csv.DictReader(file)] == ["1", "2"]
     assert (run / "checkpoint" / "policy.safetensors").is_file()

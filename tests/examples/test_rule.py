@@ -15,7 +15,15 @@ EXTENDING = Path(__file__).parents[2] / "examples" / "extending"
 
 @pytest.mark.slow
 def test_it_trains_from_its_own_folder(tmp_path, train_there):
-    small = ["steps=2", "groups=4", "eval_episodes=8", "eval_every=0", "record=false", "sft.steps=400"]
+    small = [
+        "steps=2",
+        "groups=4",
+        "eval_episodes=8",
+        "eval_every=0",
+        "record=false",
+        "sft.steps=250",
+        "demos.episodes=12",
+    ]
     run = train_there("rule", tmp_path, *small)
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
