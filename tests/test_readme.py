@@ -149,7 +149,13 @@ def test_libero_commands_run(tmp_path, capsys):
     named = [words[1:] for words in commands(ROOT / "docs" / "simulators.md") if words[0] == "pcm-rl"]
     demos, train, evaluate = named[:3]
     assert [arguments[0] for arguments in (demos, train, evaluate)] == ["demos", "train", "eval"]
-    small = ["env.tasks.task_id=[0,1]", "env.kwargs.horizon=120", "env.max_chunks=15", "sft.target=null"]
+    small = [
+        "env.tasks.task_id=[0]",
+        "env.num_envs=1",
+        "env.kwargs.horizon=120",
+        "env.max_chunks=15",
+        "sft.target=null",
+    ]
     extra = [f"demos.path={tmp_path / 'demos.safetensors'}", f"run_dir={tmp_path}"]
     for arguments in (demos, train):
         assert main([*rooted(arguments), *SHORT, *small, *extra]) == 0
@@ -158,7 +164,7 @@ def test_libero_commands_run(tmp_path, capsys):
     run = tmp_path / "libero"
     assert f"runs/{run.name}" in evaluate
     evaluate[evaluate.index("runs/libero")] = str(run)
-    assert main([*evaluate, "--episodes", "2"]) == 0
+    assert main([*evaluate, "--episodes", "2", "env.kwargs.horizon=32"]) == 0  # a film is drawn step by step
     assert "swap" in capsys.readouterr().out and (run / "eval.json").is_file() and list((run / "films").glob("*.mp4"))
 
 
