@@ -142,7 +142,7 @@ with joined(Config(), timeout={timeout}) as ranks:
     ("what", "timeout", "message"),
     [
         ("raise FloatingPointError('a NaN')", "TIMEOUT", "a NaN"),  # ends long before the hour
-        ("time.sleep(3600)", "timedelta(seconds=15)", "in gather_json"),
+        ("time.sleep(3600)", "timedelta(seconds=8)", "in gather_json"),
     ],
     ids=["fails", "hangs"],
 )
