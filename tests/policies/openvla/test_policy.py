@@ -202,3 +202,37 @@ def test_three_images_are_refused(make_openvla, copied):
     copied.change("config.json", num_images_in_input=3)
     with pytest.raises(CheckpointError, match="expected one or two images, got 3"):
         make_openvla(copied.path)
+
+
+def test_features_are_the_hidden_state_that_decides_the_first_action_token(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, ["pick up the cup", "open"])
+    features = policy.features(rows)
+    assert features.dtype == torch.float32 and not features.requires_grad
+    logits = torch.nn.functional.linear(features, policy.model.language_model.lm_head.weight.float())
+    expected = policy.get_dist(rows).logits[:, 0, 0]  # normalised, as a categorical keeps them
+    torch.testing.assert_close((logits / policy.temperature).log_softmax(-1), expected, rtol=1e-4, atol=1e-5)
+    alone = torch.cat([policy.features(rows[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_critic_sees_images_through_the_policy(make_openvla, record_openvla):
+    from gymnasium import spaces
+
+    from pcm_rl.algos.critic import FEATURES as SEEN
+    from pcm_rl.config import load_config
+    from pcm_rl.training.build import make_credit
+
+    policy = make_openvla()
+    size = policy.checkpoint.sizes.image_size
+
+    class Env:
+        single_observation_space = spaces.Dict(
+            {key[1]: spaces.Box(0, 255, (3, size, size), "uint8") for key in policy.image_keys}
+        )
+
+    credit = make_credit(load_config(None, ["advantage.name=critic", "advantage.features=policy"]), Env(), policy)
+    rows = record_openvla(policy, TEXTS)
+    assert credit.observe is not None
+    torch.testing.assert_close(credit.observe(rows)[SEEN], policy.features(rows))
+    assert credit.module is not None and credit.module.mean.shape == (rows[SEEN].shape[1],)
