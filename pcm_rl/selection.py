@@ -92,8 +92,7 @@ def select_chunks(
     Warns:
         PhaseWarning: If a rule that weighs phases gets a batch in which all chunks have one phase.
     """
-    check_options(budget, selection, padding)
-    rule = find_rule(selection)
+    rule = check_options(budget, selection, padding)
     batch = _columns(batch, rule)
     valid, phase = ~batch.get(IS_PAD), batch.get(PHASE)
     success, group = as_binary(batch.get(SUCCESS)), batch.get(GROUP)
@@ -124,13 +123,14 @@ def select_chunks(
     )
 
 
-def check_options(budget: int, selection: str, padding: str) -> None:
-    """Raise ``ValueError`` for a budget below 1 or an unknown selection or padding."""
-    find_rule(selection)
+def check_options(budget: int, selection: str, padding: str) -> Rule:
+    """The rule that ``selection`` names; ``ValueError`` for a budget below 1 or an unknown selection or padding."""
+    rule = find_rule(selection)
     if padding not in PADDINGS:
         raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
     if budget < 1:
         raise ValueError(f"budget must be at least 1 chunk per trajectory, got {budget}")
+    return rule
 
 
 def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Generator, Tensor, nn
 
 from pcm_rl.advantage import outcome_advantage
 from pcm_rl.episodes import EPISODE, GROUP, SUCCESS, EpisodeIndex
-from pcm_rl.support.plugins import load_plugin
+from pcm_rl.support.plugins import load_callable
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plugin_credit(name: str, options: Mapping[str, Any]) -> Credit:
     Raises:
         ValueError: If it names no such function or class, or the arguments do not fit.
     """
-    plugin = load_plugin(name)
+    plugin = load_callable(name)
     if isinstance(plugin, type):
         try:
             credit = plugin(**options)
@@ -75,8 +75,6 @@ def plugin_credit(name: str, options: Mapping[str, Any]) -> Credit:
             module=credit if isinstance(credit, nn.Module) else None,
             generator=getattr(credit, "generator", None),
         )
-    if not callable(plugin):
-        raise ValueError(f"{name} is {plugin!r}; expected a function rows -> advantage, or a class with that method")
     if options:
         raise ValueError(f"{name} is a function and takes no options, got {dict(options)}; a class does")
     return Credit(plugin)

@@ -15,7 +15,7 @@ from pcm_rl.allocation import KeepProbabilities
 from pcm_rl.config import SelectionConfig
 from pcm_rl.episodes import ADVANTAGE, WEIGHT
 from pcm_rl.phases import Phase
-from pcm_rl.rules import ALWAYS_READ, find_rule
+from pcm_rl.rules import ALWAYS_READ
 from pcm_rl.selection import Selection, check_options, select_chunks
 
 
@@ -57,9 +57,8 @@ class PCMSampler(Transform):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_options(budget, selection, padding)  # an error now, and not at the first batch
+        self.rule = check_options(budget, selection, padding)  # an error now, and not at the first batch
         self.budget, self.selection, self.padding = budget, selection, padding
-        self.rule = find_rule(selection)
         self.keep = KeepProbabilities(num_phases, floor, refresh_every)
         self.generator = torch.Generator().manual_seed(seed)
         self.stats: dict[str, float] = {}
@@ -151,11 +150,6 @@ class PCMSampleUnit(SampleUnit):
             if isinstance(value, Tensor) and value.shape[:1] == index.shape[:1]
         }
         return kept, {**info, **aligned, WEIGHT: selection.weight}
-
-
-def _advantage(batch: TensorDictBase) -> Tensor | None:
-    advantage = batch.get(ADVANTAGE, None)
-    return None if advantage is None else advantage.reshape(-1)
 
 
 def _stats(selection: Selection) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import gymnasium as gym
 import numpy as np
 
-from pcm_rl.support.plugins import load_plugin
+from pcm_rl.support.plugins import load_callable
 
 EXPERTS: dict[str, str] = {
     "pcm_rl/PickPlace-v0": "pcm_rl.envs.tabletop.expert:pick_place_expert",
@@ -47,12 +47,7 @@ def find_expert(env_id: str, expert: str | None = None) -> Callable[..., Any]:
             f"no scripted expert for {env_id!r}; those with one: {', '.join(EXPERTS)}. Give "
             "demos.expert=module:function, a function(env) -> object with reset(init_state) and action(observation)"
         )
-    name = EXPERTS[env_id] if expert is None else expert
-    build = load_plugin(name)
-    if not callable(build):
-        raise ValueError(f"{name} is {build!r}; expected a function of the environment")
-    found: Callable[..., Any] = build
-    return found
+    return load_callable(EXPERTS[env_id] if expert is None else expert)
 
 
 def make_expert(env_id: str, env: gym.Env, *, mistakes: float = 0.0, expert: str | None = None) -> Expert:

@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 
-from pcm_rl.support.plugins import is_plugin, load_plugin
+from pcm_rl.support.plugins import is_plugin, load_callable
 
 Success = str | Callable[[gymnasium.Env, dict[str, Any]], bool]
 
@@ -34,10 +34,7 @@ class SuccessRule:
 
     def __init__(self, success: Success | None = None) -> None:
         if isinstance(success, str) and is_plugin(success):
-            function = load_plugin(success)
-            if not callable(function):
-                raise ValueError(f"success={success} is {function!r}; expected a function of env and info")
-            success = function
+            success = load_callable(success)
         self.success = success
         self._warned = False
 

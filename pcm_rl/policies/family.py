@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -103,8 +102,3 @@ class GivesFeatures(Protocol):
 
     def features(self, tensordict: TensorDictBase) -> Tensor:
         """A critic's input for each row, ``[M, F]`` float, without a gradient."""
-
-
-def parameter_device(policy: TokenPolicy) -> torch.device:
-    """Where a policy's parameters are."""
-    return next(policy.parameters()).device

@@ -17,7 +17,7 @@ from pcm_rl.config import ConfigError, EnvConfig
 from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
 from pcm_rl.envs.chunked import no_gripper
 from pcm_rl.envs.success import SuccessRule
-from pcm_rl.support.plugins import load_plugin
+from pcm_rl.support.plugins import load_callable
 
 
 def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
@@ -108,7 +108,7 @@ def phase_rule(config: EnvConfig) -> dict[str, Any]:
     rule = _gripper_rule(config)
     if config.labeller is not None:
         try:
-            labeller = load_plugin(config.labeller)
+            labeller = load_callable(config.labeller)
             inspect.signature(labeller).bind_partial(**config.labeller_kwargs)
         except (TypeError, ValueError) as error:
             raise ConfigError(f"env.labeller={config.labeller} with {config.labeller_kwargs}: {error}") from error
@@ -120,7 +120,7 @@ def _gripper_rule(config: EnvConfig) -> dict[str, Any]:
     """The rule for a closed gripper: keyword arguments of ``label_episodes`` and of ``ChunkedEnv``."""
     if config.closed is not None:
         try:
-            return {"closed": _callable(config.closed)}
+            return {"closed": load_callable(config.closed)}
         except ValueError as error:
             raise ConfigError(f"env.closed: {error}") from error
     if config.gripper_index is None:
@@ -137,16 +137,9 @@ def _below(actions: Tensor, *, index: int, value: float) -> Tensor:
     return actions[..., index] < value
 
 
-def _callable(name: str) -> Any:
-    function = load_plugin(name)
-    if not callable(function):
-        raise ValueError(f"{name} is {function!r}, which cannot be called")
-    return function
-
-
 def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
     try:
-        wrapper = _callable(name)
+        wrapper = load_callable(name)
     except ValueError as error:
         env.close()
         raise ConfigError(f"env.wrappers: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 
@@ -36,3 +37,16 @@ def load_plugin(name: str) -> Any:
     if not hasattr(found, attribute):
         raise ValueError(f"{name}: module {module} has no {attribute!r}")
     return getattr(found, attribute)
+
+
+def load_callable(name: str) -> Callable[..., Any]:
+    """:func:`load_plugin` of something that can be called: a function or a class.
+
+    Raises:
+        ValueError: As :func:`load_plugin`, or if it cannot be called.
+    """
+    found = load_plugin(name)
+    if not callable(found):
+        raise ValueError(f"{name} is {found!r}, which cannot be called; expected a function or a class")
+    function: Callable[..., Any] = found
+    return function

@@ -18,9 +18,9 @@ from pcm_rl.algos.credit import GROUP_CREDIT, Credit, plugin_credit
 from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_features
 from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
 from pcm_rl.envs.chunked import observation_readers, read_observation
-from pcm_rl.episodes import STATE
+from pcm_rl.episodes import INSTRUCTION, STATE
 from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, lacks
-from pcm_rl.support.plugins import load_plugin
+from pcm_rl.support.plugins import load_callable
 from pcm_rl.training.checkpoint import load_policy
 
 FEATURE_ROWS = 64  # rows of a forward pass for a critic's features
@@ -65,7 +65,7 @@ def policy_for(
     built_in = section.family in FAMILIES
     settings = dataclasses.asdict(getattr(section, section.family)) if built_in else dict(section.options)
     try:
-        make = load_plugin(FAMILIES.get(section.family, section.family))
+        make = load_callable(FAMILIES.get(section.family, section.family))
     except ValueError as error:
         raise ConfigError(f"policy.family: {error}") from error
     try:
@@ -136,7 +136,7 @@ def critic_features(config: Config, policy: VLAWrapperBase) -> Features:
             raise ConfigError(f"advantage.features=policy: {config.policy.family} gives none (a method features(rows))")
         return _features_of(policy, torch.device(config.device))
     try:
-        features: Features = load_plugin(name)
+        features: Features = load_callable(name)
     except ValueError as error:
         raise ConfigError(f"advantage.features: {error}") from error
     return features
@@ -154,7 +154,7 @@ def _example_row(env: VectorEnv, policy: VLAWrapperBase) -> TensorDict:
     space = env.single_observation_space
     observation = read_observation(observation_readers(space), create_empty_array(space, n=1, fn=_zeros))
     row = TensorDict(dict(observation), batch_size=[1])
-    return row.set("language_instruction", "do it") if "language_instruction" in policy.in_keys else row
+    return row.set(INSTRUCTION, "do it") if INSTRUCTION in policy.in_keys else row
 
 
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

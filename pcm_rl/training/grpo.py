@@ -62,7 +62,7 @@ class GRPO:
         Raises:
             ConfigError: If the credit is not one finite number a row.
         """
-        advantage = self.credit.advantage(rows)
+        advantage = torch.as_tensor(self.credit.advantage(rows)).detach()  # no gradient reaches what gives the credit
         if advantage.shape != rows.batch_size or not bool(torch.isfinite(advantage).all()):
             what = "nan or infinity" if advantage.shape == rows.batch_size else f"shape {tuple(advantage.shape)}"
             name = self.config.advantage.name

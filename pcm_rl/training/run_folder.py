@@ -19,9 +19,8 @@ def refuse_existing(folder: Path) -> None:
 
 def check_logger(name: str) -> None:
     """Raise ``ImportError`` with the command that installs it if a logger's package is missing."""
-    package = {"none": None, "tensorboard": "tensorboard"}.get(name, name)
-    if package is not None and importlib.util.find_spec(package) is None:
-        raise ImportError(f"logger={name} needs the package {package}; run: pip install {package}")
+    if name != "none" and importlib.util.find_spec(name) is None:  # a logger has the name of its package
+        raise ImportError(f"logger={name} needs the package {name}; run: pip install {name}")
 
 
 def check_expert(config: Config) -> None:

@@ -196,6 +196,12 @@ def test_an_advantage_of_ones_own() -> None:
         ([f"advantage.name={__name__}:half_of_the_outcome", "advantage.options.a=3"], "takes no options"),
         (["advantage.name=critik"], "did you mean 'critic'"),
         (["advantage.options.a=3"], "group has none"),
+        ([f"advantage.name={__name__}:__name__"], "advantage.name: .*cannot be called"),
+        (
+            ["advantage.name=critic", f"advantage.features={__name__}:__name__"],
+            "advantage.features: .*cannot be called",
+        ),
+        (["policy.family=math:pi"], "policy.family: .*cannot be called"),
         (["advantage.name=critic", "advantage.features=pixels"], "features must be one of state, policy"),
     ],
 )

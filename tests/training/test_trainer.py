@@ -202,6 +202,10 @@ def ones(rows):
     return torch.ones(len(rows))
 
 
+def with_a_gradient(rows):
+    return torch.ones(len(rows), requires_grad=True) * 2.0
+
+
 def two_numbers(rows):
     return torch.ones(len(rows), 2)
 
@@ -215,6 +219,10 @@ def test_an_advantage_of_ones_own_is_one_finite_number_a_row_and_0_without_both_
     rows = trainer.collect()
     signal = trainer.grpo.write_advantage(rows)
     assert torch.equal(rows["advantage"], signal.float()) and bool(signal.any())
+    trainer.env.close()
+    trainer = Trainer(tiny("own-credit", f"advantage.name={__name__}:with_a_gradient"), silent)
+    trainer.grpo.write_advantage(rows)
+    assert not rows["advantage"].requires_grad
     trainer.env.close()
     for name, text in (("two_numbers", "gave shape"), ("nothing_finite", "gave nan or infinity")):
         trainer = Trainer(tiny("own-credit", f"advantage.name={__name__}:{name}"), silent)
