@@ -160,3 +160,14 @@ def test_comparisons_are_collected_without_their_steps(tmp_path: Path) -> None:
     assert phases[0] == {**head, "step": "0", "score/tail": "0.1235", "kept/tail": ""}
     assert not (results / "methods-clean-steps.csv").exists()
     assert read("methods-clean.csv") == read("methods-clean-stats.csv") == [head]
+
+
+def test_every_fault_has_a_test_that_exists() -> None:
+    """The last column of every row of ``docs/reliability.md`` names tests: ``path::name``."""
+    rows = re.findall(r"^\|.*\| *(.*?) *\|$", (ROOT / "docs" / "reliability.md").read_text(), re.MULTILINE)
+    cells = [cell for cell in rows if cell != "test" and set(cell) != {"-"}]
+    for cell in cells:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", cell)
+        assert named, f"a row names no test: {cell}"
+        for path, name in named:
+            assert re.search(rf"^ *def {name}\(", (ROOT / path).read_text(), re.MULTILINE), f"{path}::{name}"
