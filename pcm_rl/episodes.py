@@ -29,6 +29,7 @@ EPISODE = "episode_id"  # [M] int64
 CHUNK_ID = "chunk_id"  # [M] int64, 0 at the start of an episode
 ADVANTAGE = "advantage"  # [M] float32
 WEIGHT = "weight"  # [M] float32, mean 1 over the trimmed batch
+TRAJECTORIES = "trajectories_per_row"  # [M] float32, of the selection that kept the row: its trajectories over its rows
 REWARD = ("next", "reward")  # [M, 1] float32, paid at the step of success
 DONE = ("next", "done")  # [M, 1] bool, likewise ("next", "terminated") and ("next", "truncated")
 
@@ -113,9 +114,12 @@ def label_episodes(
 
     Raises:
         KeyError: If a key is missing.
-        ValueError: If ``gripper_index`` is out of range or the labeller returns another shape.
+        ValueError: If ``gripper_index`` is out of range, the labeller returns another shape, or the chunks of an
+            episode are not in their order.
     """
     check_batch(batch, (CHUNK, IS_PAD, EPISODE))
+    rows = EpisodeIndex(batch.get(EPISODE))
+    check_order(batch, rows)
     actions, valid = batch.get(CHUNK), ~batch.get(IS_PAD)
     dimensions = actions.shape[-1]
     if closed is not None:
@@ -127,7 +131,6 @@ def label_episodes(
         command = actions[..., gripper_index]
     fraction = close_fraction(command, valid, close_above=close_above)
     executed = valid.any(-1)
-    rows = EpisodeIndex(batch.get(EPISODE))
     if "episode" not in inspect.signature(labeller).parameters:
         labels = labeller(rows.dense(fraction, 0.0), rows.dense(executed, False))
         return torch.where(executed, rows.flat(_checked(labels, rows.shape)), -1)
@@ -193,6 +196,37 @@ def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, S
         raise ValueError(
             f"{IS_PAD} must have shape {tuple(batch.get(CHUNK).shape[:2])}, got {tuple(batch.get(IS_PAD).shape)}"
         )
+
+
+def check_order(batch: TensorDictBase, rows: EpisodeIndex) -> None:
+    """Raise unless the chunks of every episode come in their order, from the first, each once.
+
+    Rows that were shuffled, that lack the beginning of an episode, or of two collections that gave their episodes the
+    same ids would become episodes that never were. Without :data:`CHUNK_ID` an episode that ends twice is found.
+
+    Raises:
+        ValueError: At the first row that is not in its place.
+    """
+    if CHUNK_ID in batch.keys():
+        number = batch.get(CHUNK_ID).reshape(-1)
+        wrong = number != rows.column
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{CHUNK_ID} is {int(number[row])} at row {row}, where chunk {int(rows.column[row])} of episode "
+                f"{int(batch.get(EPISODE).reshape(-1)[row])} was expected: give whole episodes, their chunks in order "
+                f"from 0, and an {EPISODE} of its own to each episode"
+            )
+    elif DONE in batch.keys(include_nested=True):
+        done = batch.get(DONE).reshape(-1)
+        last = rows.column == rows.length[rows.row] - 1
+        early = done & ~last
+        if bool(early.any()):
+            row = int(early.nonzero()[0])
+            raise ValueError(
+                f"episode {int(batch.get(EPISODE).reshape(-1)[row])} goes on after row {row}, where it is done: give "
+                f"an {EPISODE} of its own to each episode, their rows in order"
+            )
 
 
 def _checked(labels: Tensor, shape: tuple[int, ...]) -> Tensor:
