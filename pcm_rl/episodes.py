@@ -199,33 +199,34 @@ def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, S
 
 
 def check_order(batch: TensorDictBase, rows: EpisodeIndex) -> None:
-    """Raise unless the chunks of every episode come in their order, from the first, each once.
+    """Raise unless every episode is whole: its chunks in their order, from the first to the end, each once.
 
-    Rows that were shuffled, that lack the beginning of an episode, or of two collections that gave their episodes the
-    same ids would become episodes that never were. Without :data:`CHUNK_ID` an episode that ends twice is found.
+    Rows that were shuffled or left out, or of two collections that gave their episodes the same ids, would become
+    episodes that never were. :data:`CHUNK_ID` and :data:`DONE` tell, where the batch has them.
 
     Raises:
         ValueError: At the first row that is not in its place.
     """
-    if CHUNK_ID in batch.keys():
-        number = batch.get(CHUNK_ID).reshape(-1)
-        wrong = number != rows.column
+    number, done = batch.get(CHUNK_ID, None), batch.get(DONE, None)
+    if number is not None:
+        wrong = number.reshape(-1) != rows.column
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"{CHUNK_ID} is {int(number[row])} at row {row}, where chunk {int(rows.column[row])} of episode "
-                f"{int(batch.get(EPISODE).reshape(-1)[row])} was expected: give whole episodes, their chunks in order "
-                f"from 0, and an {EPISODE} of its own to each episode"
+                f"{int(batch.get(EPISODE)[row])} was expected: give whole episodes, their chunks in order from 0, and "
+                f"an {EPISODE} of its own to each episode"
             )
-    elif DONE in batch.keys(include_nested=True):
-        done = batch.get(DONE).reshape(-1)
-        last = rows.column == rows.length[rows.row] - 1
-        early = done & ~last
-        if bool(early.any()):
-            row = int(early.nonzero()[0])
+    if done is not None:
+        done, last = done.reshape(-1), rows.column == rows.length[rows.row] - 1
+        # after the end there may be padding, which has numbers too
+        wrong = done != last if number is None else last & ~done
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            what = "ends at row {}, which is not done" if last[row] else "goes on after row {}, where it is done"
             raise ValueError(
-                f"episode {int(batch.get(EPISODE).reshape(-1)[row])} goes on after row {row}, where it is done: give "
-                f"an {EPISODE} of its own to each episode, their rows in order"
+                f"episode {int(batch.get(EPISODE)[row])} {what.format(row)}: give whole episodes, their rows in order, "
+                f"and an {EPISODE} of its own to each episode"
             )
 
 

@@ -295,6 +295,9 @@ def test_rows_that_are_not_whole_episodes_in_order_are_refused() -> None:
     for rows in (torch.cat([unnumbered, unnumbered]), unnumbered[swapped.flip(0)]):
         with pytest.raises(ValueError, match="goes on after row"):
             label_episodes(rows)
+    for rows in (unnumbered[:-1], batch.clone().set(DONE, ends.unsqueeze(-1))[:3]):
+        with pytest.raises(ValueError, match=r"ends at row \d+, which is not done"):
+            label_episodes(rows)
     interleaved = batch[batch[CHUNK_ID].argsort(stable=True)]
     assert torch.equal(label_episodes(interleaved), interleaved[PHASE])
     apart = torch.cat([batch, batch.clone().set(EPISODE, batch[EPISODE] + 100)])

@@ -102,7 +102,7 @@ class PCMSampler(Transform):
         return selection
 
     def _inv_call(self, tensordict: TensorDictBase | None) -> TensorDictBase | None:
-        if tensordict is None or not tensordict.shape[0]:
+        if tensordict is None or not tensordict.numel():
             return None
         if reading_buffer() is None:
             check_nothing_needs_episodes_after(self)
