@@ -84,7 +84,9 @@ def test_dense_and_flat_keep_dtype_and_trailing_shape(dtype: torch.dtype) -> Non
 
 
 def test_episode_index_needs_one_dimension() -> None:
-    with pytest.raises(ValueError, match=r"episode must have shape \[M\], got \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"episode_id must have shape \[M\] or \[M, 1\], one entry a row, got \(2, 2\)"
+    ):
         EpisodeIndex(torch.zeros(2, 2, dtype=torch.int64))
 
 
@@ -243,7 +245,7 @@ def test_check_batch() -> None:
     check_batch(batch.exclude(CHUNK), (IS_PAD, EPISODE))
     wrong = batch.clone()
     wrong[IS_PAD] = wrong[IS_PAD][:, 1:]
-    with pytest.raises(ValueError, match=r"action_is_pad must have shape \(17, 4\), got \(17, 3\)"):
+    with pytest.raises(ValueError, match=r"action_is_pad must be bool \(17, 4\), got torch.bool \(17, 3\)"):
         check_batch(wrong)
 
 

@@ -13,7 +13,7 @@ from torchrl.modules import MLP
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from pcm_rl.algos.credit import Credit, outcome_credit
-from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex, check_batch, check_order
+from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex, check_order, column_of
 
 FEATURES = "critic_features"  # [M, F] float32, the critic's features of each row
 Features = Callable[[TensorDictBase], Tensor]
@@ -114,7 +114,7 @@ class SuccessCritic(nn.Module):
 
     def _inputs(self, rows: TensorDictBase) -> Tensor:
         state = ((self._features_of(rows) - self.mean) / self.std).clamp(-5.0, 5.0)
-        time = 2.0 * rows.get(CHUNK_ID).reshape(-1).float() / self.max_chunks - 1.0
+        time = 2.0 * column_of(rows, CHUNK_ID).float() / self.max_chunks - 1.0
         return torch.cat([state, time.unsqueeze(-1)], -1)
 
     def _logit(self, inputs: Tensor) -> Tensor:
@@ -187,8 +187,7 @@ class SuccessCritic(nn.Module):
 
 def _outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
     """Success and episode of each row, ``[M]``; refuses rows that are not in order."""
-    check_batch(rows, (SUCCESS, EPISODE, CHUNK_ID))
-    success, episode = (rows.get(key).reshape(-1) for key in (SUCCESS, EPISODE))
+    success, episode, _ = (column_of(rows, key) for key in (SUCCESS, EPISODE, CHUNK_ID))
     check_order(rows, EpisodeIndex(episode))
     return success, episode
 

@@ -16,7 +16,18 @@ from pcm_rl.algos.transforms import unchosen
 from pcm_rl.algos.weights import over_the_buffer, trajectories_per_row
 from pcm_rl.allocation import KeepProbabilities
 from pcm_rl.config import SelectionConfig
-from pcm_rl.episodes import ADVANTAGE, CHUNK_ID, DONE, TRAJECTORIES, WEIGHT
+from pcm_rl.episodes import (
+    ADVANTAGE,
+    CHUNK_ID,
+    DONE,
+    EPISODE,
+    TRAJECTORIES,
+    WEIGHT,
+    EpisodeIndex,
+    check_batch,
+    check_order,
+    column_of,
+)
 from pcm_rl.phases import Phase
 from pcm_rl.rules import ALWAYS_READ
 from pcm_rl.selection import Selection, check_options, select_chunks
@@ -89,7 +100,9 @@ class PCMSampler(Transform):
         )
 
     def select(self, batch: TensorDictBase) -> Selection:
-        """Choose the rows of ``batch [M]`` to keep; its observations are not read."""
+        """Choose the rows of ``batch [M]``, of whole episodes, to keep; its observations are not read."""
+        check_batch(batch, (EPISODE,))
+        check_order(batch, EpisodeIndex(column_of(batch, EPISODE)))
         selection = select_chunks(
             batch,
             self.keep,

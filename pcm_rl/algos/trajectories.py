@@ -6,8 +6,8 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 
-from pcm_rl.advantage import as_binary
 from pcm_rl.episodes import ADVANTAGE, DONE, EPISODE, REWARD, SUCCESS, check_batch
+from pcm_rl.inputs import binary
 
 MASK = ("collector", "mask")  # [B, T] bool, False where a trajectory was padded to the length of the longest
 TRAJECTORY = ("collector", "traj_ids")  # [B, T] int64
@@ -130,7 +130,8 @@ def trajectory_success(rows: TensorDictBase, trajectory: Tensor, count: int) -> 
     """
     told = rows.get(("next", SUCCESS), None)
     if told is not None:
-        reached = as_binary(told.reshape(-1)).view(told.shape).flatten(1).any(-1) if told.ndim > 1 else as_binary(told)
+        flags = binary(str(("next", SUCCESS)), told.reshape(-1)).view(told.shape)
+        reached = flags.flatten(1).any(-1) if told.ndim > 1 else flags
     else:
         reached = _paid(rows.get(REWARD), trajectory, count)
     succeeded = torch.zeros(count, dtype=torch.int64, device=reached.device).index_add_(0, trajectory, reached.long())

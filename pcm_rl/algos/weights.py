@@ -8,7 +8,7 @@ from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.envs.transforms import Transform
 
-from pcm_rl.episodes import EPISODE, IS_PAD, TRAJECTORIES, WEIGHT
+from pcm_rl.episodes import EPISODE, IS_PAD, TRAJECTORIES, WEIGHT, column_of
 from pcm_rl.rules import Rule
 from pcm_rl.selection import Selection
 
@@ -22,7 +22,7 @@ def trajectories_per_row(batch: TensorDictBase, selection: Selection, rule: Rule
     weight = selection.weight
     if not weight.numel() or not bool(weight.any()):
         return 0.0
-    steps, episode = (~batch.get(IS_PAD)).sum(-1), batch.get(EPISODE).reshape(-1)
+    steps, episode = (~batch.get(IS_PAD)).sum(-1), column_of(batch, EPISODE)
     heaviest = int(weight.argmax())
     row = selection.index[heaviest]
     if rule.budget != "batch":
