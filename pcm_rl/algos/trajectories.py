@@ -9,7 +9,7 @@ from torch import Tensor
 from pcm_rl.episodes import ADVANTAGE, DONE, EPISODE, REWARD, SUCCESS, check_batch
 from pcm_rl.inputs import binary
 
-MASK = ("collector", "mask")  # [B, T] bool, False where a trajectory was padded to the length of the longest
+MASKS = (("collector", "mask"), "mask")  # [B, T] bool, False where a trajectory was padded; of `split_trajectories` too
 TRAJECTORY = ("collector", "traj_ids")  # [B, T] int64
 FIRST = "is_init"  # [B, T, 1] bool, written by TorchRL's InitTracker
 COMPARED = 64  # entries of an observation that are compared, spread over it
@@ -37,18 +37,26 @@ def whole_trajectories(rows: TensorDictBase) -> TensorDictBase:
     line = torch.arange(rows.shape[:-1].numel(), device=rows.device).repeat_interleave(rows.shape[-1])
     rows = rows.reshape(-1) if rows.ndim > 1 else rows
     check_batch(rows, (DONE,))
-    mask = rows.get(MASK, None)
-    if mask is not None and not bool(mask.all()):
+    keep = _mask(rows)
+    if keep is not None and not bool(keep.all()):
         if ADVANTAGE in rows.keys():
             raise ValueError(
-                f"{MASK} marks padding, and the rows have an advantage, which took it for steps: append EpisodeKeys "
+                "a mask marks padding, and the rows have an advantage, which took it for steps: append EpisodeKeys "
                 "after MCAdvantage, so that it writes first and drops the padding"
             )
-        keep = mask.reshape(-1)
         rows, line = rows[keep], line[keep]
     if len(rows):
         _refuse_cut(rows, line)
     return rows
+
+
+def _mask(rows: TensorDictBase) -> Tensor | None:
+    """Which of ``rows [M]`` are steps, ``[M]`` bool; None where nothing says so. Another entry of that name is not."""
+    for key in MASKS:
+        mask = rows.get(key, None)
+        if isinstance(mask, Tensor) and mask.dtype == torch.bool and mask.numel() == len(rows):
+            return mask.reshape(-1)
+    return None
 
 
 def _refuse_cut(rows: TensorDictBase, line: Tensor) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 from torchrl.collectors import Collector
+from torchrl.collectors.utils import split_trajectories
 from torchrl.data import LazyTensorStorage, TensorDictReplayBuffer
 from torchrl.data.vla import UniformActionTokenizer
 from torchrl.envs import Compose, SerialEnv, TransformedEnv
@@ -119,6 +120,19 @@ def test_a_collectors_padding_is_dropped(flat: bool) -> None:
     assert rows["chunk_id"].tolist() == [i for n in lengths(rows) for i in range(n)]
     assert torch.equal(rows["success"], episode % 2 == 1)
     assert rows["next", "done"].sum() == 4 and (~rows["action_is_pad"]).any(-1).all()
+
+
+def test_split_trajectories_are_whole_ones() -> None:
+    rows = plain(environment())
+    rows["observation"][:, 0] += 1
+    rows["next", "observation"][:, 0] += 1
+    split = split_trajectories(rows)
+    assert split.ndim == 2 and not split["mask"].all()
+    expected, got = EpisodeKeys()(rows), EpisodeKeys()(split)
+    for key in ("episode_id", "chunk_id", "success", "action_is_pad", "observation"):
+        assert torch.equal(expected[key], got[key])
+    # an entry of the same name that is no mask of rows stays
+    assert lengths(EpisodeKeys()(rows.clone().set("mask", torch.zeros(len(rows), 3, dtype=torch.bool)))) == [3, 4, 5, 6]
 
 
 def test_padding_before_an_advantage_over_it_is_refused() -> None:
