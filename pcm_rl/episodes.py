@@ -150,6 +150,7 @@ def label_episodes(
     check_batch(batch, (CHUNK, IS_PAD, EPISODE))
     rows = EpisodeIndex(column_of(batch, EPISODE))
     check_order(batch, rows)
+    check_ended(batch, rows)
     actions, valid = batch.get(CHUNK), ~batch.get(IS_PAD)
     dimensions = actions.shape[-1]
     if closed is not None:
@@ -254,10 +255,10 @@ def column_of(batch: TensorDictBase, key: str) -> Tensor:
 
 
 def check_order(batch: TensorDictBase, rows: EpisodeIndex) -> None:
-    """Raise unless every episode is whole: its chunks in their order, from the first to the end, each once.
+    """Raise unless the chunks of every episode are in their order, from the first, each once.
 
     Rows that were shuffled or left out, or of two collections that gave their episodes the same ids, would become
-    episodes that never were. :data:`CHUNK_ID` and :data:`DONE` tell, where the batch has them.
+    episodes that never were. :data:`CHUNK_ID` tells, and without it an episode that goes on after it is :data:`DONE`.
 
     Raises:
         ValueError: At the first row that is not in its place.
@@ -269,20 +270,37 @@ def check_order(batch: TensorDictBase, rows: EpisodeIndex) -> None:
             row = int(wrong.nonzero()[0])
             raise ValueError(
                 f"{CHUNK_ID} is {int(number[row])} at row {row}, where chunk {int(rows.column[row])} of episode "
-                f"{int(batch.get(EPISODE)[row])} was expected: give whole episodes, their chunks in order from 0, and "
-                f"an {EPISODE} of its own to each episode"
+                f"{int(batch.get(EPISODE)[row])} was expected: {_WHOLE}"
             )
-    if done is not None:
-        done, last = done.reshape(-1), rows.column == rows.length[rows.row] - 1
-        # after the end there may be padding, which has numbers too
-        wrong = done != last if number is None else last & ~done
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
-            what = "ends at row {}, which is not done" if last[row] else "goes on after row {}, where it is done"
+    elif done is not None:
+        early = done.reshape(-1) & ~_is_last(rows)
+        if bool(early.any()):
+            row = int(early.nonzero()[0])
             raise ValueError(
-                f"episode {int(batch.get(EPISODE)[row])} {what.format(row)}: give whole episodes, their rows in order, "
-                f"and an {EPISODE} of its own to each episode"
+                f"episode {int(batch.get(EPISODE)[row])} goes on after row {row}, where it is done: {_WHOLE}"
             )
+
+
+def check_ended(batch: TensorDictBase, rows: EpisodeIndex) -> None:
+    """Raise unless every episode ends with a row that is :data:`DONE`, where the batch has that entry.
+
+    Raises:
+        ValueError: At the last row of the first episode that was cut.
+    """
+    done = batch.get(DONE, None)
+    if done is not None:
+        cut = _is_last(rows) & ~done.reshape(-1)
+        if bool(cut.any()):
+            row = int(cut.nonzero()[0])
+            raise ValueError(f"episode {int(batch.get(EPISODE)[row])} ends at row {row}, which is not done: {_WHOLE}")
+
+
+_WHOLE = f"give whole episodes, their chunks in order from 0, and an {EPISODE} of its own to each episode"
+
+
+def _is_last(rows: EpisodeIndex) -> Tensor:
+    last: Tensor = rows.column == rows.length[rows.row] - 1
+    return last
 
 
 def _checked(labels: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,7 @@ from torchrl.modules import MLP
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from pcm_rl.algos.credit import Credit, outcome_credit
-from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex, check_order, column_of
+from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex, check_ended, check_order, column_of
 
 FEATURES = "critic_features"  # [M, F] float32, the critic's features of each row
 Features = Callable[[TensorDictBase], Tensor]
@@ -186,9 +186,11 @@ class SuccessCritic(nn.Module):
 
 
 def _outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
-    """Success and episode of each row, ``[M]``; refuses rows that are not in order."""
+    """Success and episode of each row, ``[M]``; refuses rows that are not of whole episodes in order."""
     success, episode, _ = (column_of(rows, key) for key in (SUCCESS, EPISODE, CHUNK_ID))
-    check_order(rows, EpisodeIndex(episode))
+    index = EpisodeIndex(episode)
+    check_order(rows, index)
+    check_ended(rows, index)
     return success, episode
 
 
