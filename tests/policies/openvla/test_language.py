@@ -129,7 +129,7 @@ def test_rotary_table_by_hand():
     cos, sin = rotary_table(3, 4, 100.0, torch.zeros(1, dtype=torch.float64))
     angle = torch.tensor([[0.0, 0.0], [1.0, 0.1], [2.0, 0.2]], dtype=torch.float64)  # 100 ** (-2 / 4) = 0.1
     torch.testing.assert_close(cos, angle.cos().repeat(1, 2), rtol=0, atol=1e-7)
-    torch.testing.assert_close(sin, angle.sin().repeat(1, 2), rtol=0, atol=1e-7)
+    torch.testing.assert_close(sin, torch.cat([-angle.sin(), angle.sin()], -1), rtol=0, atol=1e-7)
 
 
 def test_rotation_turns_pairs_and_only_distance_counts():

@@ -7,8 +7,6 @@ and the ways to change this differ between versions. A causal mask, which gives 
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,10 +36,8 @@ class LanguageModel(nn.Module):
             keep: Which positions exist, ``[M, S]`` bool; None if all do.
         """
         hidden = self.model(embeddings, positions, keep)
-        # Log-probs decide ratios: no rounding to bfloat16. (A model without memory, for counting, has no autocast.)
-        exact = contextlib.nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False)
-        with exact:
-            return F.linear(hidden.float(), self.lm_head.weight.float())
+        # log-probs decide ratios: no rounding to bfloat16
+        return F.linear(hidden.float(), self.lm_head.weight.float())
 
 
 class _Decoder(nn.Module):
@@ -119,21 +115,22 @@ class _GatedMLP(nn.Module):
 
 
 def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
-    """Cosines and sines of positions 0 to ``length - 1``, ``[2, S, head_dim]`` as ``like`` in type and device.
+    """Cosines and signed sines of positions below ``length``, ``[2, S, head_dim]`` as ``like`` in type and device.
 
-    The angle of channel i and of channel i + head_dim / 2 at position s is ``s * theta ** (-2 i / head_dim)``.
+    The angle of channel i and of channel i + head_dim / 2 at position s is ``s * theta ** (-2 i / head_dim)``; the
+    sines of the first half are negative, as a rotation has them.
     """
     channel = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
     angle = torch.arange(length, device=like.device, dtype=torch.float32)[:, None] * theta ** (-channel / head_dim)
-    angle = torch.cat([angle, angle], -1)
-    return torch.stack([angle.cos(), angle.sin()]).to(like.dtype)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(like.dtype)
 
 
 def rotate(heads: Tensor, rotary: Tensor) -> Tensor:
     """Rotate ``[M, heads, S, head_dim]`` by a table ``[2, (M, 1,) S, head_dim]``."""
     cos, sin = rotary
     first, second = heads.chunk(2, -1)
-    return heads * cos + torch.cat([-second, first], -1) * sin
+    return torch.addcmul(heads * cos, torch.cat([second, first], -1), sin)
 
 
 def take(tokens: Tensor, positions: Tensor) -> Tensor:
