@@ -46,7 +46,7 @@ def count(rows: int, *, checkpointing: bool, adapters: bool) -> dict[str, object
         length = torch.full((rows,), PROMPT_IDS)
         start = torch.cuda.memory_allocated()
         log.clear()
-        with torch.set_grad_enabled(adapters), ready_adapters(model, torch.bfloat16):
+        with torch.set_grad_enabled(adapters), ready_adapters(model.adapters, torch.bfloat16):
             out = model(model.patch_features(pixels), prompt.to("cuda"), length)
         forward = collections.Counter(log.ops)
         kept = torch.cuda.memory_allocated() - start

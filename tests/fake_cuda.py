@@ -320,7 +320,7 @@ class _Factories(TorchDispatchMode):
 class _Bindings(TorchFunctionMode):
     """What asks the driver before it dispatches.
 
-    Attention is the formula itself here (with ``meta`` the flash kernel, or with a mask the efficient one).
+    Attention is the CPU's flash kernel (with ``meta`` the GPU's, or with a mask the efficient one).
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -351,14 +351,14 @@ class _Bindings(TorchFunctionMode):
                     -1, args[0].shape[1], args[0].shape[2], -1
                 )
                 return aten._scaled_dot_product_efficient_attention(*args[:3], bias, args[0].requires_grad)[0]
-            if (mask := kwargs.get("attn_mask")) is not None and mask.dtype == torch.bool:
-                kwargs = {
-                    **kwargs,
-                    "attn_mask": torch.zeros(mask.shape, dtype=args[0].dtype, device=CUDA).masked_fill(
-                        ~mask, -torch.inf
-                    ),
-                }
-            return aten._scaled_dot_product_attention_math(*args, **kwargs, enable_gqa=gqa)[0]
+            query, key, value = args[:3]
+            if gqa:
+                key, value = (one.repeat_interleave(query.shape[-3] // key.shape[-3], -3) for one in (key, value))
+            mask = kwargs.pop("attn_mask", None)
+            if mask is not None and mask.dtype == torch.bool:
+                mask = torch.zeros(mask.shape, dtype=query.dtype, device=CUDA).masked_fill(~mask, -torch.inf)
+            attention = aten._scaled_dot_product_flash_attention_for_cpu  # keeps as little as the one on a GPU
+            return attention(query, key, value, attn_mask=mask, **kwargs)[0]
         return func(*args, **kwargs)
 
 

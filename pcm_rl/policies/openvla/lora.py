@@ -44,7 +44,9 @@ def add_lora(
     for name in names:
         parent, _, last = name.rpartition(".")
         place = model.get_submodule(parent)
-        setattr(place, last, LoraLinear(getattr(place, last), rank, alpha, device))
+        layer = LoraLinear(getattr(place, last), rank, alpha, device)
+        setattr(place, last, layer)
+        model.adapters.append(layer)
     return names
 
 

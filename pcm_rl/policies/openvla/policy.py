@@ -124,7 +124,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         There is no autocast: on CUDA it would compute every norm in float32, and cast and keep its output once more for
         each layer that reads it.
         """
-        return ready_adapters(self.model, self.dtype)
+        return ready_adapters(self.model.adapters, self.dtype)
 
     def _features(self, tensordict: TensorDictBase) -> Tensor:
         recorded = tensordict.get(FEATURES, None) if self.record_features else None

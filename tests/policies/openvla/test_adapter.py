@@ -73,9 +73,11 @@ def test_casts_made_at_once_are_those_of_each_layer_and_never_old(dtype):
     x = torch.randn(4, 5).to(dtype)
     for _ in range(2):
         alone = model(x)
-        with ready_adapters(model, dtype):
+        with ready_adapters([model[0], model[2]], dtype):
             together = model(x)
-        assert torch.equal(alone, together)
+            with torch.no_grad():
+                without = model(x)
+        assert torch.equal(alone, together) and torch.equal(alone, without)
         for parameter in model.parameters():
             parameter.data.mul_(1.5)  # which no version counter sees
     assert all(module.ready is None for module in model if isinstance(module, LoraLinear))
@@ -84,9 +86,9 @@ def test_casts_made_at_once_are_those_of_each_layer_and_never_old(dtype):
 def test_two_graphs_at_once():
     """A second forward pass does not touch what the first has kept."""
     model, x = layer(dtype=torch.bfloat16), torch.randn(4, 5).bfloat16()
-    with ready_adapters(model, torch.bfloat16):
+    with ready_adapters([model], torch.bfloat16):
         first = model(x).sum()
-    with ready_adapters(model, torch.bfloat16):
+    with ready_adapters([model], torch.bfloat16):
         second = model(2 * x).sum()
     (first + second).backward()
     assert model.up.grad.isfinite().all()

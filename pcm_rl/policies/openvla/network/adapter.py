@@ -64,23 +64,25 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` -> ``[..., out]`` in the type of ``x``."""
         down, up = self.ready or _cast([self], x.dtype)[0]
-        if type(self.base_layer) is nn.Linear:
+        rows = x.reshape(-1, x.shape[-1])
+        if type(self.base_layer) is not nn.Linear:
+            base = self.base_layer(rows)
+            out: Tensor = base + _LowRank.apply(rows, down, up, self.down, self.up, self.scale)
+        elif torch.is_grad_enabled():
             weight, bias = self.base_layer.weight, self.base_layer.bias
-            out: Tensor = _LoraLinear.apply(x, down, up, self.down, self.up, self.scale, weight, bias)
-            return out
-        base = self.base_layer(x)
-        out = _LowRank.apply(x, down, up, self.down, self.up, self.scale)
-        return base + out
+            out = _LoraLinear.apply(rows, down, up, self.down, self.up, self.scale, weight, bias)
+        else:
+            out = _add(F.linear(rows, self.base_layer.weight, self.base_layer.bias), rows @ down.t(), up)
+        return out.view(*x.shape[:-1], out.shape[-1])
 
 
 @contextlib.contextmanager
-def ready_adapters(model: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Within it the adapters of ``model`` are at hand in ``dtype``, as they are now; for one forward pass.
+def ready_adapters(layers: list[LoraLinear], dtype: torch.dtype) -> Iterator[None]:
+    """Within it the adapters of ``layers`` are at hand in ``dtype``, as they are now; for one forward pass.
 
     They are cast anew at every entry, so that no change of a parameter is ever missed. A block that is computed again
     in the backward pass, after the end of the context, casts its own, to the same numbers.
     """
-    layers = [module for module in model.modules() if isinstance(module, LoraLinear)]
     for layer, pair in zip(layers, _cast(layers, dtype), strict=True):
         layer.ready = pair
     try:
@@ -112,13 +114,18 @@ def _as(values: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     return copies
 
 
+def _add(out: Tensor, inner: Tensor, up: Tensor) -> Tensor:
+    """``out + inner B``, in the place of ``out``: the sum costs no pass of its own."""
+    return torch.addmm(out, inner, up.t(), out=out)
+
+
 class _LoraLinear(torch.autograd.Function):
     """The frozen product and the adapter's two, the last of which adds to the first."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        x: Tensor,
+        rows: Tensor,
         down: Tensor,
         up: Tensor,
         a: Tensor,
@@ -127,24 +134,19 @@ class _LoraLinear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
     ) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
         inner = rows @ down.t()
         ctx.save_for_backward(rows, weight, inner, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
-        out = F.linear(rows, weight, bias)
-        torch.addmm(out, inner, up.t(), out=out)  # the sum costs no pass of its own
-        return out.view(*x.shape[:-1], len(weight))
+        ctx.scale = scale
+        return _add(F.linear(rows, weight, bias), inner, up)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, weight, inner, down, up = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
         low = grad @ up
         to_x = None
         if ctx.needs_input_grad[0]:
-            to_x = grad @ weight
-            to_x = torch.addmm(to_x, low, down, out=to_x).view(ctx.shape)
+            to_x = _add(grad @ weight, low, down.t())
         return to_x, None, None, *_to_adapters(ctx, grad, low, rows, inner), None, None, None
 
 
@@ -152,20 +154,18 @@ class _LowRank(torch.autograd.Function):
     """The adapter alone, beside a layer that computes its product in its own way."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
+    def forward(ctx: Any, rows: Tensor, down: Tensor, up: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
         inner = rows @ down.t()
         ctx.save_for_backward(rows, inner, down, up)
-        ctx.scale, ctx.shape = scale, x.shape
-        return (inner @ up.t()).view(*x.shape[:-1], len(up))
+        ctx.scale = scale
+        return inner @ up.t()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, inner, down, up = ctx.saved_tensors
-        grad = grad.reshape(-1, grad.shape[-1])
         low = grad @ up
-        to_x = (low @ down).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_x = low @ down if ctx.needs_input_grad[0] else None
         return to_x, None, None, *_to_adapters(ctx, grad, low, rows, inner), None
 
 
