@@ -1,4 +1,4 @@
-"""Where the time of a micro-batch goes on a GPU: milliseconds, kernels and kept memory of one forward and backward pass.
+"""Where the time of a micro-batch goes on a GPU: milliseconds, kernels and memory of a forward and backward pass.
 
     python benchmarks/kernels.py                  writes results/kernels-7b-cuda.csv
     python benchmarks/kernels.py --checkpointing  the same with recomputation, -checkpointing.csv

@@ -151,3 +151,14 @@ def test_logits_are_float32_whatever_the_weights_are(model):
     assert logits.dtype == torch.float32 and logits.shape == (ROWS, 4, BINS)
     hidden = model.model(embeddings().bfloat16(), POSITIONS, None)
     assert torch.equal(logits, hidden.float() @ model.lm_head.weight.float().T)
+
+
+def test_the_gated_product_has_the_formulas_gradient_and_keeps_two_tensors():
+    from pcm_rl.policies.openvla.network.language import _Gated
+
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(_Gated.apply, (gate, up))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        got = _Gated.apply(gate, up)
+    assert torch.equal(got, torch.nn.functional.silu(gate) * up) and len(kept) == 2

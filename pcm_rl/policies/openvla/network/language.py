@@ -7,9 +7,12 @@ and the ways to change this differ between versions. A causal mask, which gives 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pcm_rl.policies.openvla.network.recompute import run_blocks
 from pcm_rl.policies.openvla.sizes import LanguageSizes
@@ -111,7 +114,23 @@ class _GatedMLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(tokens)) * self.up_proj(tokens))
+        gated: Tensor = _Gated.apply(self.gate_proj(tokens), self.up_proj(tokens))
+        return self.down_proj(gated)
+
+
+class _Gated(torch.autograd.Function):
+    """``silu(gate) * up``; of the three tensors in it the backward pass keeps two and computes the third again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
 def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
