@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from pcm_rl import (
@@ -50,6 +51,14 @@ def rows(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 def on_device(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(DEVICE) for name, value in batch.items()}
+
+
+def in_schema(batch: dict[str, Tensor]) -> TensorDict:
+    entries = {
+        ("vla_action", "chunk"): batch["actions"], "phase": batch["phase"], "success": batch["success"],
+        "group_id": batch["group"], "episode_id": batch["episode"], "action_is_pad": ~batch["valid"],
+    }  # fmt: skip
+    return TensorDict(entries, batch_size=[len(batch["episode"])])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -102,8 +111,8 @@ def test_selection(selection: str, padding: str) -> None:
     batch = rows()
     keep = {"cpu": KeepProbabilities(), DEVICE: KeepProbabilities()}
     options = {"budget": 4, "selection": selection, "padding": padding}
-    expected = select_chunks(**batch, keep=keep["cpu"], generator=generator(), **options)
-    got = select_chunks(**on_device(batch), keep=keep[DEVICE], generator=generator(), **options)
+    expected = select_chunks(in_schema(batch), keep["cpu"], generator=generator(), **options)
+    got = select_chunks(in_schema(on_device(batch)), keep[DEVICE], generator=generator(), **options)
     assert got.index.device.type == got.weight.device.type == DEVICE
     assert torch.equal(got.index.cpu(), expected.index)
     torch.testing.assert_close(got.weight.cpu(), expected.weight)
