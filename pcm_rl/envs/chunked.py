@@ -6,6 +6,7 @@ end of each chunk only, seven of eight successes would be paid late, twice or ne
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from functools import partial
@@ -21,6 +22,7 @@ from tensordict import NestedKey, NonTensorData, TensorDict
 from torch import Tensor
 
 from pcm_rl import episodes
+from pcm_rl.envs.info import TRAJECTORY, ChunkInfo
 from pcm_rl.envs.success import Success, SuccessRule
 from pcm_rl.episodes import Labeller, label_episodes
 from pcm_rl.phases import label_phases
@@ -45,11 +47,12 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 
     - `"action_is_pad"`: bool `[L]`, True for the steps that were never executed;
     - `"success"`: whether the episode has succeeded by now;
-    - `"episode"`: at the end of an episode only, a `TensorDict [N]` of its N chunks in the schema of
-      :mod:`pcm_rl.episodes`, phases labelled, with `("next", "reward" | "done" | "terminated" | "truncated")`. An
-      `"episode"` that the environment itself reports, such as that of `RecordEpisodeStatistics`, is moved to
-      `"episode_statistics"`. Wrappers that write the key themselves (`RecordEpisodeStatistics`, Stable-Baselines3's
-      `Monitor`) must be inside of this one, or need `record=False`.
+    - `"trajectory"`: at the end of an episode only, a `TensorDict [N]` of its N chunks in the schema of
+      :mod:`pcm_rl.episodes`, phases labelled, with `("next", "reward" | "done" | "terminated" | "truncated")`.
+
+    `"episode"` is left to wrappers that write statistics there, Gymnasium's `RecordEpisodeStatistics` and
+    Stable-Baselines3's `Monitor`. Outside of this wrapper they count chunks. Inside they count steps, and do not see
+    an episode that ends at its success while the environment would go on; a warning says so.
 
     A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
     channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
@@ -70,7 +73,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         success: Key of the environment's info, `callable(env, info) -> bool`, or the name of such a callable as
             `module:function`; called after every step. None means `info["success"]` or `info["is_success"]` where there
             is one, else termination with a positive reward; see :class:`pcm_rl.envs.success.SuccessRule`.
-        record: Build `info["episode"]`. False where the rows are recorded elsewhere, as for workers.
+        record: Build `info["trajectory"]`. False where the rows are recorded elsewhere, as for workers.
         instruction: What the robot is told. None means the reset's `info["instruction"]`, if there is one.
         stop_on_success: End the episode, as terminated, at its first success. False leaves the end to the environment.
         reward: `"sum"` of the environment's rewards, or `"success"`: 1 for the chunk of the first success and 0
@@ -113,6 +116,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         self.chunk_length, self.record, self.instruction = chunk_length, record, instruction
         self.stop_on_success, self.reward = stop_on_success, reward
         self._success_rule = SuccessRule(success)
+        self._recorder = _recorder_inside(env)
         self._skips_frames = hasattr(env.unwrapped, "draw_cameras")
         self._label: Callable[[TensorDict], Tensor] = partial(label_episodes, labeller=labeller, **gripper)
         self._readers = observation_readers(env.observation_space) if record else {}
@@ -168,11 +172,9 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         pad = np.arange(self.chunk_length) >= executed
         self._running = not (terminated or truncated)
         if self.record:
-            if "episode" in info:
-                info["episode_statistics"] = info.pop("episode")
             self._rows.append({**row, **_outcome(pad, reward, terminated, truncated)})
             if not self._running:
-                info["episode"] = self._episode()
+                info[TRAJECTORY] = self._trajectory()
         self._chunk_id += 1
         info.update(action_is_pad=pad, success=self._succeeded)
         return self._observed(observation), reward, terminated, truncated, info
@@ -190,8 +192,21 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
                 break
         if self.reward == "success":
             total = float(self._succeeded and not was_success)
-        terminated = bool(terminated) or (self._succeeded and self.stop_on_success)
-        return observation, total, terminated, bool(truncated), executed, dict(info)
+        if self._succeeded and self.stop_on_success:
+            if not (terminated or truncated):
+                self._warn_of_unseen_end()
+            terminated = True
+        return observation, total, bool(terminated), bool(truncated), executed, ChunkInfo(info)
+
+    def _warn_of_unseen_end(self) -> None:
+        if self._recorder is not None:
+            warnings.warn(
+                f"{self._recorder} inside of ChunkedEnv does not see that an episode ends at its success, so it counts "
+                "the others only; put it outside, where it counts chunks, or give stop_on_success=False",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            self._recorder = None
 
     @property
     def _where(self) -> str:
@@ -213,7 +228,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             self._observation = read_observation(self._readers, observation)
         return deepcopy(observation)
 
-    def _episode(self) -> TensorDict:
+    def _trajectory(self) -> TensorDict:
         count = len(self._rows)
         episode = TensorDict({}, batch_size=[count])
         for key in self._rows[0]:
@@ -233,6 +248,15 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 def no_gripper(actions: Tensor) -> Tensor:
     """`[..., D]` actions -> `[...]` bool, which of them close the gripper: none."""
     return torch.zeros(actions.shape[:-1], dtype=torch.bool, device=actions.device)
+
+
+def _recorder_inside(env: gymnasium.Env) -> str | None:
+    """Name of a wrapper that records statistics of episodes, if there is one."""
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env).__name__ in ("RecordEpisodeStatistics", "Monitor"):  # of Gymnasium, of Stable-Baselines3
+            return type(env).__name__
+        env = env.env
+    return None
 
 
 def _chunk_space(space: spaces.Space[Any], chunk_length: int) -> spaces.Box[np.floating]:
