@@ -42,7 +42,8 @@ class EnvConfig:
         init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
             ``seed`` (``reset(seed=k)``).
         success: Key of ``info`` that tells success, or ``module:function``, called as ``function(env, info) -> bool``
-            after every step; null is ``success`` or ``is_success``, else an end with a positive reward.
+            after every step; ``positive_reward`` is a reward above 0, also where the episode goes on; null is
+            ``success`` or ``is_success``, else an end with a positive reward.
         reward: ``sum`` of the environment's rewards over a chunk, or ``success``: 1 for the chunk of the first success.
         num_states: Number of initial states a task (LIBERO: 50); None where the environment has no fixed number.
         eval_states: Initial states a task held out for evaluation, never trained on.

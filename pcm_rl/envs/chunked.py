@@ -71,8 +71,9 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         closed: `[..., D]` actions -> `[...]` bool, instead of the two above.
         labeller: Phase rule, see :func:`pcm_rl.episodes.label_episodes`.
         success: Key of the environment's info, `callable(env, info) -> bool`, or the name of such a callable as
-            `module:function`; called after every step. None means `info["success"]` or `info["is_success"]` where there
-            is one, else termination with a positive reward; see :class:`pcm_rl.envs.success.SuccessRule`.
+            `module:function`; called after every step. `"positive_reward"` means a reward above 0. None means
+            `info["success"]` or `info["is_success"]` where there is one, else termination with a positive reward; see
+            :class:`pcm_rl.envs.success.SuccessRule`.
         record: Build `info["trajectory"]`. False where the rows are recorded elsewhere, as for workers.
         instruction: What the robot is told. None means the reset's `info["instruction"]`, if there is one.
         stop_on_success: End the episode, as terminated, at its first success. False leaves the end to the environment.

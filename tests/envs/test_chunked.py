@@ -192,6 +192,7 @@ def test_a_labeller_by_time_gets_the_episode():
     assert ("observation", "state") in seen[0].keys(include_nested=True)
 
 
+@pytest.mark.filterwarnings("ignore:a step paid 1")
 def test_success_by_key_by_callable_and_by_fallback():
     assert run(ChunkedEnv(ScriptedEnv(11, key="solved"), success="solved"))[0] == [0.0, 1.0]
     by_state = ChunkedEnv(ScriptedEnv(key=None), success=lambda env, info: env.unwrapped.steps == 13)
