@@ -32,7 +32,7 @@ class EnvConfig:
         max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
         gripper_index: Action dimension that commands the gripper; null where there is no gripper, which needs a
             ``labeller`` or ``closed``.
-        close_above: Gripper commands strictly above close.
+        close_above: Gripper commands strictly above close, in the environment's own units (after ``wrappers``).
         close_below: Gripper commands strictly below close, in place of those above ``close_above``; null where it is
             not so.
         closed: ``module:function`` of actions ``[..., D]`` -> bool ``[...]``: which of them close the gripper, where

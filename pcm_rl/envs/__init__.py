@@ -2,6 +2,7 @@
 
 import gymnasium
 
+from pcm_rl.envs.bounds import ActionBounds
 from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
 from pcm_rl.envs.seeded import SeededStates
@@ -24,6 +25,7 @@ if "pcm_rl/MetaWorld-v0" not in gymnasium.registry:
     gymnasium.register(id="pcm_rl/MetaWorld-v0", entry_point="pcm_rl.envs.metaworld.env:MetaWorldEnv")
 
 __all__ = [
+    "ActionBounds",
     "ChunkedEnv",
     "MultiTaskEnv",
     "OpenVLAImages",

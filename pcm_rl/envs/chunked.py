@@ -22,6 +22,7 @@ from tensordict import NestedKey, NonTensorData, TensorDict
 from torch import Tensor
 
 from pcm_rl import episodes
+from pcm_rl.envs.gripper import check_gripper_index, check_threshold, no_gripper
 from pcm_rl.envs.info import TRAJECTORY, ChunkInfo
 from pcm_rl.envs.success import Success, SuccessRule
 from pcm_rl.episodes import Labeller, label_episodes
@@ -67,7 +68,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         chunk_length: L, actions a chunk, at least 1.
         gripper_index: Action dimension that commands the gripper. None where there is no gripper: the labeller gets a
             close fraction of 0, and the default labeller gives every chunk the phase approach.
-        close_above: Commands strictly above close the gripper.
+        close_above: Commands strictly above close the gripper, in the environment's own units.
         closed: `[..., D]` actions -> `[...]` bool, instead of the two above.
         labeller: Phase rule, see :func:`pcm_rl.episodes.label_episodes`.
         success: Key of the environment's info, `callable(env, info) -> bool`, or the name of such a callable as
@@ -106,11 +107,11 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
         super().__init__(env)
         self._chunks = self.action_space = _chunk_space(env.action_space, chunk_length)
-        dimensions = self._chunks.shape[1]
         gripper: dict[str, Any] = {"closed": no_gripper if closed is None else closed}
         if closed is None and gripper_index is not None:
-            if not -dimensions <= gripper_index < dimensions:
-                raise ValueError(f"gripper_index is {gripper_index}; expected {-dimensions} to {dimensions - 1}")
+            check_gripper_index(gripper_index, self._chunks.shape[1])
+            if record and labeller is label_phases:
+                check_threshold(self._chunks, gripper_index, "close_above", close_above)
             gripper = {"gripper_index": gripper_index, "close_above": close_above}
         if reward not in ("sum", "success"):
             raise ValueError(f"reward is {reward!r}; expected 'sum' or 'success'")
@@ -244,11 +245,6 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         self._episode_id += 1
         self._rows = []
         return episode
-
-
-def no_gripper(actions: Tensor) -> Tensor:
-    """`[..., D]` actions -> `[...]` bool, which of them close the gripper: none."""
-    return torch.zeros(actions.shape[:-1], dtype=torch.bool, device=actions.device)
 
 
 def _recorder_inside(env: gymnasium.Env) -> str | None:

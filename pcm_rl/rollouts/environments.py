@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pcm_rl.config import ConfigError, EnvConfig
 from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
-from pcm_rl.envs.chunked import no_gripper
+from pcm_rl.envs.gripper import check_threshold, no_gripper
 from pcm_rl.envs.success import SuccessRule
 from pcm_rl.support.plugins import load_callable
 
@@ -55,26 +55,49 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
     """Environments that step whole chunks: the task's vectorised core, or one process for each.
 
     Raises:
-        ConfigError: As :func:`make_env`.
+        ConfigError: As :func:`make_env`, or the gripper's rule does not fit the actions.
     """
-    chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
     success_rule(config)  # an error here, and not in a worker
     phase_rule(config)  # an error here, and not after the first rollouts
     with _refused_as_config_error(config):
-        _import_ids(config)
-        if _has_core(config):
-            return gym.make_vec(
-                config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
-            )
-        return chunked_vector_env(
-            functools.partial(make_env, config),
-            config.num_envs,
-            workers=config.workers,
-            timeout=config.timeout if config.workers else None,
-            success=config.success,
-            reward=config.reward,
-            **chunking,
+        env = _vector_env(config)
+    try:
+        _check_gripper(config, env.single_action_space)
+    except ConfigError:
+        env.close()
+        raise
+    return env
+
+
+def _vector_env(config: EnvConfig) -> VectorEnv:
+    chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
+    _import_ids(config)
+    if _has_core(config):
+        return gym.make_vec(
+            config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
         )
+    return chunked_vector_env(
+        functools.partial(make_env, config),
+        config.num_envs,
+        workers=config.workers,
+        timeout=config.timeout if config.workers else None,
+        success=config.success,
+        reward=config.reward,
+        **chunking,
+    )
+
+
+def _check_gripper(config: EnvConfig, space: gym.Space[Any]) -> None:
+    """Raise ``ConfigError`` where the threshold of the built-in labeller tells nothing about these actions."""
+    if config.gripper_index is None or config.closed is not None or config.labeller is not None:
+        return
+    below = config.close_below is not None
+    name, value = ("close_below", config.close_below) if below else ("close_above", config.close_above)
+    assert isinstance(space, gym.spaces.Box) and value is not None
+    try:
+        check_threshold(space, config.gripper_index, name, value)
+    except ValueError as error:
+        raise ConfigError(f"env.{error}") from error
 
 
 def _has_core(config: EnvConfig) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
+from pcm_rl.policies.bins import action_range
 from pcm_rl.policies.state.policy import StateTokenPolicy
 
 
@@ -21,17 +22,18 @@ def make_policy(
 
     Args:
         observation_space: ``Box [S]``.
-        action_space: ``Box [L, D]``.
+        action_space: ``Box [L, D]``, which the bins cover.
         device: Of its weights.
         settings: Further arguments of :class:`StateTokenPolicy`.
 
     Raises:
-        ValueError: If the observation is not a vector; the message says what to do.
+        ValueError: If the observation is not a vector or the actions are unbounded; the message says what to do.
     """
     shape, chunk = getattr(observation_space, "shape", None), action_space.shape
     if shape is None or len(shape) != 1 or len(chunk) != 2:
         raise ValueError(f"expected a vector [S] as observation, got {_described(observation_space)}")
-    return StateTokenPolicy(shape[0], chunk[1], chunk[0], **settings).to(device)
+    low, high = action_range(action_space)
+    return StateTokenPolicy(shape[0], chunk[1], chunk[0], low=low, high=high, **settings).to(device)
 
 
 def _described(space: spaces.Space[Any] | None) -> str:
