@@ -5,6 +5,7 @@ import gymnasium
 from pcm_rl.envs.bounds import ActionBounds
 from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
+from pcm_rl.envs.parts import ObservationParts
 from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.tasks import MultiTaskEnv
 from pcm_rl.envs.vector import VectorMember, chunked_vector_env
@@ -28,6 +29,7 @@ __all__ = [
     "ActionBounds",
     "ChunkedEnv",
     "MultiTaskEnv",
+    "ObservationParts",
     "OpenVLAImages",
     "SeededStates",
     "VectorMember",

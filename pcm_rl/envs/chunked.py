@@ -7,7 +7,7 @@ end of each chunk only, seven of eight successes would be paid late, twice or ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
@@ -24,16 +24,12 @@ from torch import Tensor
 from pcm_rl import episodes
 from pcm_rl.envs.gripper import check_gripper_index, check_threshold, no_gripper
 from pcm_rl.envs.info import TRAJECTORY, ChunkInfo
+from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.success import Success, SuccessRule
 from pcm_rl.episodes import Labeller, label_episodes
 from pcm_rl.phases import label_phases
 
 _Row = dict[NestedKey, Tensor]
-Reader = tuple[str | None, Callable[[Any], Tensor]]
-_floats = partial(torch.tensor, dtype=torch.float32)
-
-STATE_NAMES = ("state", "proprio", "observation")  # in a Dict observation, the first vector among these is the state
-IMAGE_NAMES = ("image", "pixels")  # likewise
 
 
 class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.floating]], RecordConstructorArgs):
@@ -57,8 +53,10 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 
     A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
     channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
-    `STATE_NAMES` and an image under one of `IMAGE_NAMES` are recorded in the same way. Every other key is recorded
-    under `("observation", key)`: images as `[3, H, W]`, float64 as float32, other entries as they are.
+    `STATE_NAMES` and an image under one of `IMAGE_NAMES` (:mod:`pcm_rl.envs.observation`), or the only image of a
+    `Dict` there, are recorded in the same way. Every other key is recorded under `("observation", key)`, with the keys
+    of a `Dict` in the `Dict` after it: images as `[3, H, W]`, float64 as float32, other entries as they are. Other
+    names are given by :class:`~pcm_rl.envs.parts.ObservationParts`.
 
     Where the base environment has the attribute `draw_cameras`, it is False for all steps of a chunk except the last:
     only that observation is used, and a rendered frame costs as much as many steps of physics.
@@ -273,64 +271,3 @@ def _outcome(pad: NDArray[np.bool_], reward: float, terminated: bool, truncated:
         ("next", "terminated"): torch.tensor([terminated]),
         ("next", "truncated"): torch.tensor([truncated]),
     }
-
-
-def observation_readers(space: spaces.Space[Any]) -> dict[NestedKey, Reader]:
-    """How observations of `space` become keys of the schema; see :class:`ChunkedEnv` for which.
-
-    Args:
-        space: Observation space of one environment.
-
-    Returns:
-        Key of a row -> (key of the observation, None for all of it; conversion to a tensor).
-
-    Raises:
-        ValueError: The space cannot be recorded, or two of its keys become one.
-    """
-    if _is_vector(space):
-        return {episodes.STATE: (None, _floats)}
-    if (image := _image_reader(space)) is not None:
-        return {episodes.IMAGE: (None, image)}
-    if not isinstance(space, spaces.Dict):
-        raise ValueError(f"cannot record {space}: flatten it (FlattenObservation), or pass record=False")
-    state = next((name for name in STATE_NAMES if _is_vector(space.spaces.get(name))), None)
-    picture = next((name for name in IMAGE_NAMES if _image_reader(space.spaces.get(name)) is not None), None)
-    readers: dict[NestedKey, Reader] = {}
-    for name, part in space.spaces.items():
-        if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-            raise ValueError(f"cannot record {name!r}, {part}: take it out (FilterObservation), or pass record=False")
-        key: NestedKey = {state: episodes.STATE, picture: episodes.IMAGE}.get(name, ("observation", name))
-        if key in readers:
-            raise ValueError(f"{name!r} and {readers[key][0]!r} of the observation both become {key}: rename one")
-        readers[key] = (name, _floats if name == state else _image_reader(part) or _tensor)
-    return readers
-
-
-def read_observation(readers: Mapping[NestedKey, Reader], observation: Any) -> dict[NestedKey, Tensor]:
-    """One observation, or a batch of them `[n, ...]`, as tensors (copies) under the schema's keys."""
-    return {
-        key: convert(observation if name is None else observation[name]) for key, (name, convert) in readers.items()
-    }
-
-
-def _is_vector(space: spaces.Space[Any] | None) -> bool:
-    return isinstance(space, spaces.Box) and len(space.shape) == 1
-
-
-def _image_reader(space: spaces.Space[Any] | None) -> Callable[[Any], Tensor] | None:
-    """Conversion to `[3, H, W]` uint8, or None where the space is no image."""
-    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
-        return None
-    if space.shape[0] == 3:
-        return _tensor
-    return _channels_first if space.shape[2] == 3 else None
-
-
-def _tensor(value: Any) -> Tensor:
-    """A copy; float64 becomes float32."""
-    tensor = torch.tensor(value)
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
-
-
-def _channels_first(value: Any) -> Tensor:
-    return torch.from_numpy(np.moveaxis(value, -1, -3).copy())

@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pcm_rl.config import ConfigError, EnvConfig
-from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
+from pcm_rl.envs import MultiTaskEnv, ObservationParts, OpenVLAImages, SeededStates, chunked_vector_env
 from pcm_rl.envs.gripper import check_threshold, no_gripper
 from pcm_rl.envs.success import SuccessRule
 from pcm_rl.support.plugins import load_callable
@@ -46,6 +46,8 @@ def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -
         env = gym.make(config.id, disable_env_checker=True, **{**config.task_kwargs(task), **extra})
         for name, kwargs in config.wrapper_calls:
             env = _wrapped(env, name, kwargs)
+        if config.observation is not None:
+            env = _with_parts(env, config.observation)
         if config.images is not None:
             env = OpenVLAImages(env, **config.images)
         return SeededStates(env) if config.init_state == "seed" else env
@@ -104,7 +106,7 @@ def _has_core(config: EnvConfig) -> bool:
     """Whether the environment has a vectorised core that does all that the configuration needs."""
     # vectorised cores of other packages step single actions; ours take chunks
     ours = str(gym.spec(config.id).vector_entry_point).startswith("pcm_rl.envs.")
-    plain = not (config.tasks or config.wrappers or config.images is not None)
+    plain = not (config.tasks or config.wrappers or config.observation is not None or config.images is not None)
     unchanged = config.init_state == "option" and config.success is None and config.reward == "sum"
     return ours and plain and unchanged and not config.workers
 
@@ -174,6 +176,14 @@ def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
         env.close()
         raise ConfigError(f"env.wrappers: {name} with {kwargs}: {error}") from error
     return wrapped
+
+
+def _with_parts(env: gym.Env, parts: Any) -> gym.Env:
+    try:
+        return ObservationParts(env, parts)
+    except ValueError as error:
+        env.close()
+        raise ConfigError(f"env.observation: {error}") from error
 
 
 def _import_ids(config: EnvConfig) -> None:

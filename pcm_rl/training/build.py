@@ -17,7 +17,7 @@ from torchrl.modules.vla import VLAWrapperBase
 from pcm_rl.algos.credit import GROUP_CREDIT, Credit, plugin_credit
 from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_features
 from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
-from pcm_rl.envs.chunked import observation_readers, read_observation
+from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.episodes import INSTRUCTION, STATE
 from pcm_rl.policies.bins import check_reach
 from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, lacks
