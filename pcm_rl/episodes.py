@@ -30,6 +30,7 @@ EPISODE = "episode_id"  # [M] int64
 CHUNK_ID = "chunk_id"  # [M] int64, 0 at the start of an episode
 ADVANTAGE = "advantage"  # [M] float32
 WEIGHT = "weight"  # [M] float32, mean 1 over the trimmed batch
+TRAJECTORIES = "trajectories_per_row"  # [M] float32, of the selection that kept the row: its trajectories over its rows
 REWARD = ("next", "reward")  # [M, 1] float32, paid at the step of success
 DONE = ("next", "done")  # [M, 1] bool, likewise ("next", "terminated") and ("next", "truncated")
 
@@ -143,9 +144,13 @@ def label_episodes(
 
     Raises:
         KeyError: If a key is missing.
-        ValueError: If ``gripper_index`` is out of range or the labeller returns another shape.
+        ValueError: If ``gripper_index`` is out of range, the labeller returns another shape, or the chunks of an
+            episode are not in their order.
     """
     check_batch(batch, (CHUNK, IS_PAD, EPISODE))
+    rows = EpisodeIndex(column_of(batch, EPISODE))
+    check_order(batch, rows)
+    check_ended(batch, rows)
     actions, valid = batch.get(CHUNK), ~batch.get(IS_PAD)
     dimensions = actions.shape[-1]
     if closed is not None:
@@ -157,7 +162,6 @@ def label_episodes(
         command = actions[..., gripper_index]
     fraction = close_fraction(command, valid, close_above=close_above)
     executed = valid.any(-1)
-    rows = EpisodeIndex(column_of(batch, EPISODE))
     if "episode" not in inspect.signature(labeller).parameters:
         labels = labeller(rows.dense(fraction, 0.0), rows.dense(executed, False))
         return torch.where(executed, rows.flat(_checked(labels, rows.shape)), -1)
@@ -251,6 +255,55 @@ def column_of(batch: TensorDictBase, key: str) -> Tensor:
         ValueError: If its shape or type does not fit.
     """
     return _COLUMNS[key](key, entry(batch, key), len(batch))
+
+
+def check_order(batch: TensorDictBase, rows: EpisodeIndex) -> None:
+    """Raise unless the chunks of every episode are in their order, from the first, each once.
+
+    Rows that were shuffled or left out, or of two collections that gave their episodes the same ids, would become
+    episodes that never were. :data:`CHUNK_ID` tells, and without it an episode that goes on after it is :data:`DONE`.
+
+    Raises:
+        ValueError: At the first row that is not in its place.
+    """
+    number, done = batch.get(CHUNK_ID, None), batch.get(DONE, None)
+    if number is not None:
+        wrong = number.reshape(-1) != rows.column
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{CHUNK_ID} is {int(number[row])} at row {row}, where chunk {int(rows.column[row])} of episode "
+                f"{int(batch.get(EPISODE)[row])} was expected: {_WHOLE}"
+            )
+    elif done is not None:
+        early = done.reshape(-1) & ~_is_last(rows)
+        if bool(early.any()):
+            row = int(early.nonzero()[0])
+            raise ValueError(
+                f"episode {int(batch.get(EPISODE)[row])} goes on after row {row}, where it is done: {_WHOLE}"
+            )
+
+
+def check_ended(batch: TensorDictBase, rows: EpisodeIndex) -> None:
+    """Raise unless every episode ends with a row that is :data:`DONE`, where the batch has that entry.
+
+    Raises:
+        ValueError: At the last row of the first episode that was cut.
+    """
+    done = batch.get(DONE, None)
+    if done is not None:
+        cut = _is_last(rows) & ~done.reshape(-1)
+        if bool(cut.any()):
+            row = int(cut.nonzero()[0])
+            raise ValueError(f"episode {int(batch.get(EPISODE)[row])} ends at row {row}, which is not done: {_WHOLE}")
+
+
+_WHOLE = f"give whole episodes, their chunks in order from 0, and an {EPISODE} of its own to each episode"
+
+
+def _is_last(rows: EpisodeIndex) -> Tensor:
+    last: Tensor = rows.column == rows.length[rows.row] - 1
+    return last
 
 
 def _checked(labels: Tensor, shape: tuple[int, ...]) -> Tensor:
