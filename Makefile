@@ -49,7 +49,7 @@ $(VENV)/envs/.ready: pyproject.toml constraints.txt
 	sed "/^robosuite==/d" constraints.txt > $(VENV)/envs/constraints.txt
 	PIP_CONSTRAINT=$(VENV)/envs/constraints.txt $(VENV)/envs/bin/python -m pip install --quiet \
 		--disable-pip-version-check --editable ".[examples]" pytest pytest-timeout \
-		panda-gym==3.0.7 robosuite==1.5.2 h5py
+		panda-gym==3.0.7 robosuite==1.5.1 mink==0.0.13 h5py
 	@touch $@
 
 lint: $(READY)
