@@ -20,7 +20,7 @@ from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config, ConfigError, UpdateConfig
-from pcm_rl.episodes import ADVANTAGE, CHUNK, WEIGHT, pad_episodes
+from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, IS_PAD, WEIGHT, pad_episodes
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.build import make_credit, make_policy
@@ -82,10 +82,16 @@ class GRPO:
         candidates = self.sampler.rule.input(rows, signal)
         if self.sampler.padding == "keep":
             candidates = pad_episodes(candidates, self.config.env.max_chunks)
-        if self.half_box is None:
-            return self.sampler(candidates)
-        selection = self.sampler.select(candidates.copy().set(CHUNK, candidates.get(CHUNK) / self.half_box))
-        return candidates[selection.index].set(WEIGHT, selection.weight)
+        seen = candidates
+        if self.half_box is not None:
+            seen = candidates.copy().set(CHUNK, candidates.get(CHUNK) / self.half_box)
+        selection = self.sampler.select(seen)
+        kept = candidates[selection.index].set(WEIGHT, selection.weight)
+        if self.sampler.rule.budget == "batch" and bool(signal.any()):
+            # its budget counts the groups of one outcome, the mean over trajectories does not, as with any other rule
+            counted = _trajectories(candidates) / _trajectories(rows[signal])
+            kept.set(WEIGHT, (kept.get(WEIGHT).double() * counted).float())
+        return kept
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:
         """One update on the kept rows."""
@@ -156,3 +162,9 @@ def update_policy(
         generator=generator,
         ranks=ranks,
     )
+
+
+def _trajectories(rows: TensorDictBase) -> int:
+    """How many trajectories of ``rows [M]`` have an executed step."""
+    executed = (~rows.get(IS_PAD)).any(-1)
+    return len(rows.get(EPISODE)[executed].unique())
