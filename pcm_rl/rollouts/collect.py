@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch import Tensor
 from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
+from pcm_rl.policies.bins import check_reach
 from pcm_rl.rollouts.free_running import collect_from_workers
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, episode_outcomes, outcome
 
@@ -64,8 +66,8 @@ def collect_episodes(
         FloatingPointError: The policy gave a log-prob or an action that is not finite; it names initial state and
             chunk.
         RuntimeError: Every group was dropped, or a worker could not be built again.
-        ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, or an environment refuses an
-            initial state or a chunk.
+        ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, an environment refuses an
+            initial state or a chunk, or the policy's actions lie far outside of the environment's action box.
 
     Warns:
         RuntimeWarning: A group was dropped and is missing from the rows.
@@ -76,6 +78,8 @@ def collect_episodes(
             f"expected as many initial states as groups (and tasks), at least one, and max_tries of at least 1; got "
             f"{len(init_state)}, {len(group)}, {None if task is None else len(task)} and {max_tries}"
         )
+    if isinstance(env.single_action_space, spaces.Box):
+        check_reach(getattr(policy, "action_tokenizer", None), env.single_action_space)
     if isinstance(env, WorkerVectorEnv):
         return collect_from_workers(
             env, policy, init_state, group, task=task, device=torch.device(device), max_tries=max_tries
