@@ -41,6 +41,8 @@ class EnvConfig:
         labeller_kwargs: Keyword arguments of that function, such as ``{near: 0.6}``.
         init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
             ``seed`` (``reset(seed=k)``).
+        same_starts: Refuse groups whose episodes begin with different observations; false where observations are noisy
+            on purpose.
         success: Key of ``info`` that tells success, or ``module:function``, called as ``function(env, info) -> bool``
             after every step; null is ``success`` or ``is_success``, else an end with a positive reward.
         reward: ``sum`` of the environment's rewards over a chunk, or ``success``: 1 for the chunk of the first success.
@@ -69,6 +71,7 @@ class EnvConfig:
     labeller: Optional[str] = None  # noqa: UP045
     labeller_kwargs: dict[str, Any] = field(default_factory=dict)
     init_state: str = "option"
+    same_starts: bool = True
     success: Optional[str] = None  # noqa: UP045
     reward: str = "sum"
     num_states: Optional[int] = None  # noqa: UP045

@@ -17,6 +17,7 @@ from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 from pcm_rl.policies.family import SamplesRows
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
+from pcm_rl.rollouts.starts import check_starts
 
 
 @dataclass
@@ -82,6 +83,7 @@ def collect_from_workers(
     task: Tensor | None,
     device: torch.device,
     max_tries: int,
+    same_starts: bool,
 ) -> TensorDict:
     """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; arguments as there."""
     base = int(torch.randint(2**62, ()))
@@ -114,7 +116,11 @@ def collect_from_workers(
                     chunks = _act(policy, pairs, readers, device)
                 for (_, answer), chunk in zip(pairs, chunks, strict=True):
                     env.send(answer.worker, chunk)
-    return _rows(episodes, schedule.dropped_groups, group)
+    complete = [episode for episode in episodes if episode.group not in schedule.dropped_groups]
+    rows = _rows(complete, group)
+    if same_starts:
+        check_starts(rows, init_state[[episode.id for episode in complete]])
+    return rows
 
 
 def _record(episode: _Episode, answer: Answer) -> None:
@@ -172,8 +178,7 @@ def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterato
     yield
 
 
-def _rows(episodes: list[_Episode], dropped_groups: set[int], group: Tensor) -> TensorDict:
-    complete = [episode for episode in episodes if episode.group not in dropped_groups]
+def _rows(complete: list[_Episode], group: Tensor) -> TensorDict:
     if not complete:
         raise RuntimeError("no episode is left: every group was given up; the warnings say why")
     for i, episode in enumerate(complete):

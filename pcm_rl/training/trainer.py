@@ -131,7 +131,15 @@ class Trainer:
         groups = self.ranks.share(torch.arange(config.groups))
         init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
-        rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device, task=task)
+        rows = collect_episodes(
+            self.env,
+            self.policy,
+            init_state,
+            group,
+            device=config.device,
+            task=task,
+            same_starts=config.env.same_starts,
+        )
         if not listens(self.policy):
             rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than an update
         rows.set(PHASE, label_episodes(rows, **phase_rule(config.env)))
