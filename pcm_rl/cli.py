@@ -111,7 +111,7 @@ def _profile(options: argparse.Namespace) -> None:
         trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as before the first update
     # the cost of an update does not depend on the advantages
     named_methods = {name: method for name, method in METHODS.items() if method.advantage == "group"}
-    costs = profile_update(trainer.policy, batch, config, methods=compared_methods(config) | named_methods)
+    costs = profile_update(trainer.policy, batch, trainer.grpo.config, methods=compared_methods(config) | named_methods)
     table_console().print(update_cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 

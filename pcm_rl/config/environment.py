@@ -29,7 +29,8 @@ class EnvConfig:
         workers: One process an environment (simulators); False steps the environment's own vectorised core.
         timeout: Seconds without an answer after which a worker is taken for hung and restarted.
         chunk_length: L, steps a chunk.
-        max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
+        max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to. null follows from the horizon and
+            ``chunk_length``; it is 64 where the environment does not tell its horizon.
         gripper_index: Action dimension that commands the gripper; null where there is no gripper, which needs a
             ``labeller`` or ``closed``.
         close_above: Gripper commands strictly above close.
@@ -63,7 +64,7 @@ class EnvConfig:
     workers: bool = False
     timeout: float = 120.0
     chunk_length: int = 8
-    max_chunks: int = 64
+    max_chunks: Optional[int] = None  # noqa: UP045
     gripper_index: Optional[int] = -1  # noqa: UP045
     close_above: float = 0.0
     close_below: Optional[float] = None  # noqa: UP045
@@ -79,7 +80,9 @@ class EnvConfig:
     images: Optional[dict[str, Any]] = None  # noqa: UP045
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
+        at_least(1, self, "num_envs", "chunk_length", "eval_states")
+        if self.max_chunks is not None:
+            at_least(1, self, "max_chunks")
         positive(self, "timeout")
         if self.num_states is not None and not self.eval_states < self.num_states:
             raise ConfigError(
@@ -132,6 +135,11 @@ class EnvConfig:
             (entry, {}) if isinstance(entry, str) else (entry["name"], dict(entry.get("kwargs") or {}))
             for entry in self.wrappers
         ]
+
+    @property
+    def slots(self) -> int:
+        """Chunk slots of a full episode: ``max_chunks``, 64 where it is not known."""
+        return 64 if self.max_chunks is None else self.max_chunks
 
     @property
     def num_tasks(self) -> int:

@@ -18,12 +18,13 @@ from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config, ConfigError, UpdateConfig
-from pcm_rl.episodes import ADVANTAGE, pad_episodes
+from pcm_rl.episodes import ADVANTAGE
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.build import make_credit, make_policy
 from pcm_rl.training.memory import wants_checkpointing
 from pcm_rl.training.probe import check_log_probs
+from pcm_rl.training.slots import pad_to_slots, with_slots
 
 
 class GRPO:
@@ -36,7 +37,8 @@ class GRPO:
     """
 
     def __init__(self, config: Config, env: VectorEnv, ranks: Ranks = ALONE) -> None:
-        self.config, self.ranks = config, ranks
+        self.config = config = with_slots(config, env)
+        self.ranks = ranks
         self.policy = make_policy(config, env)
         self.credit = make_credit(config, env, self.policy)
         self.sampler = PCMSampler.of(config.selection, seed=config.seed)
@@ -75,7 +77,7 @@ class GRPO:
         """The rows that go through the update, with their weights."""
         candidates = self.sampler.rule.input(rows, signal)
         if self.sampler.padding == "keep":
-            candidates = pad_episodes(candidates, self.config.env.max_chunks)
+            candidates = pad_to_slots(candidates, self.config.env.slots)
         return self.sampler(candidates)
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:

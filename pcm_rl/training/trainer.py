@@ -232,7 +232,9 @@ class Trainer:
 
     @on_first_rank
     def _report(self, evaluation: Evaluation, batch: TensorDictBase) -> None:
-        report_run(self.config, self.policy, batch, self.grpo.sampler.keep.probs, evaluation, self.summary, self.say)
+        report_run(
+            self.grpo.config, self.policy, batch, self.grpo.sampler.keep.probs, evaluation, self.summary, self.say
+        )
 
     @on_first_rank
     def _open_folder(self, after_step: int | None = None) -> None:

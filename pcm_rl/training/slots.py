@@ -1,0 +1,58 @@
+"""Chunk slots of a full episode: they follow from the horizon and the length of a chunk."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from gymnasium.vector import VectorEnv
+from tensordict import TensorDictBase
+
+from pcm_rl.config import Config, ConfigError
+from pcm_rl.envs.horizon import vector_horizon
+from pcm_rl.episodes import CHUNK_ID, pad_episodes
+
+
+def with_slots(config: Config, env: VectorEnv) -> Config:
+    """The configuration with ``env.max_chunks`` as a number, before anything is rolled out.
+
+    Args:
+        config: The run.
+        env: Its environments. Where they tell no horizon, ``config`` is returned as it is.
+
+    Raises:
+        ConfigError: If ``env.max_chunks`` is given and an episode may have more chunks.
+    """
+    horizon, length, given = vector_horizon(env), config.env.chunk_length, config.env.max_chunks
+    if horizon is None:
+        return config
+    needed = -(-horizon // length)
+    if given is not None and given < needed:
+        raise ConfigError(
+            f"env.max_chunks={given}: an episode of {horizon} steps has {needed} chunks of {length}; leave "
+            f"env.max_chunks out, or give at least {needed}"
+        )
+    return dataclasses.replace(config, env=dataclasses.replace(config.env, max_chunks=given or needed))
+
+
+def check_slots(rows: TensorDictBase, slots: int) -> None:
+    """Refuse ``rows [M]`` with an episode of more chunks than ``slots``.
+
+    Raises:
+        ConfigError: The message names the number that would do.
+    """
+    longest = int(rows.get(CHUNK_ID).max()) + 1
+    if longest > slots:
+        raise ConfigError(
+            f"an episode has {longest} chunks, more than the {slots} slots of env.max_chunks; give "
+            f"env.max_chunks={longest} or more, or an environment with a horizon (a TimeLimit, or an attribute horizon)"
+        )
+
+
+def pad_to_slots(rows: TensorDictBase, slots: int) -> TensorDictBase:
+    """:func:`~pcm_rl.episodes.pad_episodes` of ``rows [M]`` to ``slots``.
+
+    Raises:
+        ConfigError: As :func:`check_slots`.
+    """
+    check_slots(rows, slots)
+    return pad_episodes(rows, slots)
