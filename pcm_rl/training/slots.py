@@ -9,7 +9,8 @@ from tensordict import TensorDictBase
 
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.envs.horizon import vector_horizon
-from pcm_rl.episodes import CHUNK_ID, pad_episodes
+from pcm_rl.episodes import pad_episodes
+from pcm_rl.rollouts.first_look import look_at_length
 
 
 def with_slots(config: Config, env: VectorEnv) -> Config:
@@ -34,25 +35,13 @@ def with_slots(config: Config, env: VectorEnv) -> Config:
     return dataclasses.replace(config, env=dataclasses.replace(config.env, max_chunks=given or needed))
 
 
-def check_slots(rows: TensorDictBase, slots: int) -> None:
-    """Refuse ``rows [M]`` with an episode of more chunks than ``slots``.
-
-    Raises:
-        ConfigError: The message names the number that would do.
-    """
-    longest = int(rows.get(CHUNK_ID).max()) + 1
-    if longest > slots:
-        raise ConfigError(
-            f"an episode has {longest} chunks, more than the {slots} slots of env.max_chunks; give "
-            f"env.max_chunks={longest} or more, or an environment with a horizon (a TimeLimit, or an attribute horizon)"
-        )
-
-
 def pad_to_slots(rows: TensorDictBase, slots: int) -> TensorDictBase:
     """:func:`~pcm_rl.episodes.pad_episodes` of ``rows [M]`` to ``slots``.
 
     Raises:
-        ConfigError: As :func:`check_slots`.
+        ConfigError: If an episode has more chunks.
     """
-    check_slots(rows, slots)
+    finding = look_at_length(rows, slots)
+    if finding.level == "fail":
+        raise ConfigError(finding.text)
     return pad_episodes(rows, slots)

@@ -11,7 +11,8 @@ from tensordict import TensorDict
 
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.rollouts.environments import make_vector_env
-from pcm_rl.training.slots import check_slots, with_slots
+from pcm_rl.rollouts.first_look import look_at_length
+from pcm_rl.training.slots import pad_to_slots, with_slots
 from pcm_rl.training.trainer import train
 
 REACH = ["env.id=pcm_rl/Reach-v0", "env.num_envs=6", "env.eval_states=4", "groups=2", "group_size=3"]
@@ -40,10 +41,13 @@ def test_slots_of_shipped_recipes_follow_from_horizon_and_chunk(recipe, slots, m
 def test_without_a_horizon_slots_are_those_given_and_a_longer_episode_is_refused():
     assert with_slots(load_config(), SimpleNamespace()).env.slots == 64
     assert with_slots(load_config(None, ["env.max_chunks=9"]), SimpleNamespace()).env.slots == 9
-    rows = TensorDict({"chunk_id": torch.tensor([0, 1, 2, 0])}, batch_size=[4])
-    check_slots(rows, 3)
-    with pytest.raises(ConfigError, match="an episode has 3 chunks, more than the 2 slots"):
-        check_slots(rows, 2)
+    rows = TensorDict(
+        {"chunk_id": torch.tensor([0, 1, 2, 0]), "episode_id": torch.tensor([0, 0, 0, 1])}, batch_size=[4]
+    )
+    assert look_at_length(rows, 3).level == "ok"
+    assert "an episode has 3 chunks, more than the 2 slots" in look_at_length(rows, 2).text
+    with pytest.raises(ConfigError, match=r"give env\.max_chunks=3 or more"):
+        pad_to_slots(rows, 2)
 
 
 def test_a_run_with_shorter_chunks_ends_with_its_summary_and_a_padded_baseline(half_trained, tmp_path):
