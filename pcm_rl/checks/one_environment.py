@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +185,16 @@ def _demonstrations(config: Config, env: gym.Env, states: list[int]) -> Iterator
     chunks = demos[demos.get(CHUNK_ID) % config.env.chunk_length == 0]  # a row of a dataset is a step
     phase = yield from attempt("phases", lambda: label_episodes(chunks, **phase_rule(config.env)))
     if phase is not None:
-        yield look_at_phases(phase)
+        yield phases_of(config, phase)
+
+
+def phases_of(config: Config, phase: Tensor) -> Finding:
+    """:func:`~pcm_rl.rollouts.first_look.look_at_phases`; a single phase is well where the rule weighs none."""
+    finding = look_at_phases(phase)
+    by_phase = True
+    with contextlib.suppress(ConfigError):  # named where the rule is needed
+        by_phase = config.selection.rule.by_phase
+    return finding if by_phase else dataclasses.replace(finding, level="ok")
 
 
 def _loaded(config: Config, path: Path) -> TensorDict:

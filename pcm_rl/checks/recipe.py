@@ -17,14 +17,14 @@ from tensordict import TensorDict
 
 from pcm_rl.checks.attempt import attempt, described
 from pcm_rl.checks.machine import GIB, disk, run_folder, shared_memory
-from pcm_rl.checks.one_environment import look_at_environment
+from pcm_rl.checks.one_environment import look_at_environment, phases_of
 from pcm_rl.checks.rendering import Backends
 from pcm_rl.config import Config, ConfigError, EnvConfig
 from pcm_rl.episodes import INSTRUCTION, label_episodes
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.environments import make_task, make_vector_env, phase_rule
-from pcm_rl.rollouts.first_look import Finding, first_look, look_at_phases
+from pcm_rl.rollouts.first_look import Finding, first_look
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.rollouts.rows import episode_outcomes, listens
 from pcm_rl.training.checkpoint import policy_metadata
@@ -91,7 +91,7 @@ def _training(few: Config, config: Config, env: VectorEnv, *, same_starts: bool)
     if not _will_be_taught(config):  # else the phases of a demonstration say more
         phase = yield from attempt("phases", lambda: label_episodes(rows, **phase_rule(config.env)))
         if phase is not None:
-            yield look_at_phases(phase)
+            yield phases_of(config, phase)
     distance = yield from attempt("log-probs", lambda: check_log_probs(grpo.policy, rows))
     if distance is not None:
         yield Finding("log-probs", "ok", f"recorded and computed again, they differ by {distance:.1g}")

@@ -10,10 +10,10 @@ from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.config import ConfigError
-from pcm_rl.episodes import IS_PAD, LOG_PROBS, TOKENS
+from pcm_rl.config import Config, ConfigError
+from pcm_rl.episodes import IS_PAD, LOG_PROBS, PHASE, TOKENS
 from pcm_rl.processes.ranks import Ranks
-from pcm_rl.rollouts.first_look import Finding, first_look
+from pcm_rl.rollouts.first_look import Finding, first_look, look_at_phases
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # bfloat16 rounds differently at other batch sizes
 
@@ -53,13 +53,15 @@ def check_log_probs(policy: VLAWrapperBase, rows: TensorDictBase, *, probes: int
     return distance
 
 
-def heed_first_look(rows: TensorDictBase, env: VectorEnv, slots: int, ranks: Ranks, say: Callable[[str], None]) -> None:
+def heed_first_look(
+    rows: TensorDictBase, env: VectorEnv, config: Config, ranks: Ranks, say: Callable[[str], None]
+) -> None:
     """Look at the first episodes of a run: refuse what cannot be right, say what may be useless.
 
     Args:
-        rows: ``[M]`` rows that this process recorded.
+        rows: ``[M]`` rows that this process recorded, with phases.
         env: Where they were played.
-        slots: Chunk slots of an episode.
+        config: The run, its slots as a number.
         ranks: The processes; all heed the findings of all.
         say: Called with each warning.
 
@@ -68,7 +70,9 @@ def heed_first_look(rows: TensorDictBase, env: VectorEnv, slots: int, ranks: Ran
     """
     space = env.single_action_space
     assert isinstance(space, spaces.Box)
-    mine = [finding.as_dict() for finding in first_look(rows, space, slots)]
+    mine = [finding.as_dict() for finding in first_look(rows, space, config.env.slots)]
+    if config.selection.rule.by_phase:
+        mine.append(look_at_phases(rows.get(PHASE)).as_dict())
     everyones = [Finding(**found) for findings in ranks.gather_json(mine) for found in findings]
     for finding in everyones:
         if finding.level == "fail":

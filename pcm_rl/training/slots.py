@@ -23,9 +23,10 @@ def with_slots(config: Config, env: VectorEnv) -> Config:
     Raises:
         ConfigError: If ``env.max_chunks`` is given and an episode may have more chunks.
     """
-    horizon, length, given = vector_horizon(env), config.env.chunk_length, config.env.max_chunks
-    if horizon is None:
+    told, length, given = vector_horizon(env), config.env.chunk_length, config.env.max_chunks
+    if told is None:
         return config
+    horizon = max([told, *_horizons_of_tasks(config)])
     needed = -(-horizon // length)
     if given is not None and given < needed:
         raise ConfigError(
@@ -33,6 +34,12 @@ def with_slots(config: Config, env: VectorEnv) -> Config:
             f"env.max_chunks out, or give at least {needed}"
         )
     return dataclasses.replace(config, env=dataclasses.replace(config.env, max_chunks=given or needed))
+
+
+def _horizons_of_tasks(config: Config) -> list[int]:
+    """Those that the recipe gives; the environments tell only that of the first task."""
+    given = [value for name in ("horizon", "max_episode_steps") for value in config.env.tasks.get(name, [])]
+    return [value for value in given if type(value) is int]
 
 
 def pad_to_slots(rows: TensorDictBase, slots: int) -> TensorDictBase:

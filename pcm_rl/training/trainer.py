@@ -112,7 +112,7 @@ class Trainer:
         started = time.perf_counter()
         grpo, recorded = self.grpo, self.collect()
         if not self.probed:
-            heed_first_look(recorded, self.env, grpo.config.env.slots, self.ranks, self.say)
+            heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
             grpo.probe(recorded, self.say)
             self.probed = True
         rows, complete = self.ranks.exchange(recorded, self.shared_entries)

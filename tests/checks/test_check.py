@@ -166,6 +166,7 @@ def test_the_remedies_work(recipe):
     assert not wrong(levels(recipe, "env.kwargs.fault=ignores", "env.init_state=seed"))
     assert not wrong(levels(recipe, "env.kwargs.success=task_success", "env.success=task_success"))
     assert not wrong(levels(recipe, "env.max_chunks=8"))
+    assert not wrong(levels(recipe, "env.kwargs.fault=open gripper", "selection.name=random"))
 
 
 def test_a_failed_check_is_exit_status_2_without_a_traceback(recipe, capsys):

@@ -50,6 +50,11 @@ def test_without_a_horizon_slots_are_those_given_and_a_longer_episode_is_refused
         pad_to_slots(rows, 2)
 
 
+def test_the_longest_of_several_tasks_counts():
+    overrides = ["env.id=pcm_rl/Reach-v0", "env.num_envs=1", "env.num_states=9", "env.eval_states=2"]
+    assert slots_of(None, *overrides, "env.tasks={horizon: [16, 40, 24]}") == 5
+
+
 def test_a_run_with_shorter_chunks_ends_with_its_summary_and_a_padded_baseline(half_trained, tmp_path):
     without = [override for override in half_trained if not override.startswith(("env.max_chunks", "policy.init"))]
     config = load_config(
