@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from rich.console import Console
@@ -31,9 +33,11 @@ def check(recipe: str | None, overrides: Sequence[str] = (), *, as_json: bool = 
     """
     found = []
     show: Callable[[Finding], None] = (lambda finding: None) if as_json else _printer()
-    for finding in _never_raising(findings(recipe, overrides)):
-        found.append(finding)
-        show(finding)
+    # what an environment prints is no part of a list
+    with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+        for finding in _never_raising(findings(recipe, overrides)):
+            found.append(finding)
+            show(finding)
     if as_json:
         print(json.dumps([finding.as_dict() for finding in found], indent=1))
     if failed := [finding.name for finding in found if finding.level == "fail"]:

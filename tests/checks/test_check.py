@@ -39,6 +39,8 @@ class Reach(gym.Env):
         state = None if self.fault == "ignores" else (options or {}).get("init_state")
         if self.fault == "few" and state is not None and state > 9:
             raise IndexError(f"no state {state}")
+        if self.fault == "talks":
+            print("calibrating")
         super().reset(seed=seed if state is None else state)
         self.goal = 0.5 if self.fault == "one start" else self.np_random.uniform(-1, 1)
         self.position, self.elapsed = 0.0, 0
@@ -175,6 +177,12 @@ def test_a_failed_check_is_exit_status_2_without_a_traceback(recipe, capsys):
     assert "checks failed: starts" in captured.err and captured.err.count("\n") == 1
     found = json.loads(captured.out)
     assert [entry["name"] for entry in found if entry["level"] == "fail"] == ["starts"]
+
+
+def test_a_list_is_json_whatever_an_environment_prints(recipe, capsys):
+    assert main(["check", "--json", *recipe, "env.kwargs.fault=talks"]) == 0
+    captured = capsys.readouterr()
+    assert {entry["level"] for entry in json.loads(captured.out)} == {"ok"} and "calibrating" in captured.err
 
 
 def test_a_run_that_is_there_is_named(recipe, tmp_path):
