@@ -31,12 +31,11 @@ class Backends:
     def __init__(self) -> None:
         self._drawing = {name: _start(name) for name in BACKENDS} if importlib.util.find_spec("mujoco") else {}
 
-    def finding(self, *, needed: bool | None = None) -> Finding:
-        """Which work.
+    def finding(self, *, needed: bool = False) -> Finding:
+        """Which work; a run takes the one that ``MUJOCO_GL`` names, ``egl`` without it.
 
         Args:
-            needed: Whether the recipe's observations are rendered; None without a recipe. The back-end is then the one
-                that ``MUJOCO_GL`` names, as in a run.
+            needed: Whether the recipe's observations are rendered.
         """
         if not self._drawing:
             return Finding("rendering", "ok", "mujoco is not installed")
@@ -46,7 +45,7 @@ class Backends:
             f"{name} works" if why is None else f"{name} does not ({why})" for name, why in reasons.items()
         )
         chosen = os.environ.get("MUJOCO_GL", "egl")
-        if chosen in works or chosen not in BACKENDS or (needed is None and works):
+        if chosen in works or chosen not in BACKENDS:
             return Finding("rendering", "ok", f"MUJOCO_GL={chosen}: {text}")
         remedy = f"set MUJOCO_GL={works[0]}" if works else f"apt-get install {_PACKAGES.get(chosen, 'libegl1')}"
         return Finding("rendering", "fail" if needed else "warn", f"MUJOCO_GL={chosen}: {text}; {remedy}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pcm_rl.envs.chunked import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
-from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
+from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, GROUP
 from pcm_rl.rollouts.free_running import collect_from_workers
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, episode_outcomes, outcome
 from pcm_rl.rollouts.starts import check_starts
@@ -81,19 +81,13 @@ def collect_episodes(
             f"{len(init_state)}, {len(group)}, {None if task is None else len(task)} and {max_tries}"
         )
     if isinstance(env, WorkerVectorEnv):
-        return collect_from_workers(
-            env,
-            policy,
-            init_state,
-            group,
-            task=task,
-            device=torch.device(device),
-            max_tries=max_tries,
-            same_starts=same_starts,
+        rows = collect_from_workers(
+            env, policy, init_state, group, task=task, device=torch.device(device), max_tries=max_tries
         )
-    rows = _collect_in_step(env, policy, init_state, group, device)
-    if same_starts:
-        check_starts(rows, init_state)
+    else:
+        rows = _collect_in_step(env, policy, init_state, group, device)
+    if same_starts and len(rows):
+        check_starts(rows, init_state[torch.isin(group, rows.get(GROUP))])  # of groups that were not dropped
     return rows
 
 

@@ -17,7 +17,6 @@ from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 from pcm_rl.policies.family import SamplesRows
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
-from pcm_rl.rollouts.starts import check_starts
 
 
 @dataclass
@@ -83,7 +82,6 @@ def collect_from_workers(
     task: Tensor | None,
     device: torch.device,
     max_tries: int,
-    same_starts: bool,
 ) -> TensorDict:
     """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; arguments as there."""
     base = int(torch.randint(2**62, ()))
@@ -116,11 +114,7 @@ def collect_from_workers(
                     chunks = _act(policy, pairs, readers, device)
                 for (_, answer), chunk in zip(pairs, chunks, strict=True):
                     env.send(answer.worker, chunk)
-    complete = [episode for episode in episodes if episode.group not in schedule.dropped_groups]
-    rows = _rows(complete, group)
-    if same_starts:
-        check_starts(rows, init_state[[episode.id for episode in complete]])
-    return rows
+    return _rows(episodes, schedule.dropped_groups, group)
 
 
 def _record(episode: _Episode, answer: Answer) -> None:
@@ -178,7 +172,8 @@ def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterato
     yield
 
 
-def _rows(complete: list[_Episode], group: Tensor) -> TensorDict:
+def _rows(episodes: list[_Episode], dropped_groups: set[int], group: Tensor) -> TensorDict:
+    complete = [episode for episode in episodes if episode.group not in dropped_groups]
     if not complete:
         raise RuntimeError("no episode is left: every group was given up; the warnings say why")
     for i, episode in enumerate(complete):

@@ -70,9 +70,11 @@ def heed_first_look(
     """
     space = env.single_action_space
     assert isinstance(space, spaces.Box)
-    mine = [finding.as_dict() for finding in first_look(rows, space, config.env.slots)]
-    if config.selection.rule.by_phase:
-        mine.append(look_at_phases(rows.get(PHASE)).as_dict())
+    mine = []
+    if len(rows):  # the groups of this process may all have been dropped
+        mine = [finding.as_dict() for finding in first_look(rows, space, config.env.slots)]
+        if config.selection.rule.by_phase:
+            mine.append(look_at_phases(rows.get(PHASE)).as_dict())
     everyones = [Finding(**found) for findings in ranks.gather_json(mine) for found in findings]
     for finding in everyones:
         if finding.level == "fail":
