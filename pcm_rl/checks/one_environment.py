@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pcm_rl.checks.attempt import attempt
 from pcm_rl.config import Config, ConfigError
-from pcm_rl.envs.chunked import observation_readers, read_observation
 from pcm_rl.envs.experts import make_expert
+from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.episodes import CHUNK_ID, EPISODE, label_episodes
 from pcm_rl.rollouts.dataset import check_fit, load_demonstrations
 from pcm_rl.rollouts.demonstrations import record_demonstrations
