@@ -182,7 +182,8 @@ def _demonstrations(config: Config, env: gym.Env, states: list[int]) -> Iterator
     if demos is None:
         return
     yield Finding("demonstrations", "ok", text)
-    chunks = demos[demos.get(CHUNK_ID) % config.env.chunk_length == 0]  # a row of a dataset is a step
+    steps, length = demos.get(CHUNK_ID), config.env.chunk_length  # a row of a dataset is a step
+    chunks = demos[steps % length == 0].set(CHUNK_ID, steps[steps % length == 0] // length)
     phase = yield from attempt("phases", lambda: label_episodes(chunks, **phase_rule(config.env)))
     if phase is not None:
         yield phases_of(config, phase)
