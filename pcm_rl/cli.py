@@ -1,4 +1,4 @@
-"""The command line: ``pcm-rl train|demos|sft|eval|compare|profile|plot``."""
+"""The command line: ``pcm-rl train|check|demos|sft|eval|compare|profile|plot``."""
 
 from __future__ import annotations
 
@@ -48,6 +48,12 @@ def _train(options: argparse.Namespace) -> None:
         train(load_run_config(options.resume, options.overrides), resume=True)
     else:
         train(load_config(options.config, options.overrides))
+
+
+def _check(options: argparse.Namespace) -> None:
+    from pcm_rl.checks.run import check
+
+    check(options.config, options.overrides, as_json=options.json)
 
 
 def _demos(options: argparse.Namespace) -> None:
@@ -111,7 +117,7 @@ def _profile(options: argparse.Namespace) -> None:
         trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as before the first update
     # the cost of an update does not depend on the advantages
     named_methods = {name: method for name, method in METHODS.items() if method.advantage == "group"}
-    costs = profile_update(trainer.policy, batch, config, methods=compared_methods(config) | named_methods)
+    costs = profile_update(trainer.policy, batch, trainer.grpo.config, methods=compared_methods(config) | named_methods)
     table_console().print(update_cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 
@@ -202,6 +208,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("train", _train, "demonstrations, supervised start, GRPO with chunk selection, report")
     sub.add_argument("--resume", metavar="RUN", help="continue this run folder from its checkpoint")
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
+    sub = command("check", _check, "try the machine, and a recipe without training: one line a check, with the remedy")
+    sub.add_argument("--json", action="store_true", help="as a JSON list")
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     for name, run, text in (
         ("demos", _demos, "record demonstrations of the scripted expert to demos.path"),

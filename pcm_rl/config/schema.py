@@ -28,6 +28,7 @@ class Config:
         eval_every: Steps between evaluations; 0 evaluates only before and after.
         eval_episodes: Rollouts of an evaluation on the held-out initial states.
         save_every: Steps between checkpoints; 0 saves only at the end.
+        patience: Steps in a row without any success after which the run stops, saved, with exit status 2; 0 goes on.
         run_dir: Folder that holds the runs.
         name: Folder of this run; None makes one from the environment, the method and the seed.
         threads: Torch threads; None leaves torch's choice.
@@ -50,6 +51,7 @@ class Config:
     eval_every: int = 10
     eval_episodes: int = 256
     save_every: int = 10
+    patience: int = 10
     run_dir: str = "runs"
     name: Optional[str] = None  # noqa: UP045
     threads: Optional[int] = None  # noqa: UP045
@@ -65,7 +67,7 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
     def __post_init__(self) -> None:
-        at_least(0, self, "seed", "steps", "eval_every", "save_every")
+        at_least(0, self, "seed", "steps", "eval_every", "save_every", "patience")
         at_least(1, self, "groups", "eval_episodes")
         if self.threads is not None:
             at_least(1, self, "threads")

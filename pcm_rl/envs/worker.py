@@ -22,6 +22,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
+from pcm_rl.envs.horizon import horizon_of
 from pcm_rl.envs.shared import SharedObservation, free_memory
 
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -33,6 +34,7 @@ class Built(NamedTuple):
 
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
+    horizon: int | None
 
 
 class Done(NamedTuple):
@@ -81,7 +83,7 @@ def serve(
         pipe.send(_raised(0, error))
         return
     with contextlib.suppress(EOFError, OSError):  # the parent has ended
-        pipe.send(Built(env.observation_space, env.action_space))
+        pipe.send(Built(env.observation_space, env.action_space, horizon_of(env)))
         while (command := pipe.recv()) is not None:
             pipe.send_bytes(_answer(env, memory, *command))
     env.close()

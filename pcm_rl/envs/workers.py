@@ -91,6 +91,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         build_timeout: Seconds that building an environment may take.
 
     Attributes:
+        horizon: Steps after which an episode is cut off; None where the environment does not tell.
         restarts: Workers started again so far.
         played: For each worker, the tasks it has played since its process started; for the caller, who assigns tasks.
 
@@ -273,9 +274,10 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
 
     def _adopt(self, built: Built, index: int) -> None:
         if index:
-            if built != (self.single_observation_space, self.single_action_space):
-                raise ValueError(f"worker {index} has other spaces than worker 0: {tuple(built)}")
+            if built[:2] != (self.single_observation_space, self.single_action_space):
+                raise ValueError(f"worker {index} has other spaces than worker 0: {built[:2]}")
             return
+        self.horizon = built.horizon
         chunks = built.action_space
         if not isinstance(chunks, spaces.Box) or len(chunks.shape) != 2:
             raise ValueError(f"workers need chunks, an action space Box [L, D], got {chunks}: wrap it in ChunkedEnv")

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
-from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
+from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, GROUP
 from pcm_rl.policies.bins import check_reach
 from pcm_rl.rollouts.free_running import collect_from_workers
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, episode_outcomes, outcome
+from pcm_rl.rollouts.starts import check_starts
 
 __all__ = ["Policy", "collect_episodes", "episode_outcomes"]
 
@@ -31,6 +32,7 @@ def collect_episodes(
     device: str | torch.device = "cpu",
     task: Tensor | None = None,
     max_tries: int = 3,
+    same_starts: bool = True,
 ) -> TensorDict:
     """One episode from each initial state; the policy does not change meanwhile.
 
@@ -57,12 +59,14 @@ def collect_episodes(
         task: Task of each episode, ``[I]`` int64, where an environment builds a simulator for each: a worker prefers
             tasks that it has played before. It changes which worker plays an episode, never the rows.
         max_tries: Failures of workers in one episode, at least 1, until its group is dropped.
+        same_starts: Refuse episodes from one initial state that begin with different observations.
 
     Returns:
         ``[M]`` rows, episodes in the order of ``init_state``, each ending with ``("next", "done")``. Episodes are
         numbered from 0 without gaps, also where groups are missing.
 
     Raises:
+        DifferentStarts: Episodes from one initial state begin with different observations; a ``ValueError``.
         FloatingPointError: The policy gave a log-prob or an action that is not finite; it names initial state and
             chunk.
         RuntimeError: Every group was dropped, or a worker could not be built again.
@@ -81,10 +85,14 @@ def collect_episodes(
     if isinstance(env.single_action_space, spaces.Box):
         check_reach(getattr(policy, "action_tokenizer", None), env.single_action_space)
     if isinstance(env, WorkerVectorEnv):
-        return collect_from_workers(
+        rows = collect_from_workers(
             env, policy, init_state, group, task=task, device=torch.device(device), max_tries=max_tries
         )
-    return _collect_in_step(env, policy, init_state, group, device)
+    else:
+        rows = _collect_in_step(env, policy, init_state, group, device)
+    if same_starts and len(rows):
+        check_starts(rows, init_state[torch.isin(group, rows.get(GROUP))])  # of groups that were not dropped
+    return rows
 
 
 def _collect_in_step(

@@ -169,7 +169,7 @@ def evaluate(
     with torch.random.fork_rng(devices), interaction:
         torch.manual_seed(seed)
         ranks.draw_apart(seed)
-        rows = collect_episodes(env, policy, states[share], share, device=device, task=tasks[share])
+        rows = collect_episodes(env, policy, states[share], share, device=device, task=tasks[share], same_starts=False)
     rows = ranks.gather_rows(number_episodes(ranks, rows))
     outcome, index = episode_outcomes(rows)  # each episode is its own group, whose number is the episode's
     missing = torch.ones(episodes, dtype=torch.bool).index_fill(0, index, False)
