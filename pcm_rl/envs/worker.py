@@ -107,11 +107,11 @@ def _raised(ticket: int, error: Exception) -> Raised:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # a KeyError quotes itself
     # Linear algebra of a simulation that has diverged; NumPy makes it a ValueError.
     misuse = isinstance(error, _MISUSE) and not isinstance(error, np.linalg.LinAlgError)
-    return Raised(ticket, _portable_type(error), text, misuse, traceback.format_exc())
+    return Raised(ticket, portable_type(error), text, misuse, traceback.format_exc())
 
 
-def _portable_type(error: Exception) -> type[Exception]:
-    """The nearest class of `error` that the parent can import and make from a message."""
+def portable_type(error: Exception) -> type[Exception]:
+    """The nearest class of `error` that another process can import, and that can be made from a message."""
     for kind in type(error).__mro__:
         if kind.__module__ == "__mp_main__":  # the parent's script, under a name that exists in workers only
             continue
