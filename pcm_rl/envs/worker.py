@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import secrets
 import signal
 import sys
 import time
@@ -22,7 +21,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from pcm_rl.envs.shared import SharedObservation, free_memory
+from pcm_rl.envs.shared import SharedObservation, free_memory, new_name
 
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _MISUSE = (ValueError, TypeError, LookupError, gymnasium.error.Error)
@@ -68,7 +67,11 @@ class Raised(NamedTuple):
 
 
 def serve(
-    pipe: Connection, parents_end: Connection, make_env: Callable[[], gymnasium.Env[Any, Any]], memory_name: str
+    pipe: Connection,
+    parents_end: Connection,
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    memory_name: str,
+    workers: int,
 ) -> None:
     """Runs a worker: builds its environment, then answers commands until the pipe closes or None arrives."""
     parents_end.close()  # inherited by a fork; while it is open, this process cannot notice the parent's death
@@ -76,7 +79,7 @@ def serve(
     torch.set_num_threads(1)
     try:
         env = make_env()
-        memory = SharedObservation(env.observation_space, memory_name, create=True)
+        memory = SharedObservation(env.observation_space, memory_name, create=True, workers=workers)
     except Exception as error:
         pipe.send(_raised(0, error))
         return
@@ -133,6 +136,7 @@ class Worker:
         context: Start method of the process.
         timeout: Seconds for the answer to a command.
         build_timeout: Seconds for the environment to be built.
+        workers: How many workers there are.
     """
 
     def __init__(
@@ -143,8 +147,9 @@ class Worker:
         *,
         timeout: float,
         build_timeout: float,
+        workers: int = 1,
     ) -> None:
-        self.index, self._make_env = index, make_env
+        self.index, self._make_env, self._workers = index, make_env, workers
         self._context = multiprocessing.get_context(context)
         self._timeout, self._build_timeout = timeout, build_timeout
         self._ticket = 0
@@ -155,10 +160,10 @@ class Worker:
     def launch(self) -> None:
         """Starts the process and returns at once; :class:`Built` will come through the pipe."""
         self.pipe, workers_end = self._context.Pipe()
-        self._memory_name = f"pcm_rl-{secrets.token_hex(8)}"
+        self._memory_name = new_name()
         self.process = self._context.Process(  # type: ignore[attr-defined]
             target=serve,
-            args=(workers_end, self.pipe, CloudpickleWrapper(self._make_env), self._memory_name),
+            args=(workers_end, self.pipe, CloudpickleWrapper(self._make_env), self._memory_name, self._workers),
             name=f"pcm_rl-worker-{self.index}",
             daemon=True,
         )

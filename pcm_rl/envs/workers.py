@@ -21,6 +21,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from pcm_rl.envs.options import entry_options
+from pcm_rl.envs.shared import sweep_memory
 from pcm_rl.envs.worker import Built, Done, Raised, Worker
 
 MAX_BUILDS = 3  # failures in a row to build an environment again, before the run stops
@@ -101,6 +102,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
     Raises:
         ValueError: An argument does not fit, the actions are not chunks, or the spaces of two workers differ.
         TimeoutError: An environment was not built in time.
+        NoRoom: There is too little shared memory for the observations.
         Exception: What `make_env` raised in a worker.
     """
 
@@ -122,12 +124,14 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
                 "more than 0 seconds"
             )
         resource_tracker.ensure_running()  # before any fork: a worker's own tracker would free memory in use
+        sweep_memory()
+        patience = {"timeout": timeout, "build_timeout": build_timeout}
         self.num_envs, self.restarts = num_envs, 0
         self.played: list[set[int]] = [set() for _ in range(num_envs)]
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         try:
             for index in range(num_envs):
-                self._workers.append(Worker(index, make_env, context, timeout=timeout, build_timeout=build_timeout))
+                self._workers.append(Worker(index, make_env, context, workers=num_envs, **patience))
             for worker in self._workers:
                 self._adopt(worker.first_build(), worker.index)
         except BaseException:

@@ -16,7 +16,7 @@ from torch import Tensor
 from pcm_rl.envs.chunked import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
-from pcm_rl.rollouts.failures import NOT_FINITE, NOTHING_LEFT, Failures, not_finite
+from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.free_running import collect_from_workers
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, episode_outcomes, outcome
 
@@ -32,6 +32,7 @@ def collect_episodes(
     device: str | torch.device = "cpu",
     task: Tensor | None = None,
     max_tries: int = 3,
+    may_be_empty: bool = False,
 ) -> TensorDict:
     """One episode from each initial state; the policy does not change meanwhile.
 
@@ -61,6 +62,7 @@ def collect_episodes(
         task: Task of each episode, ``[I]`` int64, where an environment builds a simulator for each: a worker prefers
             tasks that it has played before. It changes which worker plays an episode, never the rows.
         max_tries: Failures of one episode, at least 1, until its group is dropped.
+        may_be_empty: Give no row, without any entry, where every group was dropped: other processes may have some.
 
     Returns:
         ``[M]`` rows, episodes in the order of ``init_state``, each ending with ``("next", "done")``. Episodes are
@@ -84,11 +86,12 @@ def collect_episodes(
             f"expected as many initial states as groups (and tasks), at least one, and max_tries of at least 1; got "
             f"{len(init_state)}, {len(group)}, {None if task is None else len(task)} and {max_tries}"
         )
+    failures = Failures(max_tries, may_drop_all=may_be_empty)
     if isinstance(env, WorkerVectorEnv):
         return collect_from_workers(
-            env, policy, init_state, group, task=task, device=torch.device(device), max_tries=max_tries
+            env, policy, init_state, group, task=task, device=torch.device(device), failures=failures
         )
-    return _collect_in_step(env, policy, init_state, group, device, max_tries)
+    return _collect_in_step(env, policy, init_state, group, device, failures)
 
 
 class _Stopped(Exception):
@@ -107,15 +110,14 @@ class _Stopped(Exception):
 
 
 def _collect_in_step(
-    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device, max_tries: int
+    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device, failures: Failures
 ) -> TensorDict:
     """Play all episodes, and all of them again after a failure, so that the same actions are drawn."""
-    failures = Failures(max_tries, limit=max_tries + len(init_state))  # each repeats all episodes
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     while True:
         kept = torch.tensor([int(number) not in failures.dropped_groups for number in group])
         if not kept.any():
-            failures.stop(NOTHING_LEFT)
+            return failures.nothing_left()
         random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
         try:
             return _play_in_step(env, policy, init_state[kept], group[kept], device, failures)

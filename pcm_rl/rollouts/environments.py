@@ -16,6 +16,7 @@ from torch import Tensor
 from pcm_rl.config import ConfigError, EnvConfig
 from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
 from pcm_rl.envs.chunked import no_gripper
+from pcm_rl.envs.shared import NoRoom
 from pcm_rl.envs.success import SuccessRule
 from pcm_rl.support.plugins import load_callable
 
@@ -168,6 +169,6 @@ def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
         yield
     except ConfigError:  # raised by an environment that was built inside
         raise
-    except (gym.error.Error, TypeError, ValueError) as error:
+    except (gym.error.Error, NoRoom, TypeError, ValueError) as error:
         arguments = {**config.kwargs, **config.tasks}
         raise ConfigError(f"env.id={config.id} with {arguments}: {error}") from error

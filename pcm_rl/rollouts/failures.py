@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 import torch
-from tensordict import NestedKey
+from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
 from pcm_rl.envs.success import MissingSuccess
@@ -27,17 +27,17 @@ class Failures:
 
     Args:
         max_tries: Failures of one episode, at least 1, until its group is dropped.
-        limit: Failures of all episodes together until the run stops; None for no limit.
+        may_drop_all: Go on where every group is dropped: other processes may have some.
 
     Attributes:
         dropped_groups: Groups that are left out.
         completed: Whether an episode has come to its end, so that environments work in principle.
     """
 
-    def __init__(self, max_tries: int, limit: int | None = None) -> None:
+    def __init__(self, max_tries: int, *, may_drop_all: bool = False) -> None:
         self.dropped_groups: set[int] = set()
         self.completed = False
-        self._max_tries, self._limit = max_tries, limit
+        self._max_tries, self._may_drop_all = max_tries, may_drop_all
         self._tries = Counter[tuple[int, ...]]()
         self._last: tuple[str, Exception | None] = ("", None)
 
@@ -70,8 +70,6 @@ class Failures:
         self._last = f"{where}: {start} failed {times}", error
         if isinstance(error, REFUSED):
             raise error
-        if self._limit is not None and self._tries.total() > self._limit:
-            self.stop(f"environments failed {self._tries.total()} times in one collection; ")
         if tries < self._max_tries:
             warnings.warn(f"{where}: {start} failed and is played again: {reason}", RuntimeWarning, stacklevel=4)
             return
@@ -83,6 +81,14 @@ class Failures:
             warnings.warn(text, RuntimeWarning, stacklevel=4)
         if len(self.dropped_groups) >= self._max_tries and not self.completed:
             self.stop()
+
+    def nothing_left(self) -> TensorDict:
+        """No rows, after every group was dropped.
+
+        Raises:
+            Exception: As :meth:`add`, unless all may be dropped.
+        """
+        return TensorDict({}, batch_size=[0]) if self._may_drop_all else self.stop(NOTHING_LEFT)
 
     def stop(self, why: str = "") -> NoReturn:
         """Raise the last failure."""

@@ -16,7 +16,7 @@ from pcm_rl.envs.chunked import Reader, observation_readers, read_observation
 from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 from pcm_rl.policies.family import SamplesRows
-from pcm_rl.rollouts.failures import NOT_FINITE, NOTHING_LEFT, Failures, not_finite
+from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
 
 
@@ -38,11 +38,10 @@ class _Episode:
 class _Schedule:
     """The episodes that wait, the episode that each worker plays, and the groups that are dropped."""
 
-    def __init__(self, episodes: list[_Episode], played: list[set[int]], max_tries: int) -> None:
+    def __init__(self, episodes: list[_Episode], played: list[set[int]], failures: Failures) -> None:
         self.waiting = list(episodes)
         self.playing: dict[int, _Episode] = {}
-        self.failures = Failures(max_tries)
-        self._played = played
+        self.failures, self._played = failures, played
 
     @property
     def dropped_groups(self) -> set[int]:
@@ -79,16 +78,16 @@ def collect_from_workers(
     *,
     task: Tensor | None,
     device: torch.device,
-    max_tries: int,
+    failures: Failures,
 ) -> TensorDict:
-    """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; arguments as there."""
+    """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; ``failures`` says what follows from each."""
     base = int(torch.randint(2**62, ()))
     readers = observation_readers(env.single_observation_space)
     tasks = [0] * len(init_state) if task is None else task.tolist()
     episodes = [
         _Episode(i, *fields) for i, fields in enumerate(zip(init_state.tolist(), group.tolist(), tasks, strict=True))
     ]
-    schedule = _Schedule(episodes, env.played, max_tries)
+    schedule = _Schedule(episodes, env.played, failures)
     env.cancel()  # commands that an interrupted caller may have left
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while schedule.waiting or schedule.playing:
@@ -104,7 +103,7 @@ def collect_from_workers(
                 episode = schedule.playing[result.worker]
                 _record(episode, result)
                 ended = result.terminated or result.truncated
-                schedule.failures.completed |= ended
+                failures.completed |= ended
                 if ended or episode.group in schedule.dropped_groups:
                     del schedule.playing[result.worker]
                     continue
@@ -115,7 +114,7 @@ def collect_from_workers(
                     chunks = _act(policy, pairs, device)
                 for (_, answer), chunk in zip(pairs, chunks, strict=True):
                     env.send(answer.worker, chunk)
-    return _rows(episodes, schedule.failures, group)
+    return _rows(episodes, failures, group)
 
 
 def _read(
@@ -186,7 +185,7 @@ def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterato
 def _rows(episodes: list[_Episode], failures: Failures, group: Tensor) -> TensorDict:
     complete = [episode for episode in episodes if episode.group not in failures.dropped_groups]
     if not complete:
-        failures.stop(NOTHING_LEFT)
+        return failures.nothing_left()
     for i, episode in enumerate(complete):
         for part in episode.parts:
             part[EPISODE].fill_(i)

@@ -104,7 +104,7 @@ class Trainer:
         """Collect, advantage, select, update; the row for ``metrics.csv``."""
         started = time.perf_counter()
         grpo, recorded = self.grpo, self.collect()
-        if not self.probed:
+        if not self.probed and len(recorded):
             grpo.probe(recorded, self.say)
             self.probed = True
         rows, complete = self.ranks.exchange(recorded, self.shared_entries)
@@ -131,7 +131,12 @@ class Trainer:
         groups = self.ranks.share(torch.arange(config.groups))
         init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
-        rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device, task=task)
+        several = self.ranks.size > 1
+        rows = collect_episodes(
+            self.env, self.policy, init_state, group, device=config.device, task=task, may_be_empty=several
+        )
+        if not len(rows):
+            return rows
         if not listens(self.policy):
             rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than an update
         rows.set(PHASE, label_episodes(rows, **phase_rule(config.env)))

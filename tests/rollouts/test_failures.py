@@ -15,7 +15,7 @@ from pcm_rl.envs import chunked_vector_env
 from pcm_rl.episodes import GROUP, STATE
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.rollouts.collect import collect_episodes
-from pcm_rl.rollouts.failures import Failures, not_finite
+from pcm_rl.rollouts.failures import not_finite
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*failed and is played again")
 FRAIL = 7  # the initial state at which something goes wrong
@@ -164,13 +164,6 @@ def test_a_core_that_cannot_say_which_episode_failed_is_tried_again(policy):
     assert torch.equal(rows[STATE], expected[STATE])
     with pytest.warns(RuntimeWarning), pytest.raises(FloatingPointError, match="initial states 0, 1 failed 3 times"):
         collect_episodes(Core(3), policy, STATES, GROUPS)
-
-
-def test_a_collection_that_is_repeated_has_an_end():
-    failures = Failures(3, limit=5)
-    with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match=r"failed 6 times in one collection; .* state 5"):
-        for i in range(6):
-            failures.add([i], [i], i, (f"environment {i}", "ValueError: no", ValueError("no")))
 
 
 def test_only_what_the_policy_reads_must_be_finite(policy):
