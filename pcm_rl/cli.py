@@ -44,7 +44,12 @@ def _refuse_several_processes(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from pcm_rl.training.trainer import train
 
-    if options.resume:
+    if options.resume is not None:
+        if options.config is not None:
+            raise ConfigError(
+                f"--resume takes the configuration of {options.resume}; leave --config {options.config} out, and give "
+                "changes as key=value"
+            )
         train(load_run_config(options.resume, options.overrides), resume=True)
     else:
         train(load_config(options.config, options.overrides))

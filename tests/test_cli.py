@@ -132,6 +132,8 @@ def test_demos_are_not_overwritten(tmp_path, capsys):
         (["train", "selection.buget=3"], "did you mean 'selection.budget'"),
         (["train", "--config", "no.yaml"], "no configuration file"),
         (["train", "--resume", "no-run"], "holds no run"),
+        (["train", "--resume", ""], "got an empty name"),
+        (["train", "--resume", "run", "--config", "recipe.yaml"], "leave --config recipe.yaml out"),
         (["train", "env.id=pcm_rl/Nothing-v0"], "env.id=pcm_rl/Nothing-v0"),
         (["eval", "no-run"], "holds no run"),
         (["plot", "no-run"], "no-run"),

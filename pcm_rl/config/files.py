@@ -39,9 +39,18 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def load_run_config(folder: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Configuration of an existing run, with overrides such as ``steps=120``.
 
+    Args:
+        folder: The run's folder. Its name is a text, whatever it looks like: ``007`` is not ``7``.
+        overrides: Changes; not of ``name`` and ``run_dir``, which say which run it is.
+
     Raises:
+        ConfigError: If an override does not fit, or the folder's name is empty.
         FileNotFoundError: If the folder holds no run.
     """
+    if not str(folder).strip():
+        raise ConfigError("expected the folder of a run, got an empty name")
+    if moved := [override for override in overrides if override.partition("=")[0] in ("name", "run_dir")]:
+        raise ConfigError(f"{folder} is the run, and {moved[0]} would name another one; rename the folder instead")
     folder = Path(folder)
     if folder.name in ("", ".."):
         folder = folder.resolve()
