@@ -71,11 +71,13 @@ def _sft(options: argparse.Namespace) -> None:
     from pcm_rl.training.trainer import Trainer
 
     config = load_config(options.config, options.overrides)
+    path = config.folder / "policy.safetensors"
+    if (config.folder / "config.yaml").exists() or path.exists():
+        raise FileExistsError(f"{config.folder} holds a run or a policy; give another name=..., or delete it")
     trainer = Trainer(config)
     with contextlib.closing(trainer.env):
         trainer.supervised_start()
         trainer.evaluate()
-        path = config.folder / "policy.safetensors"
         save_policy(trainer.policy, path, trainer.origin())
         save_config(config, config.folder / "config.yaml")
     print(f"policy: {path} (train from it with policy.init={path})")
@@ -86,7 +88,7 @@ def _eval(options: argparse.Namespace) -> None:
 
     columns = _named(options.also, "--also")
     protocol = Protocol(options.states, options.episodes, options.greedy, options.films, columns)
-    evaluate_run(options.folder, options.overrides, protocol)
+    evaluate_run(options.folder, options.overrides, protocol, overwrite=options.overwrite)
 
 
 def _profile(options: argparse.Namespace) -> None:
@@ -229,6 +231,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("eval", _eval, "success of a run's policy, task by task; writes eval.json", config=False)
+    sub.add_argument(
+        "--overwrite", action="store_true", help="replace eval.json also where it holds another evaluation"
+    )
     sub.add_argument("folder", metavar="RUN")
     sub.add_argument(
         "--states", choices=("held-out", "all"), default="held-out", help="initial states of each task to start from"
