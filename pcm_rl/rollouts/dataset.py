@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from tensordict import TensorDict
 from torch import Tensor
 
-from pcm_rl.config import Config, ConfigError
+from pcm_rl.config import Config, ConfigError, as_written
 from pcm_rl.episodes import EPISODE, INSTRUCTION
 from pcm_rl.processes.messages import set_texts
 from pcm_rl.rollouts.initial_states import InitialStates
@@ -77,14 +77,14 @@ def _texts(coded: Tensor) -> list[str]:
 def recording_settings(config: Config) -> dict[str, str]:
     """The settings that determine a recording; written into the dataset."""
     env, demos = config.env, config.demos
-    texts = {"kwargs": dict(env.kwargs), "tasks": dict(env.tasks), "wrappers": env.wrapper_calls}
+    texts = as_written({"kwargs": env.kwargs, "tasks": env.tasks, "wrappers": env.wrapper_calls})
     numbers = {"noise": demos.noise, "mistakes": demos.mistakes, "episodes": demos.episodes, "seed": config.seed}
     split = {"num_states": env.num_states, "eval_states": env.eval_states}
     rules = {"expert": demos.expert, "success": env.success, "gripper_index": env.gripper_index}
     return {
         "env": env.id,
         **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
-        "images": json.dumps(env.images if env.images is None else dict(env.images), sort_keys=True),
+        "images": json.dumps(as_written(env.images), sort_keys=True),
         "chunk_length": str(env.chunk_length),
         **{key: str(value) for key, value in (numbers | split | rules).items()},
     }

@@ -13,7 +13,7 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pcm_rl.config import ConfigError, EnvConfig
+from pcm_rl.config import ConfigError, EnvConfig, as_written
 from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
 from pcm_rl.envs.chunked import no_gripper
 from pcm_rl.envs.shared import NoRoom
@@ -150,7 +150,7 @@ def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
             raise TypeError(f"expected a wrapped environment, got {wrapped!r}")
     except (gym.error.Error, AssertionError, TypeError, ValueError) as error:  # Gymnasium's wrappers use assert
         env.close()
-        raise ConfigError(f"env.wrappers: {name} with {kwargs}: {error}") from error
+        raise ConfigError(f"env.wrappers: {name} with {as_written(kwargs)}: {error}") from error
     return wrapped
 
 
@@ -170,5 +170,5 @@ def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
     except ConfigError:  # raised by an environment that was built inside
         raise
     except (gym.error.Error, NoRoom, TypeError, ValueError) as error:
-        arguments = {**config.kwargs, **config.tasks}
+        arguments = as_written({**config.kwargs, **config.tasks})
         raise ConfigError(f"env.id={config.id} with {arguments}: {error}") from error
