@@ -15,8 +15,8 @@ from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config, sa
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
-# wrong use, numbers that became nan, and failed runs: the message is enough
-_ERRORS = (ConfigError, ChildProcessError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError)
+# wrong use, numbers that became nan, failed runs, a full disk: the message is enough
+_ERRORS = (ConfigError, OSError, FloatingPointError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,6 +67,7 @@ def _demos(options: argparse.Namespace) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
+    from pcm_rl.support.room import check_room
     from pcm_rl.training.checkpoint import save_policy
     from pcm_rl.training.trainer import Trainer
 
@@ -74,6 +75,7 @@ def _sft(options: argparse.Namespace) -> None:
     path = config.folder / "policy.safetensors"
     if (config.folder / "config.yaml").exists() or path.exists():
         raise FileExistsError(f"{config.folder} holds a run or a policy; give another name=..., or delete it")
+    check_room(config.folder)
     trainer = Trainer(config)
     with contextlib.closing(trainer.env):
         trainer.supervised_start()

@@ -22,6 +22,7 @@ from pcm_rl.reports.films import film_tasks, require_video
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.support.room import check_room
 from pcm_rl.training.build import make_policy
 from pcm_rl.training.checkpoint import load_policy, policy_metadata
 from pcm_rl.training.trainer import EVALUATION_SEED, say_now
@@ -113,8 +114,8 @@ def evaluate_run(
         The path of the file.
 
     Raises:
-        ConfigError: An override does not fit the run, its held-out states may have been trained on, or its folder
-            cannot be written to.
+        ConfigError: An override does not fit the run, or its held-out states may have been trained on.
+        OSError: The folder cannot be written to.
         FileNotFoundError: The folder holds no run, or no checkpoint yet.
         ImportError: Films are asked for and cannot be written.
         RuntimeError: Not one episode of a column came back.
@@ -137,6 +138,7 @@ def evaluate_run(
         "versions": versions(columns[0].config.env.id),
         "columns": [],
     }
+    check_room(folder)
     path = choose_file(folder, head_of(record), overwrite=overwrite)
     if path.name != "eval.json":
         say(f"eval.json holds another evaluation and stays (--overwrite replaces it); this one goes to {path.name}")

@@ -8,7 +8,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pcm_rl.config import ConfigError
 from pcm_rl.support.writing import replacing
 
 _RESULTS = ("columns", "versions", "device")  # what does not say which evaluation it is
@@ -22,23 +21,9 @@ def choose_file(folder: Path, head: dict[str, Any], *, overwrite: bool) -> Path:
         folder: Of the run.
         head: What says which evaluation it is: policy, step, episodes, seed, states, and the columns' overrides.
         overwrite: Take ``eval.json`` whatever it holds.
-
-    Raises:
-        ConfigError: Nothing can be written to the folder.
     """
-    check_writable(folder)
     names = itertools.chain(["eval.json"], (f"eval-{i}.json" for i in itertools.count(2)))
     return next(path for path in map(folder.joinpath, names) if overwrite or _may_take(path, head))
-
-
-def check_writable(folder: Path) -> None:
-    """Raise :class:`ConfigError` unless a file can be written to ``folder``, before hours of work are lost."""
-    try:
-        with replacing(folder / ".pcm_rl-probe") as partial:
-            partial.write_bytes(bytes(2**16))
-        (folder / ".pcm_rl-probe").unlink()
-    except OSError as error:
-        raise ConfigError(f"{folder} cannot be written to: {error.strerror or error}") from error
 
 
 def write_result(path: Path, record: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ import torch
 
 from pcm_rl.config import ConfigError, load_config, save_config
 from pcm_rl.evals import protocol as module
-from pcm_rl.evals import result_file
 from pcm_rl.evals.protocol import Protocol, evaluate_run
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.rollouts.environments import make_vector_env
@@ -125,12 +124,12 @@ def test_an_interrupted_repetition_keeps_the_columns_that_were_there(run, monkey
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_rolled_out(run, monkeypatch):
-    def full(path):
+    def full(file):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(result_file, "replacing", full)
+    monkeypatch.setattr(os, "fsync", full)
     monkeypatch.setattr(module, "make_vector_env", None)
-    with pytest.raises(ConfigError, match="run cannot be written to: No space left on device"):
+    with pytest.raises(OSError, match="run cannot be written to: No space left on device"):
         evaluated(run)
 
 
