@@ -11,13 +11,20 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from pcm_rl.config import load_config
 from pcm_rl.envs import chunked_vector_env
+from pcm_rl.envs.success import MissingSuccess
 from pcm_rl.episodes import GROUP, STATE
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.failures import not_finite
+from pcm_rl.training.trainer import Trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*failed and is played again")
+TINY = [
+    "env.id=PCMFailsOnce-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=4", "env.eval_states=2",
+    "groups=2", "group_size=4", "logger=none", "record=false", "sft.steps=0", "policy.state.width=16",
+]  # fmt: skip
 FRAIL = 7  # the initial state at which something goes wrong
 STATES, GROUPS = torch.arange(9), torch.arange(9) // 3
 FAULTS = ("nan", "inf reward", "ValueError", "KeyError", "OverflowError", "at reset")
@@ -137,6 +144,44 @@ def test_environments_that_never_work_stop_the_run_soon(workers, policy):
     assert "the physics broke" in str(raised.value.__cause__)
     with pytest.warns(RuntimeWarning), pytest.raises(ValueError, match="no episode is left, every group was given up"):
         collected(workers, policy, "at reset", states=torch.tensor([7, 7]), groups=torch.tensor([0, 0]))
+
+
+def test_a_success_that_the_environment_does_not_tell_is_no_failure_of_a_simulator(workers, policy):
+    more = {"context": "fork"} if workers else {}
+    env = chunked_vector_env(Robot, 2, chunk_length=4, workers=workers, success="won", **more)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # another try would end alike
+            with pytest.raises(MissingSuccess, match="'won' is not in the environment's info"):
+                collect_episodes(env, policy, STATES, GROUPS)
+    finally:
+        env.close()
+
+
+class FailsOnce(gym.Wrapper):
+    left = 0
+
+    def step(self, action):
+        FailsOnce.left -= 1
+        if FailsOnce.left == 0:
+            raise ValueError("the physics broke")
+        return super().step(action)
+
+
+@pytest.mark.filterwarnings("ignore:all .* chunks are in phase")
+def test_a_run_with_a_fault_that_passes_trains_on_the_same_rows(tmp_path):
+    gym.register("PCMFailsOnce-v0", lambda **kwargs: FailsOnce(gym.make("pcm_rl/Reach-v0", **kwargs)))
+    found = []
+    for left in (0, 40):
+        FailsOnce.left = left
+        config = load_config(None, [*TINY, f"run_dir={tmp_path}", f"name=run{left}"])
+        trainer = Trainer(config, lambda line: None)
+        found.append((trainer.collect(), trainer.train_step()["worker_restarts"], torch.rand(())))
+        trainer.env.close()
+    (rows, none, drawn), (repeated, one, also_drawn) = found
+    assert (none, one) == (0, 1) and drawn == also_drawn
+    assert torch.equal(rows["vla_action", "tokens"], repeated["vla_action", "tokens"])
+    assert torch.equal(rows[STATE], repeated[STATE])
 
 
 def test_a_core_that_cannot_say_which_episode_failed_is_tried_again(policy):
