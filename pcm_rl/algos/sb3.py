@@ -180,6 +180,8 @@ class PCMRolloutBuffer(RolloutBuffer):
         """The rows of an episode up to its step ``last``, with those from earlier rollouts."""
         ended, info = bool(self._dones[last][env]), self._infos[last][env]
         past = self._past.pop(env, []) if start == 0 else []
+        if start == 0 and self.episode_starts[0, env]:  # the environment was reset in between: that episode is gone
+            past = []
         if not ended:
             self._past[env] = [*past, part]
         rows: Any = torch.cat([*past, part])

@@ -65,13 +65,14 @@ class Failures:
         key = tuple(episodes) if one else ()
         self._tries[key] += 1
         tries = self._tries[key]
-        start = f"the episode{'' if one else 's'} from initial state{'' if one else 's'} {_listed(init_states)}"
+        plural, verb = ("", "is") if one else ("s", "are")
+        start = f"the episode{plural} from initial state{plural} {_listed(init_states)}"
         times = f"{tries} times, the last time because of: {reason}"
         self._last = f"{where}: {start} failed {times}", error
         if isinstance(error, REFUSED):
             raise error
         if tries < self._max_tries:
-            warnings.warn(f"{where}: {start} failed and is played again: {reason}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"{where}: {start} failed and {verb} played again: {reason}", RuntimeWarning, stacklevel=4)
             return
         if not one or isinstance(error, PROGRAMMING):
             self.stop()

@@ -94,6 +94,9 @@ def test_a_part_whose_episode_goes_on_is_no_evidence_and_keeps_its_past():
     assert rows["success"].sum() == 0
     fill(buffer, 10, dones={1}, successes=set())
     assert label_episodes(buffer._rows()[0]).shape == (18,)
+    fill(buffer, 10, dones={1}, successes=set())
+    buffer.episode_starts[0] = 1.0  # learn() was called again, which resets the environments
+    assert buffer._rows()[0]["episode_id"].tolist() == [0] * 2 + [1] * 8
 
 
 def test_groups_and_outcomes_make_the_score():

@@ -20,7 +20,7 @@ from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.failures import not_finite
 from pcm_rl.training.trainer import Trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*failed and is played again")
+pytestmark = pytest.mark.filterwarnings("ignore:.*failed and (is|are) played again")
 TINY = [
     "env.id=PCMFailsOnce-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=4", "env.eval_states=2",
     "groups=2", "group_size=4", "logger=none", "record=false", "sft.steps=0", "policy.state.width=16",
@@ -204,7 +204,7 @@ def test_a_core_that_cannot_say_which_episode_failed_is_tried_again(policy):
     torch.manual_seed(5)
     expected = collect_episodes(vector(False), policy, STATES, GROUPS)
     torch.manual_seed(5)
-    with pytest.warns(RuntimeWarning, match="the episodes from initial states 0, 1 failed and is played again"):
+    with pytest.warns(RuntimeWarning, match="the episodes from initial states 0, 1 failed and are played again"):
         rows = collect_episodes(Core(2), policy, STATES, GROUPS)
     assert torch.equal(rows[STATE], expected[STATE])
     with pytest.warns(RuntimeWarning), pytest.raises(FloatingPointError, match="initial states 0, 1 failed 3 times"):
