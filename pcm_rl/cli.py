@@ -15,8 +15,8 @@ from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config, sa
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
-# wrong use, numbers that became nan, and failed runs: the message is enough
-_ERRORS = (ConfigError, ChildProcessError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError)
+# wrong use, numbers that became nan, failed runs, a full disk: the message is enough
+_ERRORS = (ConfigError, OSError, FloatingPointError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,7 +44,12 @@ def _refuse_several_processes(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from pcm_rl.training.trainer import train
 
-    if options.resume:
+    if options.resume is not None:
+        if options.config is not None:
+            raise ConfigError(
+                f"--resume takes the configuration of {options.resume}; leave --config {options.config} out, and give "
+                "changes as key=value"
+            )
         train(load_run_config(options.resume, options.overrides), resume=True)
     else:
         train(load_config(options.config, options.overrides))
@@ -68,15 +73,19 @@ def _demos(options: argparse.Namespace) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
+    from pcm_rl.support.room import check_room
     from pcm_rl.training.checkpoint import save_policy
     from pcm_rl.training.trainer import Trainer
 
     config = load_config(options.config, options.overrides)
+    path = config.folder / "policy.safetensors"
+    if (config.folder / "config.yaml").exists() or path.exists():
+        raise FileExistsError(f"{config.folder} holds a run or a policy; give another name=..., or delete it")
+    check_room(config.folder)
     trainer = Trainer(config)
     with contextlib.closing(trainer.env):
         trainer.supervised_start()
         trainer.evaluate()
-        path = config.folder / "policy.safetensors"
         save_policy(trainer.policy, path, trainer.origin())
         save_config(config, config.folder / "config.yaml")
     print(f"policy: {path} (train from it with policy.init={path})")
@@ -87,7 +96,7 @@ def _eval(options: argparse.Namespace) -> None:
 
     columns = _named(options.also, "--also")
     protocol = Protocol(options.states, options.episodes, options.greedy, options.films, columns)
-    evaluate_run(options.folder, options.overrides, protocol)
+    evaluate_run(options.folder, options.overrides, protocol, overwrite=options.overwrite)
 
 
 def _profile(options: argparse.Namespace) -> None:
@@ -233,6 +242,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("eval", _eval, "success of a run's policy, task by task; writes eval.json", config=False)
+    sub.add_argument(
+        "--overwrite", action="store_true", help="replace eval.json also where it holds another evaluation"
+    )
     sub.add_argument("folder", metavar="RUN")
     sub.add_argument(
         "--states", choices=("held-out", "all"), default="held-out", help="initial states of each task to start from"

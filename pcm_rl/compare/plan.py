@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from pcm_rl.config import METHODS, SET_BY_METHODS, Config, ConfigError, config_keys, load_config, save_config
+from pcm_rl.config import (
+    METHODS,
+    SET_BY_METHODS,
+    Config,
+    ConfigError,
+    as_written,
+    config_keys,
+    load_config,
+    save_config,
+)
 from pcm_rl.training.checkpoint import find_checkpoint
 
 _SET_BY_COMPARE = {"seed": "--seeds", "name": "name=... for all columns", "run_dir": "run_dir=... for all columns"}
@@ -187,7 +196,7 @@ def changed_keys(made: Config, planned: Config) -> dict[str, tuple[object, objec
 
 
 def _value(config: Config, key: str) -> object:
-    value: object = reduce(getattr, key.split("."), config)
+    value: object = as_written(reduce(getattr, key.split("."), config))
     return value
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
-from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
+from pcm_rl.config.checks import ConfigError, at_least, finite, one_of, positive, within
 from pcm_rl.support.plugins import is_plugin
 
 _LABELLERS = "pcm_rl.labellers:label_by_time (periods of time) or pcm_rl.labellers:label_by_distance (hand and object)"
@@ -89,6 +89,9 @@ class EnvConfig:
         if self.max_chunks is not None:
             at_least(1, self, "max_chunks")
         positive(self, "timeout")
+        finite(self, "close_above", "close_below")
+        if self.num_states is not None:
+            at_least(1, self, "num_states")
         if self.num_states is not None and not self.eval_states < self.num_states:
             raise ConfigError(
                 f"eval_states must be below num_states={self.num_states}, so that some are left for training; "

@@ -98,6 +98,7 @@ class Trainer:
         self.log: RunLog | None = None
         self.patience = Patience(config.patience)
         self.probed = False  # whether recorded log-probs were computed again and found equal
+        self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
 
     @property
@@ -111,8 +112,10 @@ class Trainer:
         """Collect, advantage, select, update; the row for ``metrics.csv``."""
         started = time.perf_counter()
         grpo, recorded = self.grpo, self.collect()
-        if not self.probed:
+        if not self.looked:
             heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
+            self.looked = True
+        if not self.probed and len(recorded):
             grpo.probe(recorded, self.say)
             self.probed = True
         rows, complete = self.ranks.exchange(recorded, self.shared_entries)
@@ -147,7 +150,10 @@ class Trainer:
             device=config.device,
             task=task,
             same_starts=config.env.same_starts,
+            may_be_empty=self.ranks.size > 1,
         )
+        if not len(rows):
+            return rows
         if not listens(self.policy):
             rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than an update
         rows.set(PHASE, label_episodes(rows, **phase_rule(config.env)))
