@@ -221,7 +221,10 @@ def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, S
         ValueError: If a shape or a type does not fit (:mod:`pcm_rl.inputs`).
     """
     if batch.ndim != 1:
-        raise ValueError(f"expected a batch of rows [M] (one row = one chunk), got batch size {tuple(batch.shape)}")
+        raise ValueError(
+            f"expected a batch of rows [M] (one row = one chunk), got batch size {tuple(batch.shape)}: give the rows "
+            "of whole groups at once, with a buffer's extend"
+        )
     present = set(batch.keys(include_nested=True))
     missing = [key for key in keys if key not in present]
     if missing:

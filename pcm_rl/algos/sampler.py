@@ -138,7 +138,8 @@ class PCMSampler(Transform):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Restore the state of :meth:`get_extra_state`; the next draws are those of an uninterrupted run."""
         self.keep.load_state_dict(state["keep"])
-        self.generator.set_state(state["generator"])
+        # wherever it was loaded to: a generator's state is bytes on the CPU
+        self.generator.set_state(torch.as_tensor(state["generator"], dtype=torch.uint8, device="cpu"))
 
 
 class PCMSampleUnit(SampleUnit, Transform):
