@@ -1,10 +1,10 @@
 """Stable-Baselines3's PPO on the toy, with its own rollout buffer and with ours, on one thread in one process.
 
-    python benchmarks/sb3_buffer.py [--steps N] [--seeds 0,1,2] [--budgets 6]
+    python benchmarks/sb3_buffer.py [--steps N] [--seeds 0,1,2] [--budgets 5]
 
 writes ``results/sb3_buffer-update.csv``, the seconds of ``train()`` on rollouts from equal weights, trials interleaved,
 and ``results/sb3_buffer.csv``, success on 256 held-out initial states against environment steps. Everything else is as
-in ``peers.py`` with ``sb3-tokens-start``: a rollout has 32 decisions in each of 80 environments, so that a budget of 6
+in ``peers.py`` with ``sb3-tokens-start``: a rollout has 32 decisions in each of 80 environments, so that a budget of 5
 keeps about a fifth. Seconds are processor time.
 """
 
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps of every buffer and seed")
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--budgets", default="6")
+    parser.add_argument("--budgets", default="5")
     parser.add_argument("--evaluations", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=5, help="timed trials of train(), after a warm-up")
     options = parser.parse_args()

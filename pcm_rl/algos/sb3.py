@@ -3,7 +3,7 @@
 Two parts of its own doors, a rollout buffer and a callback::
 
     model = PPO("MlpPolicy", ChunkedEnv(...), rollout_buffer_class=PCMRolloutBuffer,
-                rollout_buffer_kwargs={"budget": 6})
+                rollout_buffer_kwargs={"budget": 5})
     model.learn(100_000, callback=PCMCallback())
 """
 
@@ -123,6 +123,7 @@ class PCMRolloutBuffer(RolloutBuffer):
         rows, present = self._rows()
         rows.set(PHASE, label_episodes(rows, **self.phases))
         rows = rows[present]  # the past helps with phases only
+        rows.set(CHUNK, rows.get(CHUNK) / self._half_box())
         self.selected = select_chunks(
             rows, self.keep, budget=self.budget, selection=self.selection, generator=self.generator
         )
@@ -191,6 +192,13 @@ class PCMRolloutBuffer(RolloutBuffer):
         rows.set(GROUP, torch.full((len(rows),), group))
         rows.set(SUCCESS, torch.full((len(rows),), ended and bool(info["success"])))
         return rows.set(CHUNK_ID, torch.arange(len(rows)))
+
+    def _half_box(self) -> torch.Tensor:
+        """Half the width of the action box, ``[L, D]``: the unit in which actions are compared, 1 where it is open."""
+        if self.decode is not None or not isinstance(self.action_space, spaces.Box):
+            return torch.ones(())
+        half = torch.from_numpy(np.subtract(self.action_space.high, self.action_space.low, dtype=np.float64) / 2)
+        return torch.where(half.isfinite() & (half > 0), half, 1.0).float()
 
     def _chunks(self) -> NDArray[Any]:
         """Actions of all rows as chunks, ``[N * E, L, D]``."""

@@ -56,9 +56,9 @@ def test_minibatches_hold_the_kept_rows_and_no_other():
     assert parts.bincount().max() == 2
 
 
-def filled(steps, dones, successes, groups=None, **more):
-    """A rollout of one environment whose gripper is closed in its first half, without an algorithm."""
-    space = spaces.Box(-1, 1, (4, 2), np.float32)
+def filled(steps, dones, successes, groups=None, width=1.0, **more):
+    """A rollout of one environment whose gripper closes now and then, without an algorithm."""
+    space = spaces.Box(-width, width, (4, 2), np.float32)
     buffer = PCMRolloutBuffer(steps, spaces.Box(-1, 1, (3,), np.float32), space, "cpu", n_envs=1, **more)
     fill(buffer, steps, dones, successes, groups)
     return buffer
@@ -69,6 +69,7 @@ def fill(buffer, steps, dones, successes, groups=None, closed=lambda t: t % 4 < 
     zero = torch.zeros(1)
     for t in range(steps):
         action = np.full((1, 4, 2), 5.0 if closed(t) else -5.0, np.float32)  # outside of the box, as a Gaussian's
+        action[..., 0] = 5.0 if t < 4 else -5.0
         info = {"action_is_pad": np.zeros(4, bool), "success": t in successes}
         if groups is not None:
             info["group_id"] = groups[t]
@@ -102,6 +103,9 @@ def test_a_part_whose_episode_goes_on_is_no_evidence_and_keeps_its_past():
 def test_groups_and_outcomes_make_the_score():
     buffer = filled(8, dones={3, 7}, successes={3}, budget=2)
     assert buffer.choose().score.isnan().logical_not().any()  # one group: a success and a failure part
+    wide = filled(8, dones={3, 7}, successes={3}, width=3.0, budget=2).choose()
+    score = filled(8, dones={3, 7}, successes={3}, budget=2).choose().score.nan_to_num()
+    assert torch.equal(wide.score.nan_to_num(), score) and score.max() > 0  # half a box is the unit
     apart = filled(8, dones={3, 7}, successes={3}, groups=[0] * 4 + [1] * 4, budget=2)
     assert apart.choose().score.isnan().all()
     assert len(apart.selected.index) == 4
