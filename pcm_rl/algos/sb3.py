@@ -122,7 +122,7 @@ class PCMRolloutBuffer(RolloutBuffer):
         """Choose the rows of a full rollout; called by :class:`PCMCallback` after the advantages are there."""
         rows, present = self._rows()
         rows.set(PHASE, label_episodes(rows, **self.phases))
-        rows = rows[present]  # the past helps with phases only
+        rows = rows[present].exclude(CHUNK_ID)  # the past helps with phases only; what stays are parts of episodes
         rows.set(CHUNK, rows.get(CHUNK) / self._half_box())
         self.selected = select_chunks(
             rows, self.keep, budget=self.budget, selection=self.selection, generator=self.generator
