@@ -3,6 +3,7 @@
 # make lint    ruff, strict types, spelling
 # make figures the documentation's figures and tables, from benchmarks/results
 # make gpu     what only a GPU can say: GPU tests, speed and memory of the 7B with random weights
+# make mutants, make coverage   which changes of the method no test notices; which lines no test runs
 # make reference  the generated parts of the documents
 # make setup   what the others need, in the versions of constraints.txt; each of them does it by itself, once
 # make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
@@ -15,7 +16,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs lint format figures gpu reference wheel clean
+.PHONY: setup lock train test test-newest test-envs lint format figures gpu mutants coverage reference wheel clean
 
 setup: $(READY)
 
@@ -69,6 +70,16 @@ figures: $(READY)
 
 gpu: $(READY)
 	PYTHON=$(BIN)/python bash benchmarks/gpu_day.sh
+
+mutants: $(READY)
+	$(BIN)/python -m pip install --quiet mutmut
+	OMP_NUM_THREADS=1 $(BIN)/python -m mutmut run $(ARGS)
+	$(BIN)/python -m mutmut results
+
+coverage: $(READY)
+	$(BIN)/python -m pip install --quiet coverage
+	$(BIN)/python -m coverage run -m pytest $(ARGS)
+	$(BIN)/python -m coverage report
 
 reference: $(READY)
 	$(BIN)/python scripts/reference.py

@@ -304,3 +304,17 @@ def test_rows_that_are_not_whole_episodes_in_order_are_refused() -> None:
     assert torch.equal(label_episodes(interleaved), interleaved[PHASE])
     apart = torch.cat([batch, batch.clone().set(EPISODE, batch[EPISODE] + 100)])
     assert torch.equal(label_episodes(apart), apart[PHASE])
+
+
+def test_a_labeller_is_told_which_chunks_were_executed() -> None:
+    seen = []
+
+    def labeller(fraction: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+        seen.append((fraction, valid))
+        return torch.zeros_like(valid, dtype=torch.int64)
+
+    batch = make_batch()
+    label_episodes(batch, labeller)
+    rows, executed = EpisodeIndex(batch[EPISODE]), (~batch[IS_PAD]).any(-1)
+    assert torch.equal(seen[0][1], rows.dense(executed, False))
+    assert not seen[0][0][~seen[0][1]].any()

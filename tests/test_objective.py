@@ -116,3 +116,14 @@ def test_what_does_not_fit_is_refused() -> None:
 
 def test_a_row_without_an_executed_step_is_zero() -> None:
     assert token_mean(torch.ones(1, 4, 3), torch.zeros(1, 4, dtype=torch.bool)).tolist() == [0.0]
+
+
+def test_the_penalty_has_the_rows_weight() -> None:
+    new, other, _, executed, weight = random_rows(6)
+    torch.testing.assert_close(kl_penalty(new, other, executed, weight), weight * kl_penalty(new, other, executed))
+
+
+def test_a_single_token_is_its_own_mean() -> None:
+    one, executed = torch.full((1, 1, 1), 3.0), torch.ones(1, 1, dtype=torch.bool)
+    assert token_mean(one, executed).tolist() == [3.0]
+    assert float(ratio_diagnostics(one, torch.zeros_like(one), executed)["mean_ratio"]) == pytest.approx(math.exp(3))

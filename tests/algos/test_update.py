@@ -125,3 +125,14 @@ def test_the_largest_ratio_is_of_executed_steps(policy, make_batch):
     assert metrics["max_ratio"] == pytest.approx(float(ratio[executed].max()), rel=1e-2)
     batch["action_is_pad"][:] = True
     assert updated(policy, batch)[0]["max_ratio"] == 1.0
+
+
+def test_rows_of_two_selections_have_the_mean_over_all_their_trajectories(policy, make_batch):
+    """As if one selection had chosen them; budgets that keep all make the draws the same."""
+    batch = make_batch(policy, [5, 2, 7, 3, 1, 1, 2, 1], [1, 0, 1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1])
+    whole = PCMSampler(9)(batch)
+    parts = [PCMSampler(9)(batch[batch["group_id"] == group]) for group in (0, 1)]
+    _, expected = updated(policy, whole, minibatches=1)
+    _, parameters = updated(policy, torch.cat(parts), minibatches=1)
+    for a, b in zip(parameters, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
