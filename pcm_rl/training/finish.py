@@ -38,9 +38,11 @@ def report_run(
         say: Called with each line of text.
     """
     if len(batch):
-        write_budget(config, batch)
-        costs = profile_update(policy, batch, config, probs=probs)
-        summary["profile"] = [cost.as_dict() for cost in costs]
+        try:
+            write_budget(config, batch)
+            summary["profile"] = [cost.as_dict() for cost in profile_update(policy, batch, config, probs=probs)]
+        except Exception as error:  # such as too little memory: the run itself is complete
+            say(f"the cost of an update was not measured: {error}")
     else:
         say("no group had both outcomes, so the cost of an update was not measured")
     (config.folder / "summary.json").write_text(json.dumps(summary, indent=1))

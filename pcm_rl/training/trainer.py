@@ -31,6 +31,8 @@ from pcm_rl.rollouts.rows import listens, rollout_metrics
 from pcm_rl.training.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
 from pcm_rl.training.finish import report_run
 from pcm_rl.training.grpo import GRPO
+from pcm_rl.training.patience import Patience
+from pcm_rl.training.probe import heed_first_look
 from pcm_rl.training.run_folder import begin_run_folder, refuse_existing
 from pcm_rl.training.start import supervised_start
 
@@ -57,8 +59,12 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
         stack.enter_context(contextlib.closing(trainer.env))
         trainer.resume() if resume else trainer.start()
         while trainer.step < config.steps:
-            trainer.record(trainer.train_step())
+            metrics = trainer.train_step()
+            trainer.record(metrics)
             last = trainer.step == config.steps
+            if trainer.patience.ends(metrics["success"]) and not last:
+                trainer.save()
+                raise trainer.patience.error(config.folder, metrics["trajectories"])
             if config.eval_every and trainer.step % config.eval_every == 0 and not last:
                 trainer.evaluate()
             if config.save_every and trainer.step % config.save_every == 0 and not last:
@@ -90,7 +96,9 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
         self.log: RunLog | None = None
+        self.patience = Patience(config.patience)
         self.probed = False  # whether recorded log-probs were computed again and found equal
+        self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
 
     @property
@@ -104,7 +112,10 @@ class Trainer:
         """Collect, advantage, select, update; the row for ``metrics.csv``."""
         started = time.perf_counter()
         grpo, recorded = self.grpo, self.collect()
-        if not self.probed:
+        if not self.looked:
+            heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
+            self.looked = True
+        if not self.probed and len(recorded):
             grpo.probe(recorded, self.say)
             self.probed = True
         rows, complete = self.ranks.exchange(recorded, self.shared_entries)
@@ -131,7 +142,18 @@ class Trainer:
         groups = self.ranks.share(torch.arange(config.groups))
         init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
-        rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device, task=task)
+        rows = collect_episodes(
+            self.env,
+            self.policy,
+            init_state,
+            group,
+            device=config.device,
+            task=task,
+            same_starts=config.env.same_starts,
+            may_be_empty=self.ranks.size > 1,
+        )
+        if not len(rows):
+            return rows
         if not listens(self.policy):
             rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than an update
         rows.set(PHASE, label_episodes(rows, **phase_rule(config.env)))
@@ -208,6 +230,7 @@ class Trainer:
         self.step, self.seconds, self.summary = state["step"], state["seconds"], state["summary"]
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
+        self.patience.steps = state.get("steps_without_success", 0)  # older checkpoints have none
         self._open_folder(self.step)
         self.say(f"resumed {self.folder} after step {self.step}")
 
@@ -224,7 +247,9 @@ class Trainer:
 
     @on_first_rank
     def _report(self, evaluation: Evaluation, batch: TensorDictBase) -> None:
-        report_run(self.config, self.policy, batch, self.grpo.sampler.keep.probs, evaluation, self.summary, self.say)
+        report_run(
+            self.grpo.config, self.policy, batch, self.grpo.sampler.keep.probs, evaluation, self.summary, self.say
+        )
 
     @on_first_rank
     def _open_folder(self, after_step: int | None = None) -> None:
@@ -240,6 +265,7 @@ class Trainer:
             "seconds": self.seconds,
             "keep": self.grpo.sampler.keep.state_dict(),
             "states": self.states.state_dict(),
+            "steps_without_success": self.patience.steps,
             "summary": self.summary,
         }
         save_checkpoint(self.folder / "checkpoint", **self.grpo.saved(), state=state, metadata=self.origin())

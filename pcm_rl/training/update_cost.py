@@ -16,7 +16,7 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.config import METHODS, Config, Method
-from pcm_rl.episodes import pad_episodes
+from pcm_rl.episodes import CHUNK_ID, pad_episodes
 from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
 from pcm_rl.training.memory import ActivationMeter
 
@@ -68,7 +68,7 @@ def profile_update(
     Args:
         policy: The policy; not changed in the end.
         batch: ``[M]`` rows of complete groups with phases and advantages, no padding rows.
-        config: Its ``selection``, ``update`` and ``env.max_chunks`` are used.
+        config: Its ``selection``, ``update`` and ``env.slots`` are used.
         methods: Name -> selection and padding; None takes :func:`compared_methods`. Advantages are those of ``batch``.
         repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift affects all of
             them.
@@ -80,7 +80,8 @@ def profile_update(
         A cost for each method, in their order.
     """
     methods = compared_methods(config) if methods is None else methods
-    padded = pad_episodes(batch, config.env.max_chunks)
+    longest = int(batch.get(CHUNK_ID).max()) + 1  # an episode may have become longer than the slots
+    padded = pad_episodes(batch, max(config.env.slots, longest))
     trials: dict[str, list[tuple[int, float, float, int]]] = {name: [] for name in methods}
     started = time.perf_counter()
     for repeat in range(repeats + 1):
