@@ -41,7 +41,8 @@ test-newest:
 	rm -rf $(VENV)/newest
 	$(MAKE) test VENV=$(VENV)/newest LOCKED=
 
-# robosuite 1.5 in place of LIBERO's 1.4; panda-gym brings PyBullet, which has no wheels for every Python
+# robosuite 1.5 in place of LIBERO's 1.4, without the old mink and NumPy that it asks for; panda-gym brings PyBullet, which
+# has no wheels for every Python
 test-envs: $(VENV)/envs/.ready
 	MUJOCO_GL=$${MUJOCO_GL:-osmesa} $(VENV)/envs/bin/python -m pytest -m others tests/envs/test_others.py $(ARGS)
 
@@ -50,7 +51,8 @@ $(VENV)/envs/.ready: pyproject.toml constraints.txt
 	sed "/^robosuite==/d" constraints.txt > $(VENV)/envs/constraints.txt
 	PIP_CONSTRAINT=$(VENV)/envs/constraints.txt $(VENV)/envs/bin/python -m pip install --quiet \
 		--disable-pip-version-check --editable ".[examples]" pytest pytest-timeout \
-		panda-gym==3.0.7 robosuite==1.5.1 mink==0.0.13 h5py
+		panda-gym==3.0.7 numba scipy Pillow opencv-python pynput termcolor tqdm h5py mujoco mink==0.0.13
+	$(VENV)/envs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps robosuite==1.5.2
 	@touch $@
 
 lint: $(READY)

@@ -1,4 +1,4 @@
-"""Lift of robosuite 1.5 as a registered id, with a scripted expert. Recipe: lift.yaml."""
+"""Lift of robosuite 1.5.2 as a registered id, with a scripted expert. Recipe: lift.yaml."""
 
 from __future__ import annotations
 

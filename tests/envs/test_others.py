@@ -43,8 +43,8 @@ def recipe(request, monkeypatch):
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         pytest.skip(f"{package} is not installed; make test-envs installs it")
-    if package == "robosuite" and tuple(map(int, version.split(".")[:2])) < (1, 5):
-        pytest.skip(f"robosuite is {version}, for LIBERO; make test-envs installs 1.5")
+    if package == "robosuite" and tuple(map(int, version.split(".")[:3])) < (1, 5, 2):
+        pytest.skip(f"robosuite is {version}; make test-envs installs 1.5.2")
     monkeypatch.chdir(FOLDER)
     monkeypatch.setattr(sys, "path", [str(FOLDER), *sys.path])
     return request.param
