@@ -335,6 +335,8 @@ class _Bindings(TorchFunctionMode):
             and torch.device(kwargs.get("device") or "cpu").type == "cuda"
         ):
             return func(*args, **{**kwargs, "device": "cpu"}).to(CUDA)
+        if func is torch.Tensor.tolist and isinstance(args[0], FakeCuda):
+            return args[0].cpu().tolist()
         if func is torch.Tensor.new_tensor and isinstance(args[0], FakeCuda):
             return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype).to(kwargs.get("device") or CUDA)
         if func is torch.nn.functional.scaled_dot_product_attention and isinstance(args[0], FakeCuda):
