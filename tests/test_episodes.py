@@ -67,6 +67,7 @@ def test_dense_by_loops(episode: list[int]) -> None:
     longest = max(map(len, expected), default=0)
     assert rows.shape == (len(expected), longest)
     assert rows.length.tolist() == [len(row) for row in expected]
+    assert rows.first.tolist() == [row[0] for row in expected]
     values = torch.arange(len(episode))
     dense = rows.dense(values, -1)
     assert dense.tolist() == [row + [-1] * (longest - len(row)) for row in expected]
@@ -291,12 +292,16 @@ def test_rows_that_are_not_whole_episodes_in_order_are_refused() -> None:
     for rows in (batch[swapped], batch.flip(0), batch[1:], batch[torch.arange(len(batch)) != 7], doubled):
         with pytest.raises(ValueError, match=r"chunk_id is \d at row \d+, where chunk \d of episode \d+ was expected"):
             label_episodes(rows)
+    with pytest.raises(ValueError, match="chunk_id is 1 at row 0, where chunk 0 of episode 0 was expected"):
+        label_episodes(batch[swapped])
     ends = batch[CHUNK_ID] == torch.tensor([4, 0, 7, 2])[batch[EPISODE] // 10]
     unnumbered = batch.exclude(CHUNK_ID).set(DONE, ends.unsqueeze(-1))
     assert torch.equal(label_episodes(unnumbered), batch[PHASE])
     for rows in (torch.cat([unnumbered, unnumbered]), unnumbered[swapped.flip(0)]):
         with pytest.raises(ValueError, match="goes on after row"):
             label_episodes(rows)
+    with pytest.raises(ValueError, match="episode 0 goes on after row 4, where it is done"):
+        label_episodes(torch.cat([unnumbered, unnumbered]))
     for rows in (unnumbered[:-1], batch.clone().set(DONE, ends.unsqueeze(-1))[:3]):
         with pytest.raises(ValueError, match=r"ends at row \d+, which is not done"):
             label_episodes(rows)

@@ -237,6 +237,19 @@ def test_other_functions_refuse_such_ids_too(batch: TensorDict) -> None:
             call()
 
 
+def test_the_message_names_the_argument(batch: TensorDict) -> None:
+    episode, valid = batch["episode_id"], ~batch["action_is_pad"]
+    for name, call in (
+        ("num_phases", lambda: gradient_variance(torch.zeros(3, 2), PHASES, num_phases=0)),
+        ("chunks", lambda: pad_episodes(batch, 0)),
+        ("episode_id", lambda: trajectory_shares(episode.float(), valid)),
+        ("episode_id", lambda: trajectory_shares(episode[1:], valid)),
+        ("valid", lambda: trajectory_shares(episode, valid.long())),
+    ):
+        with pytest.raises(ValueError, match=f"^{name} must"):
+            call()
+
+
 @pytest.mark.parametrize("selection", RULES)
 def test_the_default_device_does_not_matter(selection: str, policy: StateTokenPolicy, batch: TensorDict) -> None:
     """Nothing is computed on a device that no argument is on; ``meta`` holds no values at all."""
@@ -252,6 +265,10 @@ def test_the_default_device_does_not_matter(selection: str, policy: StateTokenPo
         assert len(supervise(policy, batch, steps=1)) == 1
         assert sample_chunks(WEIGHT, 2).sum() == 8
         assert inclusion_probabilities(WEIGHT, 2).device.type == "cpu"
+        columns = (batch[key] for key in ("phase", "success", "group_id"))
+        assert action_divergence(batch["vla_action", "chunk"], *columns)[0].device.type == "cpu"
+        assert gradient_variance(batch["vla_action", "chunk"].flatten(1), batch["phase"]).device.type == "cpu"
+        assert pad_episodes(batch, 6)["chunk_id"].tolist() == [*range(6)] * 4
 
 
 def test_a_saved_state_may_be_anywhere() -> None:

@@ -113,6 +113,16 @@ def test_a_device_generator() -> None:
     assert ((first.double().mean(0) - p).abs() < 5 * (p * (1 - p) / 40_000).sqrt()).all()
 
 
+def test_a_device_generator_for_rows_on_the_cpu() -> None:
+    for selection in ("pcm", "top-advantage"):
+        first, again = (
+            select_chunks(chunks(), KeepProbabilities(), budget=4, selection=selection, generator=generator(DEVICE))
+            for _ in range(2)
+        )
+        assert first.index.device.type == "cpu" and len(first.index)
+        assert torch.equal(first.index, again.index)
+
+
 @pytest.mark.parametrize("padding", ["drop", "keep"])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_selection(selection: str, padding: str) -> None:

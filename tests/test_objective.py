@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcm_rl import clipped_objective
-from pcm_rl.objective import kl_penalty, ratio_diagnostics, token_mean
+from pcm_rl.objective import kl_penalty, log_ratio, ratio_diagnostics, token_mean
 
 exact = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -71,6 +71,7 @@ def test_what_was_never_executed_reaches_neither_value_nor_gradient() -> None:
     got.sum().backward()
     assert new.grad is not None and bool(torch.isfinite(new.grad).all())
     assert not new.grad[~executed].any()
+    assert not log_ratio(new, old, executed)[~executed].any()
 
 
 def test_a_clipped_token_has_no_gradient() -> None:
@@ -97,6 +98,7 @@ def test_diagnostics_are_of_executed_tokens() -> None:
     assert float(got["kl_approx"]) == pytest.approx(float((ratio - 1 - ratio.log()).mean()))
     outside = (ratio < 0.8) | (ratio > 1.4)
     assert float(got["clip_fraction"]) == pytest.approx(float(outside.double().mean()))
+    assert {value.dtype for value in got.values()} == {new.dtype}
     nothing = ratio_diagnostics(new, old, torch.zeros_like(executed))
     assert [float(value) for value in nothing.values()] == [0.0, 0.0, 0.0, 1.0]
 

@@ -180,12 +180,41 @@ def indices(candidates: Candidates, budget: int, generator: Generator | None) ->
     return candidates.allowed.nonzero().squeeze(-1)
 
 
+def listed(candidates: Candidates, budget: int, generator: Generator | None) -> Any:
+    return candidates.allowed.tolist()
+
+
+def numbers_for_a_mask(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.draw(torch.ones(12), budget, generator, allowed=torch.ones(12))
+
+
+def weights_of_steps(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.draw(torch.ones(24), budget, generator)
+
+
+def scores_of_steps(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.largest(torch.ones(24), budget, generator)
+
+
+def half_the_budget(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.largest(torch.ones(12), budget // 2, generator)
+
+
+def unweighted(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.draw(torch.zeros(12), budget, generator)
+
+
+def tied(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.largest(torch.ones(len(candidates.executed)), budget, generator)
+
+
 def surprise(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
     return candidates.largest(-candidates.batch["vla_action", "log_probs"].mean((1, 2)), budget, generator)
 
 
 SURPRISE = Rule(surprise, reads=(("vla_action", "log_probs"),), budget="batch")
 GREEDY = Rule(too_many, budget="batch")
+TIED = Rule(tied, budget="batch")
 HERE = __name__
 
 
@@ -200,17 +229,23 @@ def test_a_rule_gets_what_it_reads() -> None:
     rows = rows_of().set(("vla_action", "log_probs"), log_probs)
     got = select_chunks(rows, KeepProbabilities(), budget=1, selection=f"{HERE}:SURPRISE")
     assert got.index.tolist() == [7, 8, 9, 10, 11]
-    with pytest.raises(KeyError, match="log_probs"):
+    assert got.weight.tolist() == pytest.approx([1 / 3, 1 / 3, 0, 0, 0])  # the last two trajectories have no signal
+    with pytest.raises(KeyError, match=r"the batch lacks \[\('vla_action', 'log_probs'\)\]"):
         choose(f"{HERE}:SURPRISE", 1)
 
 
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("too_many", "keeps 4 chunks of a trajectory, more than the budget of 1"),
+        ("too_many", "the rule .*:too_many keeps 4 chunks of a trajectory, more than the budget of 1"),
         ("GREEDY", "keeps 12 chunks, more than the 5 that a budget of 1 a trajectory allows"),
         ("padding_rows", "no candidates"),
         ("indices", r"must return bool \(12,\), one entry a row, got torch.int64"),
+        ("listed", r"must return bool \(12,\), one entry a row, got list"),
+        ("numbers_for_a_mask", r"^allowed must be bool \(12,\), got torch.float32 \(12,\)"),
+        ("weights_of_steps", r"^weight must have shape \[12\] or \[12, 1\], one entry a row, got \(24,\)"),
+        ("scores_of_steps", r"^score must have shape \[12\] or \[12, 1\], one entry a row, got \(24,\)"),
+        ("half_the_budget", "^budget must be at least 1 chunk per trajectory, got 0"),
         ("nothing", "has no 'nothing'"),
         ("HERE", "expected a function"),
     ],
@@ -220,6 +255,30 @@ def test_what_a_rule_must_not_do_is_refused(name: str, text: str) -> None:
     valid[5] = name != "padding_rows"
     with pytest.raises(ValueError, match=text):
         choose(f"{HERE}:{name}", 1, valid=valid)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3])
+def test_without_any_weight_each_trajectory_still_keeps_its_budget(budget: int) -> None:
+    for seed in range(5):
+        kept = EPISODE[choose(f"{HERE}:unweighted", budget, seed=seed).index]
+        assert torch.equal(torch.bincount(kept, minlength=5), LENGTHS.clamp_max(budget))
+
+
+def test_ties_go_by_one_random_order() -> None:
+    """As many rows as make an unstable sort move equal ones: then the chunks would depend on the device."""
+    rows = torch.cat([rows_of().set("episode_id", EPISODE + 5 * copy) for copy in range(10)])
+    generator, order = (torch.Generator().manual_seed(6) for _ in range(2))
+    got = select_chunks(rows, KeepProbabilities(), budget=1, selection=f"{HERE}:TIED", generator=generator)
+    assert torch.equal(got.index, torch.randperm(120, generator=order)[:50].sort().values)
+
+
+@pytest.mark.parametrize("padding", ["drop", "keep"])
+def test_full_counts_what_full_grpo_would_take(padding: str) -> None:
+    valid = torch.ones(12, 2, dtype=torch.bool)
+    valid[5] = False
+    full = {name: choose(name, 1, valid=valid, padding=padding).full for name in RULES}
+    # 11 executed rows; 8 of them in the group with both outcomes
+    assert full == {"pcm": 11, "random": 11, "top-phase": 11, "top-advantage": 8, "none": 11}
 
 
 def undecided(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:

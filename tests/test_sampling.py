@@ -125,6 +125,13 @@ def test_exactly_the_budget(rows: int, chunks: int, budget: int, seed: int) -> N
     assert torch.equal(got.sum(-1), valid.sum(-1).clamp_max(budget))
 
 
+def test_a_draw_is_a_race_in_float64() -> None:
+    """Weights with which all chunks arrive nearly together: the last digits decide, the largest weight's first."""
+    race = torch.empty(50, 9, dtype=torch.float64).exponential_(generator=generator(8))
+    got = sample_chunks(race * (1 + 1e-11 * torch.arange(9.0, dtype=torch.float64)), 4, generator=generator(8))
+    assert torch.equal(got, (torch.arange(9) >= 5).expand(50, -1))
+
+
 def test_zero_weights_come_last() -> None:
     # the smallest positive float64 still wins against zero
     weight = torch.tensor([0.0, 1.0, 5e-324, 0.0], dtype=torch.float64).expand(1000, -1)
@@ -173,7 +180,7 @@ def test_any_leading_shape(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize("call", [sample_chunks, inclusion_probabilities])
 def test_errors(call: Callable[..., Tensor]) -> None:
     for budget in (0, -1):
-        with pytest.raises(ValueError, match="budget must be at least 1"):
+        with pytest.raises(ValueError, match=f"^budget must be at least 1 chunk per trajectory, got {budget}$"):
             call(torch.ones(3), budget)
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="weights must be finite and not negative"):
@@ -182,9 +189,15 @@ def test_errors(call: Callable[..., Tensor]) -> None:
         call(torch.tensor(1.0), 1)
 
 
-@pytest.mark.parametrize("valid", [torch.ones(2, dtype=torch.bool), torch.ones(3)])
-def test_valid_must_fit(valid: Tensor) -> None:
-    with pytest.raises(ValueError, match=r"valid must be bool \(3,\)"):
+HINT = r"; convert it with \.bool\(\): ~ of another type is not its negation"
+
+
+@pytest.mark.parametrize(
+    ("valid", "got"),
+    [(torch.ones(2, dtype=torch.bool), r"torch\.bool \(2,\)"), (torch.ones(3), r"torch\.float32 \(3,\)" + HINT)],
+)
+def test_valid_must_fit(valid: Tensor, got: str) -> None:
+    with pytest.raises(ValueError, match=rf"^valid must be bool \(3,\), got {got}$"):
         sample_chunks(torch.ones(3), 1, valid=valid)
 
 

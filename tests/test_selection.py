@@ -279,11 +279,11 @@ def test_same_seed_same_selection(selection: str) -> None:
 def test_order_of_the_episodes_does_not_matter(seed: int) -> None:
     batch = random_batch(seed)
     source = torch.Generator().manual_seed(seed)
-    order = torch.arange(120).view(12, 10)[torch.randperm(12, generator=source)].flatten()
-    moved = batch.take(order)
-    got, expected = moved.select(budget=3), batch.select(budget=3)
-    torch.testing.assert_close(got.score, expected.score, equal_nan=True)
-    assert set(order[got.index].tolist()) == set(expected.index.tolist())
+    slots, expected = torch.arange(120).view(12, 10)[torch.randperm(12, generator=source)], batch.select(budget=3)
+    for order in (slots.flatten(), slots.T.flatten()):  # one episode after the other, and a row of each in turn
+        got = batch.take(order).select(budget=3)
+        torch.testing.assert_close(got.score, expected.score, equal_nan=True)
+        assert set(order[got.index].tolist()) == set(expected.index.tolist())
 
 
 @pytest.mark.parametrize("won", [True, False])
@@ -299,7 +299,26 @@ def test_group_of_one() -> None:
     one = batch.take(batch.episode == 100)
     got = one.select(budget=2)
     assert got.score.isnan().all()
-    assert len(got.index) == min(2, int(one.valid.any(-1).sum()))
+    executed = int(one.valid.any(-1).sum())
+    assert len(got.index) == min(2, executed)
+    assert (float(got.candidates.sum()), float(got.kept.sum())) == (executed, len(got.index))
+
+
+def test_the_budget_is_12_chunks_of_a_trajectory_unless_given() -> None:
+    got = identical_episodes([0] * 15, 2, executed=14).select(selection="random")
+    assert torch.bincount(got.index // 15).tolist() == [12, 12]
+
+
+@exact
+@given(seeds, st.sampled_from(["drop", "keep"]))
+def test_any_negative_phase_is_none(seed: int, padding: str) -> None:
+    batch = random_batch(seed)
+    phase = torch.where(batch.phase == 3, -1, batch.phase)  # executed chunks too
+    expected = batch._replace(phase=phase).select(padding=padding, budget=3)
+    got = batch._replace(phase=torch.where(phase < 0, -7, phase)).select(padding=padding, budget=3)
+    assert torch.equal(got.index, expected.index)
+    for name in ("score", "probs", "candidates", "kept"):
+        torch.testing.assert_close(getattr(got, name), getattr(expected, name), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("selection", SELECTIONS)
@@ -332,8 +351,9 @@ def test_scores_of_a_run_refresh_the_probabilities() -> None:
 @pytest.mark.parametrize("selection", ["pcm", "top-phase"])
 def test_one_phase_warns(selection: str) -> None:
     batch = identical_episodes([3, 3, 3, 3], 8, executed=3)
-    with pytest.warns(PhaseWarning, match="all 24 chunks are in phase 3.*gripper_index"):
-        batch.select(selection=selection)
+    with pytest.warns(PhaseWarning, match="all 24 chunks are in phase 3.*gripper_index") as caught:
+        select_chunks(batch.rows(), KeepProbabilities(), selection=selection)
+    assert caught[0].filename == __file__  # it points at the call
 
 
 def test_no_warning_without_reason() -> None:
@@ -343,6 +363,7 @@ def test_no_warning_without_reason() -> None:
         for selection in ("random", "none"):
             one_phase.select(selection=selection)
         one_phase.take(torch.arange(31)).select()
+        one_phase._replace(phase=torch.tensor([2] + [3] * 31)).select()
         random_batch(0).select()
 
 
@@ -356,7 +377,7 @@ def test_unknown_options() -> None:
     with pytest.raises(ValueError, match="unknown padding 'mask'; choose one of drop, keep"):
         batch.select(padding="mask")
     for budget in (0, -3):
-        with pytest.raises(ValueError, match="budget must be at least 1"):
+        with pytest.raises(ValueError, match=f"^budget must be at least 1 chunk per trajectory, got {budget}$"):
             batch.select(budget=budget)
 
 
