@@ -281,6 +281,14 @@ def test_full_counts_what_full_grpo_would_take(padding: str) -> None:
     assert full == {"pcm": 11, "random": 11, "top-phase": 11, "top-advantage": 8, "none": 11}
 
 
+def test_an_advantage_at_a_chunk_that_was_never_executed_is_no_signal() -> None:
+    valid, advantage = torch.ones(12, 2, dtype=torch.bool), torch.zeros(12)
+    valid[8] = False
+    advantage[[0, 8]] = 1.0
+    got = choose("top-advantage", 1, valid=valid, advantage=advantage, padding="keep")
+    assert (got.index.tolist(), got.full) == ([0], 2)  # the first trajectory has two chunks
+
+
 def undecided(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
     return candidates.largest(torch.where(torch.arange(12) == 4, torch.nan, 1.0), budget, generator)
 

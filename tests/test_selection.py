@@ -367,6 +367,14 @@ def test_no_warning_without_reason() -> None:
         random_batch(0).select()
 
 
+def test_chunks_out_of_their_order_are_refused() -> None:
+    batch, keep = random_batch(0), KeepProbabilities()
+    rows = batch.rows().set("chunk_id", torch.arange(10).repeat(12))
+    assert torch.equal(select_chunks(rows, keep, budget=20).index, batch.select(budget=20).index)
+    with pytest.raises(ValueError, match="chunk_id is 9 at row 0, where chunk 0 of episode 23 was expected"):
+        select_chunks(rows.flip(0), keep)
+
+
 def test_unknown_options() -> None:
     batch = random_batch(0)
     with pytest.raises(
