@@ -6,34 +6,79 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import sys
+import sysconfig
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+import torch
 
 from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config, save_config
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
-# wrong use, numbers that became nan, and failed runs: the message is enough
-_ERRORS = (ConfigError, ChildProcessError, FileNotFoundError, FileExistsError, FloatingPointError, ImportError)
+# wrong use, numbers that became nan, failed runs, a full disk or memory: what the user can mend needs no traceback
+_ERRORS = (ConfigError, OSError, FloatingPointError, ImportError, MemoryError, torch.OutOfMemoryError)
+_BEFORE_THE_RUN = (ConfigError, FileExistsError, FileNotFoundError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Errors of use are one line, without a traceback."""
+    """Run a command.
+
+    Returns:
+        0; 2 for what the user can mend, in one line; 128 and the number of a signal; 1 for a bug, with its traceback.
+    """
     options = _parse(arguments)
+    options.command = shlex.join(sys.argv[1:] if arguments is None else arguments)
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)  # a recipe may name rules, policies and benchmarks in it as module:function
     try:
         _refuse_several_processes(options)
         options.run(options)
+    except KeyboardInterrupt as stop:
+        print(f"pcm-rl: {_stopped(stop)}; {_go_on(options)}", file=sys.stderr)
+        return int(getattr(stop, "status", 130))
     except _ERRORS as error:
-        print(f"pcm-rl: {error}", file=sys.stderr)
+        begun = options.run is _train and not isinstance(error, _BEFORE_THE_RUN)
+        then = f"; when this is mended, {_go_on(options)}" if begun else ""
+        print(f"pcm-rl: {str(error) or type(error).__name__}{then}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"pcm-rl: interrupted; {options.go_on}", file=sys.stderr)
-        return 130
+    except Exception as error:
+        return _explain(error)
     return 0
+
+
+def _stopped(stop: KeyboardInterrupt) -> str:
+    saved = getattr(stop, "saved", None)
+    return (str(stop) or "interrupted") + (f", saved after step {saved}" if saved is not None else "")
+
+
+def _go_on(options: argparse.Namespace) -> str:
+    """The command that goes on where this one has stopped."""
+    folder, ranks = getattr(options, "run_folder", None), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    program = f"torchrun --nproc-per-node {ranks} -m pcm_rl.cli" if ranks > 1 else "pcm-rl"
+    if folder is None or not any(folder.glob("checkpoint*")):
+        return f"{'continue' if options.run is _compare else 'start again'} with `{program} {options.command}`"
+    overrides = options.overrides if options.resume else []  # the others are in its config.yaml
+    return f"continue with `{program} {shlex.join(['train', '--resume', str(folder), *overrides])}`"
+
+
+def _explain(error: Exception) -> int:
+    """Print the traceback, and whose code it has come from."""
+    text = "".join(traceback.format_exception(error))
+    print(text, file=sys.stderr)
+    package, installed = str(Path(__file__).parent), tuple({sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")})
+    places = [place for place in re.findall(r'File "([^"<]+)", line \d+', text) if not place.startswith(package)]
+    foreign = [place for place in places if not place.startswith(installed) and "site-packages" not in place]
+    foreign = [place for place in foreign if Path(place).name not in ("pcm-rl", "__main__.py")]
+    if foreign:
+        print(f"pcm-rl: {type(error).__name__} in {foreign[-1]}, which is not part of pcm_rl", file=sys.stderr)
+        return 2
+    print(f"pcm-rl: {type(error).__name__}, a bug of pcm_rl: please report it, with the lines above", file=sys.stderr)
+    return 1
 
 
 def _refuse_several_processes(options: argparse.Namespace) -> None:
@@ -45,9 +90,11 @@ def _train(options: argparse.Namespace) -> None:
     from pcm_rl.training.trainer import train
 
     if options.resume:
-        train(load_run_config(options.resume, options.overrides), resume=True)
+        config = load_run_config(options.resume, options.overrides)
     else:
-        train(load_config(options.config, options.overrides))
+        config = load_config(options.config, options.overrides)
+    options.run_folder = config.folder
+    train(config, resume=bool(options.resume))
 
 
 def _demos(options: argparse.Namespace) -> None:
@@ -195,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: object, text: str, *, config: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, go_on="continue from the last checkpoint with `pcm-rl train --resume RUN`")
+        sub.set_defaults(run=run)
         if config:
             sub.add_argument("--config", metavar="FILE", help="YAML recipe; every field has a default")
         return sub
@@ -237,7 +284,6 @@ def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("compare", _compare, "several methods, budgets and seeds, in parallel; raw tables and statistics")
-    sub.set_defaults(go_on="the same command goes on from the last checkpoints")
     methods = ["full-valid", "pcm", "random-valid"]
     sub.add_argument("--methods", type=_methods, default=methods, metavar="A,B,...", help="'' for variants only")
     _add_columns(sub, "--variant", "slow-pcm:method=pcm,update.lr=1e-4")

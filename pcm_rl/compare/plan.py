@@ -11,7 +11,7 @@ from functools import reduce
 from pathlib import Path
 
 from pcm_rl.config import METHODS, SET_BY_METHODS, Config, ConfigError, config_keys, load_config, save_config
-from pcm_rl.training.checkpoint import find_checkpoint
+from pcm_rl.training.generations import generations
 
 _SET_BY_COMPARE = {"seed": "--seeds", "name": "name=... for all columns", "run_dir": "run_dir=... for all columns"}
 _TRAIN = (sys.executable, "-m", "pcm_rl.cli", "train")
@@ -162,7 +162,7 @@ def run_state(run: PlannedRun) -> str:
     """
     folder = run.config.folder
     finished = _has_summary(folder)
-    if not finished and find_checkpoint(folder / "checkpoint") is None:
+    if not finished and not generations(folder):
         return "new"
     if changed := changed_keys(load_config(folder / "config.yaml"), run.config):
         made, now = (", ".join(f"{key}={pair[i]}" for key, pair in changed.items()) for i in (0, 1))

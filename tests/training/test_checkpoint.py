@@ -5,8 +5,10 @@ import json
 import pytest
 import torch
 
+from pcm_rl.config import ConfigError
 from pcm_rl.policies import StateTokenPolicy
-from pcm_rl.training.checkpoint import load_checkpoint, load_policy, save_checkpoint, save_policy
+from pcm_rl.training.checkpoint import Snapshot, load_checkpoint, load_policy, save_policy
+from pcm_rl.training.generations import CheckpointError, add_generation, best, generations, newest_whole
 
 
 def parts(width=8):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pcm_rl.policies.openvla.keys import HEAD, model_key
 from pcm_rl.policies.openvla.lora import weight_deltas
 from pcm_rl.policies.openvla.model_folder import Checkpoint
-from pcm_rl.support.writing import replacing_folder
+from pcm_rl.support.writing import new_folder
 
 COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
 
@@ -43,7 +43,7 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name}
     if unknown := sorted({*deltas, *trained} - {model_key(key) for key in checkpoint.shards}):
         raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {unknown[0]}")
-    with replacing_folder(folder) as partial:
+    with new_folder(folder) as partial:
         for shard in sorted(set(checkpoint.shards.values())):
             save_file(_merged(checkpoint, shard, deltas, trained), partial / shard, {"format": "pt"})
         for path in checkpoint.folder.iterdir():
