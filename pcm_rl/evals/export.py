@@ -13,7 +13,6 @@ from pcm_rl.training.checkpoint import load_policy, policy_metadata
 from pcm_rl.training.generations import generations, newest_whole
 
 
-
 def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -> Path:
     """Write what a run has trained, in the layout of the checkpoint that it started from.
 

@@ -64,20 +64,22 @@ class CsvTable:
     def _read(self, keep_until: int) -> dict[int, Cells]:
         """Whole rows by their step, the later of two, without those after ``keep_until``."""
         text = self.path.read_bytes().decode(errors="replace").replace("\0", "\ufffd")
-        header, *lines = list(csv.reader(text.splitlines())) or [[]]
+        first, *lines = text.splitlines() or [""]
+        header = next(csv.reader([first]), [])
         if not header or header[0] != self.columns[0] or "\ufffd" in "".join(header):
             aside = self.path.with_name(self.path.name + ".damaged")
             os.replace(self.path, aside)
-            self.repairs.append(f"{self.path.name}: its header is damaged; it is kept as {aside.name}, a new one begins")
+            self.repairs.append(f"{self.path.name}: its header is damaged; it is kept as {aside.name}")
             return {}
         self.columns = list(dict.fromkeys([*self.columns, *header]))
         rows, damaged = dict[int, Cells](), 0
-        for cells in lines:
-            step = _number(cells[0]) if cells else None
-            if step is None or step != int(step) or len(cells) != len(header) or None in map(_number, filter(None, cells)):
+        for line in filter(None, lines):
+            cells = line.split(",")  # numbers are never quoted, and a stray quote must not swallow the rows behind it
+            numbers = [_number(cell) for cell in cells if cell]
+            if len(cells) != len(header) or None in numbers or not cells[0].isdecimal():
                 damaged += 1
-            elif step <= keep_until:
-                rows[int(step)] = dict(zip(header, cells, strict=True))
+            elif int(cells[0]) <= keep_until:
+                rows[int(cells[0])] = dict(zip(header, cells, strict=True))
         if damaged:
             self.repairs.append(f"{self.path.name}: {damaged} damaged row{'s' * (damaged > 1)} left out")
         return rows
@@ -128,7 +130,7 @@ class RunLog:
         self.repairs = [*self.metrics.repairs, *self.evaluation.repairs]
         self._undeclared: set[str] = set()
         self._logger = None if logger == "none" else get_logger(logger, str(folder), "tensorboard")
-        if logger == "tensorboard" and keep_until is not None:
+        if self._logger is not None and logger == "tensorboard" and keep_until is not None:
             _forget_after(self._logger.experiment, keep_until)
 
     def step(self, row: Mapping[str, float]) -> None:

@@ -166,9 +166,7 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
     except SafetensorError as error:
         raise ConfigError(f"{path} is no file of weights, or is cut: {error}") from error
     if set(tensors) != set(state):
-        raise ConfigError(
-            f"{path} does not fit the policy: differing tensors {sorted(set(tensors) ^ set(state))[:4]}"
-        )
+        raise ConfigError(f"{path} does not fit the policy: differing tensors {sorted(set(tensors) ^ set(state))[:4]}")
     for name, tensor in sorted(tensors.items()):
         if tensor.shape != state[name].shape:
             raise ConfigError(
@@ -239,7 +237,9 @@ def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 def _optimizer_tensors(optimizer: Optimizer) -> Tensors:
     state = optimizer.state_dict()["state"]
-    return {f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+    }
 
 
 def _load_optimizer(optimizer: Optimizer, names: list[str], path: Path, options: dict[str, Any] | None) -> None:

@@ -1,7 +1,7 @@
 """The checkpoints of a run: the newest under a fixed name, older ones beside it; which of them are whole.
 
-``checkpoint`` is the newest, ``checkpoint-000010`` an older one, after step 10. A save writes all of a folder, has it on
-the disk, moves the newest to its older name and takes its place: whatever happens in between, a whole one is there.
+``checkpoint`` is the newest, ``checkpoint-000010`` an older one, after step 10. A save writes all of a folder, has it
+on the disk, moves the newest to its older name and takes its place: whatever happens in between, a whole one is there.
 """
 
 from __future__ import annotations
@@ -154,4 +154,3 @@ def _check(folder: Path, run_id: str | None) -> None:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
             raise DamagedError(f"policy.safetensors: {name} is not finite")
-

@@ -59,7 +59,7 @@ def _take(handle: int, folder: Path) -> None:
         if error.errno in _TAKEN:
             raise LockedError(f"{folder} is in use by {_holder(handle)}; wait for its end, or stop it") from None
         warnings.warn(
-            f"{folder}: this file system has no locks ({error.strerror}); see to it that only one process is at the run",
+            f"{folder}: this file system has no locks ({error.strerror}); let only one process go on with the run",
             RuntimeWarning,
             stacklevel=4,
         )
