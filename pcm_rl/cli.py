@@ -70,15 +70,19 @@ def _explain(error: Exception) -> int:
     """Print the traceback, and whose code it has come from."""
     text = "".join(traceback.format_exception(error))
     print(text, file=sys.stderr)
-    package, installed = str(Path(__file__).parent), tuple({sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib")})
-    places = [place for place in re.findall(r'File "([^"<]+)", line \d+', text) if not place.startswith(package)]
-    foreign = [place for place in places if not place.startswith(installed) and "site-packages" not in place]
-    foreign = [place for place in foreign if Path(place).name not in ("pcm-rl", "__main__.py")]
+    ours = (str(Path(__file__).parent), sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"))
+    places = re.findall(r'File "([^"<]+)", line (\d+)', text)
+    foreign = [f"{path}, line {line}" for path, line in places if not path.startswith(ours) and _is_own_code(path)]
     if foreign:
         print(f"pcm-rl: {type(error).__name__} in {foreign[-1]}, which is not part of pcm_rl", file=sys.stderr)
         return 2
     print(f"pcm-rl: {type(error).__name__}, a bug of pcm_rl: please report it, with the lines above", file=sys.stderr)
     return 1
+
+
+def _is_own_code(path: str) -> bool:
+    """Whether a file outside of this package and of Python is neither an installed package nor what started us."""
+    return "site-packages" not in path and Path(path).name not in ("pcm-rl", "__main__.py")
 
 
 def _refuse_several_processes(options: argparse.Namespace) -> None:

@@ -203,7 +203,7 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, capsys, monkeypatch):
         ("{package}/rules.py", 1, "KeyError, a bug of pcm_rl: please report it, with the lines above"),
         ("{stdlib}/json/decoder.py", 1, "please report it"),
         ("{site}/site-packages/torch/nn.py", 1, "please report it"),
-        ("/home/me/rule.py", 2, 'KeyError in /home/me/rule.py", line 3, which is not part of pcm_rl'),
+        ("/home/me/rule.py", 2, "KeyError in /home/me/rule.py, line 3, which is not part of pcm_rl"),
     ],
 )
 def test_a_bug_of_ours_is_told_from_one_of_the_users_own_code(where, status, text, capsys, monkeypatch):

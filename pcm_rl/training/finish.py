@@ -14,6 +14,7 @@ from pcm_rl.config import Config
 from pcm_rl.reports.page import write_report
 from pcm_rl.reports.run_end import film_run, run_end_text, write_budget
 from pcm_rl.rollouts.evaluate import Evaluation
+from pcm_rl.training.memory import memory_had
 from pcm_rl.training.update_cost import profile_update
 
 
@@ -39,7 +40,7 @@ def report_run(
     """
     if len(batch):
         write_budget(config, batch)
-        costs = profile_update(policy, batch, config, probs=probs)
+        costs = profile_update(policy, batch, config, probs=probs, room=memory_had())
         summary["profile"] = [cost.as_dict() for cost in costs]
     else:
         say("no group had both outcomes, so the cost of an update was not measured")

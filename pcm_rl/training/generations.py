@@ -33,7 +33,7 @@ class CheckpointError(ConfigError):
 
 def generations(run: Path) -> list[Path]:
     """Folders of all checkpoints in a run's folder, the newest first; none of them has been looked into."""
-    folders = [path for path in run.glob("checkpoint*") if path.is_dir()]
+    folders = [path for path in run.glob("checkpoint*") if path.is_dir() and any(path.iterdir())]
     older = {path: int(match[1] or 0) for path in folders if (match := _OLDER.fullmatch(path.name))}
     newest = [path for path in folders if path.name == NEWEST]
     return newest + sorted(older, key=lambda path: older[path], reverse=True)

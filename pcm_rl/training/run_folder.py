@@ -52,14 +52,11 @@ def check_new_run(config: Config) -> None:
     """What can be known before anything is built or written.
 
     Raises:
-        ConfigError: There is no expert for the demonstrations that the supervised start needs.
         FileExistsError: The folder holds a run.
         ImportError: The logger's package is missing.
     """
     refuse_existing(config.folder)
     check_logger(config.logger)
-    if config.sft.steps and config.policy.init is None:
-        check_expert(config)
 
 
 def begin_run_folder(config: Config) -> str:
@@ -69,9 +66,12 @@ def begin_run_folder(config: Config) -> str:
         The id.
 
     Raises:
-        Exception: As :func:`check_new_run`.
+        ConfigError: There is no expert for the demonstrations that the supervised start needs.
+        FileExistsError, ImportError: As :func:`check_new_run`.
     """
     check_new_run(config)
+    if config.sft.steps and config.policy.init is None:
+        check_expert(config)
     config.folder.mkdir(parents=True, exist_ok=True)
     with replacing(config.folder / CONFIG) as partial:
         save_config(config, partial)
