@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse_several_processes(options)
         options.run(options)
     except KeyboardInterrupt as stop:
-        print(f"pcm-rl: {_stopped(stop)}; {_go_on(options)}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first one saves
+            print(f"pcm-rl: {_stopped(stop)}; {_go_on(options)}", file=sys.stderr)
         return int(getattr(stop, "status", 130))
     except _ERRORS as error:
         begun = options.run is _train and not isinstance(error, _BEFORE_THE_RUN)
