@@ -25,7 +25,7 @@ from typing import Any
 from pcm_rl.training import checkpoint
 from pcm_rl.training.generations import generations, step_of
 from pcm_rl.training.trainer import Trainer
-from runs import RESULTS, RUNS, WORK, digest, finish, forked, record, reference, start_or_go_on, until, wait
+from runs import RESULTS, RUNS, WORK, digest, finish, forked, preload, record, reference, start_or_go_on, until, wait
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument("run", choices=list(RUNS))
     parser.add_argument("--trials", type=int, default=25, help="runs, of up to 3 kills each")
     options = parser.parse_args()
+    preload(options.run)
     at_random(options.run, options.trials) if options.mode == "random" else at_operations(options.run)
 
 

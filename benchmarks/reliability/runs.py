@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import hashlib
+import importlib
 import os
 import shlex
 import shutil
@@ -73,6 +74,12 @@ def mujoco_by_chance(env: Any, info: dict[str, Any]) -> bool:
 def libero_by_chance(env: Any, info: dict[str, Any]) -> bool:
     """One step in 20, by the positions of all joints."""
     return _drawn(env.unwrapped.simulation.sim.data.qpos, 20)
+
+
+def preload(kind: str) -> None:
+    """Import what a run of this kind needs, once for all forked processes."""
+    for module in {"metaworld": ("metaworld",), "libero": ("mujoco", "robosuite")}.get(kind, ()):
+        importlib.import_module(module)
 
 
 def small_config(kind: str, folder: Path, *overrides: str) -> Config:
@@ -207,6 +214,7 @@ def trials_done(name: str) -> int:
 def record(name: str, row: dict[str, object]) -> None:
     """Append one trial to ``benchmarks/results/reliability-NAME.csv``, and print it."""
     path = RESULTS / f"reliability-{name}.csv"
+    path.parent.mkdir(exist_ok=True)
     row = {**row, "command": shlex.join(["python", f"benchmarks/reliability/{Path(sys.argv[0]).name}", *sys.argv[1:]])}
     row["hardware"] = hardware()
     fresh = not path.is_file()

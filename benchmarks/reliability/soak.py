@@ -2,7 +2,7 @@
 
 python benchmarks/reliability/soak.py --minutes 30
 
-A run with worker processes goes on and on. Every 5 to 25 s a fault is drawn: a worker is killed or stopped, the run
+A run with worker processes goes on and on. Every 20 to 60 s a fault is drawn: a worker is killed or stopped, the run
 is killed, gets a signal, or finds a bit of its newest checkpoint flipped. Every 5 s a row is written: step, memory of
 the run's process, its open files, shared-memory segments of ours, bytes and files of the folder. Writes
 benchmarks/results/reliability-soak.csv.
@@ -80,24 +80,31 @@ def main() -> None:
     started, restarts, fault = time.monotonic(), 0, ""
     run = forked(lambda: start_or_go_on("toy", folder, *OVERRIDES), log)
     next_fault = time.monotonic() + 60.0
-    while time.monotonic() - started < 60.0 * options.minutes:
-        time.sleep(5.0)
-        fault = ""
-        ended = wait(run, 0.01)
-        if ended is not None:
-            fault = f"ended with status {ended}"
-        elif time.monotonic() > next_fault:
-            fault = draw.choice(FAULTS)
-            next_fault = time.monotonic() + draw.uniform(5.0, 25.0)
-            if apply(fault, run, folder, draw):
-                ended = 0
-        if ended is not None:
-            restarts += 1
-            run = forked(lambda: start_or_go_on("toy", folder, *OVERRIDES), log)
-        row = {"seed": options.seed, "seconds": round(time.monotonic() - started), "fault": fault, "restarts": restarts}
-        record("soak", row | measured(run, folder))
-    os.kill(run, signal.SIGTERM)
-    status = wait(run)
+    try:
+        while time.monotonic() - started < 60.0 * options.minutes:
+            time.sleep(5.0)
+            fault = ""
+            ended = wait(run, 0.01)
+            if ended is not None:
+                fault = f"ended with status {ended}"
+            elif time.monotonic() > next_fault:
+                fault = draw.choice(FAULTS)
+                next_fault = time.monotonic() + draw.uniform(20.0, 60.0)
+                if apply(fault, run, folder, draw):
+                    ended = 0
+            if ended is not None:
+                restarts += 1
+                run = forked(lambda: start_or_go_on("toy", folder, *OVERRIDES), log)
+            row = {
+                "seed": options.seed,
+                "seconds": round(time.monotonic() - started),
+                "fault": fault,
+                "restarts": restarts,
+            }
+            record("soak", row | measured(run, folder))
+    finally:
+        os.kill(run, signal.SIGTERM)
+        status = wait(run)
     time.sleep(3.0)
     left = len(list(Path("/dev/shm").glob("pcm_rl-*")))
     print(f"ended with status {status} after {restarts} restarts; segments left: {left}")

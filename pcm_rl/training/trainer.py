@@ -132,7 +132,8 @@ class Trainer:
         """Collect, advantage, select, update; the row for ``metrics.csv``."""
         started = time.perf_counter()
         grpo, recorded = self.grpo, self.collect()
-        self.at_hand = rows_at_hand(self.policy, recorded)
+        if len(recorded):
+            self.at_hand = rows_at_hand(self.policy, recorded)
         if not self.probed:
             grpo.probe(recorded, self.say)
             self.probed = True
@@ -261,7 +262,11 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint that :meth:`resume` continues from; the older ones stay until it is complete."""
-        self.grpo.check_same()
+        try:
+            self.grpo.check_same()
+        except RuntimeError:
+            self.held = None  # which process is right is not known: nothing of this is saved
+            raise
         self.hold()
         self._write_checkpoint()
         self.saved = self.step
