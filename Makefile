@@ -2,6 +2,7 @@
 # make test    all tests
 # make lint    ruff, strict types, spelling
 # make figures the documentation's figures and tables, from benchmarks/results
+# make gpu     what only a GPU can say: GPU tests, speed and memory of the 7B with random weights
 # make reference  the generated parts of the documents
 # make setup   what the others need, in the versions of constraints.txt; each of them does it by itself, once
 # make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
@@ -13,7 +14,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest lint format figures reference wheel clean
+.PHONY: setup lock train test test-newest lint format figures gpu reference wheel clean
 
 setup: $(READY)
 
@@ -52,6 +53,9 @@ format: $(READY)
 figures: $(READY)
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/tables.py
+
+gpu: $(READY)
+	PYTHON=$(BIN)/python bash benchmarks/gpu_day.sh
 
 reference: $(READY)
 	$(BIN)/python scripts/reference.py

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from tensordict import NonTensorStack, TensorDict
 
 from pcm_rl.advantage import group_advantage
@@ -15,6 +17,16 @@ from pcm_rl.policies import StateTokenPolicy
 torch.set_num_threads(1)
 
 STATE_DIM, ACTION_DIM, LENGTH, BINS = 6, 3, 4, 5
+
+
+@pytest.fixture(autouse=True)
+def _device(request) -> Iterator[None]:
+    """Tests marked ``gpu`` run on a GPU, and without one on the simulated device."""
+    if request.node.get_closest_marker("gpu") is None or torch.cuda.is_available():
+        yield
+        return
+    with fake_cuda():
+        yield
 
 
 HALF_TRAINED = [

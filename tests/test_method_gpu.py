@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tensordict import TensorDict
 from torch import Tensor
 
 from pcm_rl import (
@@ -17,11 +18,9 @@ from pcm_rl import (
     sample_chunks,
     select_chunks,
 )
+from pcm_rl.episodes import ADVANTAGE, CHUNK, CHUNK_ID, EPISODE, GROUP, IS_PAD, LOG_PROBS, PHASE, SUCCESS
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device"),
-]
+pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
 EPISODES, SLOTS, LENGTH = 16, 12, 8
 
@@ -50,6 +49,24 @@ def rows(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
 
 def on_device(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.to(DEVICE) for name, value in batch.items()}
+
+
+def chunks() -> TensorDict:
+    """The rows in the schema."""
+    batch = rows()
+    length = len(batch["episode"])
+    entries = {
+        CHUNK: batch["actions"],
+        IS_PAD: ~batch["valid"],
+        PHASE: batch["phase"],
+        SUCCESS: batch["success"],
+        GROUP: batch["group"],
+        EPISODE: batch["episode"],
+        CHUNK_ID: torch.arange(SLOTS).repeat(EPISODES),
+        ADVANTAGE: torch.randn(length, generator=generator()),
+        LOG_PROBS: -torch.rand(length, LENGTH, 7, generator=generator()),
+    }
+    return TensorDict(entries, batch_size=[length])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -99,11 +116,11 @@ def test_a_device_generator() -> None:
 @pytest.mark.parametrize("padding", ["drop", "keep"])
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_selection(selection: str, padding: str) -> None:
-    batch = rows()
+    batch = chunks()
     keep = {"cpu": KeepProbabilities(), DEVICE: KeepProbabilities()}
     options = {"budget": 4, "selection": selection, "padding": padding}
-    expected = select_chunks(**batch, keep=keep["cpu"], generator=generator(), **options)
-    got = select_chunks(**on_device(batch), keep=keep[DEVICE], generator=generator(), **options)
+    expected = select_chunks(batch, keep["cpu"], generator=generator(), **options)
+    got = select_chunks(batch.to(DEVICE), keep[DEVICE], generator=generator(), **options)
     assert got.index.device.type == got.weight.device.type == DEVICE
     assert torch.equal(got.index.cpu(), expected.index)
     torch.testing.assert_close(got.weight.cpu(), expected.weight)

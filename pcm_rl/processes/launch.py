@@ -22,9 +22,9 @@ TIMEOUT = timedelta(hours=1)
 def joined(config: Config, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """Connect to the other processes that ``torchrun`` has started; without it there is one process.
 
-    CPU tensors are sent by gloo, GPU tensors by NCCL. ``device="cuda"`` means the GPU of this process from then on. A
-    process group that the caller has made is used and stays. After an error the group is not destroyed, since other
-    processes may wait in it: this process should end.
+    CPU tensors are sent by gloo, GPU tensors by NCCL. The GPU of this process is the current one from then on, and
+    simulators that render with EGL use it too. A process group that the caller has made is used and stays. After an
+    error the group is not destroyed, since other processes may wait in it: this process should end.
 
     Args:
         config: The run.
@@ -35,12 +35,16 @@ def joined(config: Config, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     """
     size = dist.get_world_size() if dist.is_initialized() else launched()
     check_split(config, size)
+    device = torch.device(config.device)
+    on_gpu = device.type == "cuda"
     if size == 1 or dist.is_initialized():
+        if device.index is not None and on_gpu:
+            _take_gpu(device.index, f"device={config.device}")
         yield Ranks(dist.get_rank(), size) if size > 1 else ALONE
         return
-    on_gpu = torch.device(config.device).type == "cuda"
     if on_gpu:
-        _take_gpu(int(os.environ["LOCAL_RANK"]))
+        local = int(os.environ["LOCAL_RANK"])
+        _take_gpu(local, f"process {local} of this machine")
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=timeout)
     ranks = Ranks(dist.get_rank(), size)
     yield ranks
@@ -69,10 +73,14 @@ def check_split(config: Config, size: int) -> None:
         raise ConfigError(f"device={config.device} is one GPU for all {size} processes; give device=cuda")
 
 
-def _take_gpu(local_rank: int) -> None:
-    if local_rank >= torch.cuda.device_count():
+def _take_gpu(index: int, who: str) -> None:
+    """Make a GPU the current one, whose memory, waits and random state are meant where none is named."""
+    if index >= torch.cuda.device_count():
         raise ConfigError(
-            f"process {local_rank} of this machine finds {torch.cuda.device_count()} GPUs; start as many processes as "
-            "there are GPUs (torchrun --nproc-per-node), or give device=cpu"
+            f"{who} finds {torch.cuda.device_count()} GPUs; start as many processes as there are GPUs "
+            "(torchrun --nproc-per-node), or give device=cpu"
         )
-    torch.cuda.set_device(local_rank)
+    torch.cuda.set_device(index)
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    physical = visible[index] if index < len(visible) and visible[index].isdigit() else str(index)
+    os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", physical)  # EGL counts the machine's cards

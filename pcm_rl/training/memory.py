@@ -32,7 +32,7 @@ class ActivationMeter:
         self.enabled = enabled
         self.peak = 0
         self._parameters = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
-        self._cuda = next(module.parameters()).is_cuda
+        self._device = next(module.parameters()).device
         self._alive: dict[int, int] = {}
         self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, self._unpack)
 
@@ -48,16 +48,16 @@ class ActivationMeter:
         return tensor
 
     def __enter__(self) -> ActivationMeter:
-        if self.enabled and self._cuda:
-            torch.cuda.reset_peak_memory_stats()
-            self._before = torch.cuda.memory_allocated()
+        if self.enabled and self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
         elif self.enabled:
             self._hooks.__enter__()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.enabled and self._cuda:
-            self.peak = torch.cuda.max_memory_allocated() - self._before
+        if self.enabled and self._device.type == "cuda":
+            self.peak = torch.cuda.max_memory_allocated(self._device) - self._before
         elif self.enabled:
             self._hooks.__exit__(*error)
 
@@ -91,8 +91,9 @@ def wants_checkpointing(policy: VLAWrapperBase, rows: TensorDictBase, config: Co
 def row_bytes(policy: VLAWrapperBase, rows: TensorDictBase) -> int:
     """Bytes that the backward pass of one row keeps; the policy has no gradients afterwards."""
     row = rows[:1].to(next(policy.parameters()).device)
-    with ActivationMeter(policy) as meter:
-        policy.get_dist(row.select(*policy.in_keys, strict=False)).log_prob(row.get(TOKENS)).sum().backward()
+    for _ in range(2):  # the second time the gradients, which all rows share, have their memory
+        with ActivationMeter(policy) as meter:
+            policy.get_dist(row.select(*policy.in_keys, strict=False)).log_prob(row.get(TOKENS)).sum().backward()
     policy.zero_grad(set_to_none=True)
     return meter.peak
 
@@ -119,9 +120,10 @@ def memory_had(least: int = 2**30) -> int:
 
 
 def available_bytes(device: torch.device) -> int:
-    """Memory that is free on a device; on a CPU including the file cache that the system can free."""
+    """Memory that is free on a device, with what the allocator or the system holds in reserve and gives back."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + reserve
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
         fields = dict(line.split(":") for line in meminfo.read_text().splitlines())

@@ -162,5 +162,5 @@ def _restored(policy: VLAWrapperBase) -> Iterator[None]:
 
 
 def _wait(module: nn.Module) -> None:
-    if next(module.parameters()).is_cuda:
-        torch.cuda.synchronize()
+    if (device := next(module.parameters()).device).type == "cuda":
+        torch.cuda.synchronize(device)

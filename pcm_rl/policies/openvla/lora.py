@@ -1,16 +1,16 @@
-"""LoRA on a frozen OpenVLA, by peft: which layers have adapters, and their weights in peft's layout."""
+"""LoRA on a frozen OpenVLA: which layers have adapters, and their weights in peft's layout."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
+from pcm_rl.policies.openvla.network.adapter import LoraLinear
 from pcm_rl.policies.openvla.network.model import OpenVLA
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -34,22 +34,19 @@ def add_lora(
         Names of the layers with adapters.
 
     Raises:
-        ImportError: If peft is missing.
-        ValueError: If no layer matches ``targets``.
+        ValueError: If no layer matches ``targets``, or if the model has adapters already.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-        from peft.tuners.lora import LoraLayer
-    except ImportError as error:
-        raise ImportError("LoRA needs the package peft: pip install 'pcm_rl[vla]'") from error
+    if lora_layers(model):
+        raise ValueError("the model has adapters already; begin with the base model, or train those that it has")
     names = target_layers(model, targets)
     model.requires_grad_(False)
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=alpha, target_modules=names), model)
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False  # autocast does the cast without a float32 copy of the input
-    for parameter in trainable(model):
-        parameter.data = parameter.data.float()
+    device = next(model.parameters()).device  # of a quantized weight too
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        place = model.get_submodule(parent)
+        layer = LoraLinear(getattr(place, last), rank, alpha, device)
+        setattr(place, last, layer)
+        model.adapters.append(layer)
     return names
 
 
@@ -80,15 +77,9 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def lora_layers(model: nn.Module) -> dict[str, Any]:
-    """Peft's layers, by the name of the linear layer that they replace."""
-    return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
-
-
-@torch.no_grad()
-def weight_deltas(model: nn.Module) -> dict[str, Tensor]:
-    """The change of each weight by the adapters: ``name.weight`` -> ``[out, in]`` float32."""
-    return {f"{name}.weight": layer.get_delta_weight("default") for name, layer in lora_layers(model).items()}
+def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
+    """The layers with adapters, by the name of the linear layer that they replace."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
 def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
@@ -109,16 +100,15 @@ def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, layer in layers.items():
-        for part in ("lora_A", "lora_B"):
-            weight = getattr(layer, part)["default"].weight
+        for part, weight in (("lora_A", layer.down), ("lora_B", layer.up)):
             tensors[f"{_PREFIX}{name}.{part}.weight"] = weight.detach().cpu().contiguous()
     save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     first = next(iter(layers.values()))
     config = {
         "peft_type": "LORA",
         "base_model_name_or_path": base,
-        "r": first.r["default"],
-        "lora_alpha": first.lora_alpha["default"],
+        "r": first.rank,
+        "lora_alpha": first.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
         "target_modules": sorted(layers),
@@ -151,8 +141,8 @@ def load_adapters(model: OpenVLA, folder: str | Path) -> list[str]:
     if set(tensors) != expected:
         raise ValueError(f"{folder} does not fit the model: differing tensors {sorted(expected ^ set(tensors))[:4]}")
     for name, layer in layers.items():
-        for part in ("lora_A", "lora_B"):
-            weight, key = getattr(layer, part)["default"].weight, f"{_PREFIX}{name}.{part}.weight"
+        for part, weight in (("lora_A", layer.down), ("lora_B", layer.up)):
+            key = f"{_PREFIX}{name}.{part}.weight"
             if weight.shape != tensors[key].shape:
                 raise ValueError(f"{folder}: {key} is {tuple(tensors[key].shape)}, the model's {tuple(weight.shape)}")
             weight.copy_(tensors[key])

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pcm_rl.policies.openvla.keys import HEAD, model_key
-from pcm_rl.policies.openvla.lora import weight_deltas
+from pcm_rl.policies.openvla.lora import lora_layers
 from pcm_rl.policies.openvla.model_folder import Checkpoint
+from pcm_rl.policies.openvla.network.adapter import LoraLinear
 from pcm_rl.support.writing import new_folder
 
 COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
@@ -22,7 +23,7 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
     """Write the checkpoint with the trained parts: adapters added to its weights, trained weights in their place.
 
     Other weights, also those that the model does not have, are written unchanged: programs that read the original can
-    read this. Only one file's weights are in memory at a time.
+    read this. Only one file's weights and one layer's change are in memory at a time.
 
     Args:
         model: On the weights of ``checkpoint``.
@@ -39,13 +40,13 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
-    deltas = weight_deltas(model)
+    adapted = {f"{name}.weight": layer for name, layer in lora_layers(model).items()}
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name}
-    if unknown := sorted({*deltas, *trained} - {model_key(key) for key in checkpoint.shards}):
+    if unknown := sorted({*adapted, *trained} - {model_key(key) for key in checkpoint.shards}):
         raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {unknown[0]}")
     with new_folder(folder) as partial:
         for shard in sorted(set(checkpoint.shards.values())):
-            save_file(_merged(checkpoint, shard, deltas, trained), partial / shard, {"format": "pt"})
+            save_file(_merged(checkpoint, shard, adapted, trained), partial / shard, {"format": "pt"})
         for path in checkpoint.folder.iterdir():
             if path.suffix in COPIED and path.is_file():
                 shutil.copyfile(path, partial / path.name)
@@ -53,15 +54,15 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
 
 
 def _merged(
-    checkpoint: Checkpoint, shard: str, deltas: Mapping[str, Tensor], trained: Mapping[str, Tensor]
+    checkpoint: Checkpoint, shard: str, adapted: Mapping[str, LoraLinear], trained: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The weights of one file of the checkpoint, with the trained parts."""
     with safe_open(checkpoint.folder / shard, "pt") as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}
     for key, weight in weights.items():
         name = model_key(key)
-        if name in deltas:
-            weights[key] = (weight.float() + deltas[name].cpu()).to(weight.dtype)
+        if name in adapted:
+            weights[key] = adapted[name].delta().cpu().add_(weight).to(weight.dtype)
         elif name in trained:
             first = checkpoint.sizes.first_action_id if key == HEAD else 0
             rows = trained[name].detach().cpu().to(weight.dtype)

@@ -132,6 +132,9 @@ def load_model(
 @contextlib.contextmanager
 def _opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
     """An open file of weights; errors name the file."""
+    device = torch.device(device)
+    if device.type == "cuda" and device.index is None:  # safetensors takes the first card, and not the current one
+        device = torch.device("cuda", torch.cuda.current_device())
     try:
         with safe_open(path, "pt", device=str(device)) as file:
             yield file

@@ -19,6 +19,7 @@ from pcm_rl.policies.openvla.actions import ActionCodec
 from pcm_rl.policies.openvla.lora import save_adapters
 from pcm_rl.policies.openvla.merged import save_merged
 from pcm_rl.policies.openvla.model_folder import Checkpoint, load_model
+from pcm_rl.policies.openvla.network.adapter import ready_adapters
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.prompt import Prompter
 from pcm_rl.policies.openvla.sizes import CheckpointError
@@ -118,9 +119,12 @@ class OpenVLAPolicy(VLAWrapperBase):
         return logits.unflatten(1, (self.chunk_size, self.action_dim)) / self.temperature
 
     def precision(self) -> contextlib.AbstractContextManager[None]:
-        """Context of every forward pass: float32 adapters compute in the type of the base."""
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self.mean.device.type, self.dtype) if half else contextlib.nullcontext()
+        """Context of every forward pass: float32 adapters compute in the type of the base.
+
+        There is no autocast: on CUDA it would compute every norm in float32, and cast and keep its output once more for
+        each layer that reads it.
+        """
+        return ready_adapters(self.model.adapters, self.dtype)
 
     def _features(self, tensordict: TensorDictBase) -> Tensor:
         recorded = tensordict.get(FEATURES, None) if self.record_features else None

@@ -129,7 +129,7 @@ def test_rotary_table_by_hand():
     cos, sin = rotary_table(3, 4, 100.0, torch.zeros(1, dtype=torch.float64))
     angle = torch.tensor([[0.0, 0.0], [1.0, 0.1], [2.0, 0.2]], dtype=torch.float64)  # 100 ** (-2 / 4) = 0.1
     torch.testing.assert_close(cos, angle.cos().repeat(1, 2), rtol=0, atol=1e-7)
-    torch.testing.assert_close(sin, angle.sin().repeat(1, 2), rtol=0, atol=1e-7)
+    torch.testing.assert_close(sin, torch.cat([-angle.sin(), angle.sin()], -1), rtol=0, atol=1e-7)
 
 
 def test_rotation_turns_pairs_and_only_distance_counts():
@@ -151,3 +151,14 @@ def test_logits_are_float32_whatever_the_weights_are(model):
     assert logits.dtype == torch.float32 and logits.shape == (ROWS, 4, BINS)
     hidden = model.model(embeddings().bfloat16(), POSITIONS, None)
     assert torch.equal(logits, hidden.float() @ model.lm_head.weight.float().T)
+
+
+def test_the_gated_product_has_the_formulas_gradient_and_keeps_two_tensors():
+    from pcm_rl.policies.openvla.network.language import _Gated
+
+    gate, up = (torch.randn(3, 5, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    assert torch.autograd.gradcheck(_Gated.apply, (gate, up))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        got = _Gated.apply(gate, up)
+    assert torch.equal(got, torch.nn.functional.silu(gate) * up) and len(kept) == 2

@@ -9,10 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("peft")
-
 from pcm_rl.policies.openvla import add_lora
-from pcm_rl.policies.openvla.lora import load_adapters, lora_layers, save_adapters, target_layers, weight_deltas
+from pcm_rl.policies.openvla.lora import load_adapters, lora_layers, save_adapters, target_layers
 
 TEXTS = ["lift it", "put the bowl on the plate"]
 
@@ -90,11 +88,9 @@ def test_unknown_targets(policy, targets):
 
 def test_deltas_are_alpha_over_rank_times_b_a(policy):
     trained(policy, rank=4, alpha=8)
-    deltas = weight_deltas(policy.model)
-    for name, layer in lora_layers(policy.model).items():
+    for layer in lora_layers(policy.model).values():
         expected = 2.0 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
-        torch.testing.assert_close(deltas[f"{name}.weight"], expected)
-    assert set(deltas) == {f"{name}.weight" for name in lora_layers(policy.model)}
+        torch.testing.assert_close(layer.delta(), expected)
 
 
 def test_saved_adapters_come_back(make_openvla, record_openvla, tmp_path):
@@ -112,14 +108,14 @@ def test_saved_adapters_come_back(make_openvla, record_openvla, tmp_path):
 
 @pytest.mark.parametrize("targets", ["all-linear", ["q_proj"]])
 def test_peft_reads_saved_adapters(make_openvla, record_openvla, tmp_path, targets):
-    from peft import PeftModel
+    PeftModel = pytest.importorskip("peft").PeftModel
 
     policy = trained(make_openvla(), targets=targets)
     rows = record_openvla(policy, TEXTS)
     folder = save_adapters(policy.model, tmp_path / "adapters", "some/base")
     other = make_openvla()
     wrapped = PeftModel.from_pretrained(other.model, str(folder))
-    assert torch.equal(logits(other, rows), logits(policy, rows))
+    torch.testing.assert_close(logits(other, rows), logits(policy, rows))  # peft adds in another order
     expected = {name: value for name, value in policy.model.named_parameters() if ".lora_" in name}
     found = {name: value for name, value in wrapped.base_model.model.named_parameters() if ".lora_" in name}
     assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)

@@ -37,7 +37,6 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_merged_adapters_reload_equal(make_openvla, record_openvla, openvla_folder, tmp_path):
-    pytest.importorskip("peft")
     policy = make_openvla()
     rows = record_openvla(policy, TEXTS)
     before = logits(policy, rows)

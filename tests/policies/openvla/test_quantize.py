@@ -62,7 +62,7 @@ def test_a_policy_file_has_the_adapters_alone_and_export_adds_them_to_the_exact_
     merged = load_model(open_checkpoint(export_run(run, tmp_path / "merged")), 14, dtype=torch.float32)
     base = load_model(open_checkpoint(openvla_folder), 14, dtype=torch.float32)
     name = "language_model.model.layers.0.self_attn.q_proj"
-    delta = lora_layers(policy.model)[name].get_delta_weight("default")
+    delta = lora_layers(policy.model)[name].delta()
     difference = merged.get_submodule(name).weight - base.get_submodule(name).weight
     assert torch.allclose(difference, delta, atol=1e-6)
 

@@ -7,11 +7,12 @@ and the ways to change this differ between versions. A causal mask, which gives 
 
 from __future__ import annotations
 
-import contextlib
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pcm_rl.policies.openvla.network.recompute import run_blocks
 from pcm_rl.policies.openvla.sizes import LanguageSizes
@@ -38,10 +39,8 @@ class LanguageModel(nn.Module):
             keep: Which positions exist, ``[M, S]`` bool; None if all do.
         """
         hidden = self.model(embeddings, positions, keep)
-        # Log-probs decide ratios: no rounding to bfloat16. (A model without memory, for counting, has no autocast.)
-        exact = contextlib.nullcontext() if hidden.is_meta else torch.autocast(hidden.device.type, enabled=False)
-        with exact:
-            return F.linear(hidden.float(), self.lm_head.weight.float())
+        # log-probs decide ratios: no rounding to bfloat16
+        return F.linear(hidden.float(), self.lm_head.weight.float())
 
 
 class _Decoder(nn.Module):
@@ -115,25 +114,42 @@ class _GatedMLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(tokens)) * self.up_proj(tokens))
+        gated: Tensor = _Gated.apply(self.gate_proj(tokens), self.up_proj(tokens))
+        return self.down_proj(gated)
+
+
+class _Gated(torch.autograd.Function):
+    """``silu(gate) * up``; of the three tensors in it the backward pass keeps two and computes the third again."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)
 
 
 def rotary_table(length: int, head_dim: int, theta: float, like: Tensor) -> Tensor:
-    """Cosines and sines of positions 0 to ``length - 1``, ``[2, S, head_dim]`` as ``like`` in type and device.
+    """Cosines and signed sines of positions below ``length``, ``[2, S, head_dim]`` as ``like`` in type and device.
 
-    The angle of channel i and of channel i + head_dim / 2 at position s is ``s * theta ** (-2 i / head_dim)``.
+    The angle of channel i and of channel i + head_dim / 2 at position s is ``s * theta ** (-2 i / head_dim)``; the
+    sines of the first half are negative, as a rotation has them.
     """
     channel = torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float32)
     angle = torch.arange(length, device=like.device, dtype=torch.float32)[:, None] * theta ** (-channel / head_dim)
-    angle = torch.cat([angle, angle], -1)
-    return torch.stack([angle.cos(), angle.sin()]).to(like.dtype)
+    cos, sin = angle.cos(), angle.sin()
+    return torch.stack([torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)]).to(like.dtype)
 
 
 def rotate(heads: Tensor, rotary: Tensor) -> Tensor:
     """Rotate ``[M, heads, S, head_dim]`` by a table ``[2, (M, 1,) S, head_dim]``."""
     cos, sin = rotary
     first, second = heads.chunk(2, -1)
-    return heads * cos + torch.cat([-second, first], -1) * sin
+    return torch.addcmul(heads * cos, torch.cat([second, first], -1), sin)
 
 
 def take(tokens: Tensor, positions: Tensor) -> Tensor:

@@ -76,14 +76,14 @@ class _Block(nn.Module):
         super().__init__()
         self.norm1 = nn.LayerNorm(sizes.width, eps=LAYER_NORM_EPS)
         self.attn = _Attention(sizes.width, sizes.heads)
-        self.ls1 = _LayerScale(sizes.width) if sizes.layer_scale else nn.Identity()
+        self.ls1 = _LayerScale(sizes.width) if sizes.layer_scale else _Sum()
         self.norm2 = nn.LayerNorm(sizes.width, eps=LAYER_NORM_EPS)
         self.mlp = MLP(sizes.width, sizes.mlp, sizes.width)
-        self.ls2 = _LayerScale(sizes.width) if sizes.layer_scale else nn.Identity()
+        self.ls2 = _LayerScale(sizes.width) if sizes.layer_scale else _Sum()
 
     def forward(self, tokens: Tensor) -> Tensor:
-        tokens = tokens + self.ls1(self.attn(self.norm1(tokens)))
-        return tokens + self.ls2(self.mlp(self.norm2(tokens)))
+        tokens = self.ls1(tokens, self.attn(self.norm1(tokens)))
+        return self.ls2(tokens, self.mlp(self.norm2(tokens)))
 
 
 class _Attention(nn.Module):
@@ -116,5 +116,10 @@ class _LayerScale(nn.Module):
         super().__init__()
         self.scale_factor = nn.Parameter(torch.ones(width))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens * self.scale_factor
+    def forward(self, tokens: Tensor, change: Tensor) -> Tensor:
+        return torch.addcmul(tokens, change, self.scale_factor)
+
+
+class _Sum(nn.Module):
+    def forward(self, tokens: Tensor, change: Tensor) -> Tensor:
+        return tokens + change
