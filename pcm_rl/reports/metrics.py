@@ -153,10 +153,11 @@ class RunLog:
             self.evaluation.append(row)
             self._scalars("evaluation", row)
 
-    def sync(self) -> None:
-        """Have what was recorded on the disk before this returns."""
+    def contents(self) -> dict[str, bytes]:
+        """The tables by name, as they are; on the disk before this returns."""
         for table in (self.metrics, self.evaluation):
             sync(table.path)
+        return {table.path.name: table.path.read_bytes() for table in (self.metrics, self.evaluation)}
 
     def _scalars(self, prefix: str, row: Mapping[str, float]) -> None:
         if self._logger is None:

@@ -87,13 +87,13 @@ class Snapshot:
             metadata=metadata or {},
         )
 
-    def write(self, folder: Path, run_id: str, config: bytes) -> None:
+    def write(self, folder: Path, run_id: str, copies: Mapping[str, bytes]) -> None:
         """Write all files into an empty folder, the manifest last.
 
         Args:
             folder: An empty folder.
             run_id: The run that it belongs to.
-            config: The content of the run's ``config.yaml``, of which a copy is kept.
+            copies: Content by name of files in the run's folder, of which a copy is kept: configuration and tables.
         """
         _save(self.policy, folder / "policy.safetensors", self.metadata)
         _save(self.optimizer, folder / "optimizer.safetensors", {"parameters": json.dumps(self.names)})
@@ -101,7 +101,8 @@ class Snapshot:
             _save(self.critic, folder / "critic.safetensors")
         _save(self.random, folder / "random.safetensors")
         (folder / "state.json").write_text(self.state)
-        (folder / "config.yaml").write_bytes(config)
+        for name, content in copies.items():
+            (folder / name).write_bytes(content)
         write_manifest(folder, {"format": FORMAT, "run": run_id, "step": self.step, "success": self.success})
 
 

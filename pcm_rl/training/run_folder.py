@@ -15,6 +15,7 @@ from pcm_rl.training.generations import generations, newest_whole
 
 RUN = "run.json"  # the id that every checkpoint of the run has too
 CONFIG = "config.yaml"
+TABLES = ("metrics.csv", "evaluation.csv")
 
 
 def refuse_existing(folder: Path) -> None:
@@ -92,6 +93,18 @@ def find_resume(folder: Path) -> Path:
             f"{folder / CONFIG}`, and give changes as key=value behind --resume {folder}"
         )
     return checkpoint
+
+
+def restore_tables(folder: Path, checkpoint: Path) -> list[str]:
+    """Put back the tables that do not begin as the copies in the checkpoint do; a line for each."""
+    lines = []
+    for name in TABLES:
+        kept, path = checkpoint / name, folder / name
+        if kept.is_file() and not (path.is_file() and path.read_bytes().startswith(kept.read_bytes())):
+            with replacing(path) as partial:
+                partial.write_bytes(kept.read_bytes())
+            lines.append(f"{path} is not what was written; taken from {checkpoint.name}")
+    return lines
 
 
 def run_id(folder: Path) -> str | None:

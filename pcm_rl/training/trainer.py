@@ -32,7 +32,15 @@ from pcm_rl.training.finish import report_run
 from pcm_rl.training.generations import NEWEST, add_generation, best, newest_whole, set_damaged_aside
 from pcm_rl.training.grpo import GRPO
 from pcm_rl.training.lock import locked
-from pcm_rl.training.run_folder import CONFIG, adopt, begin_run_folder, check_new_run, find_resume, run_id
+from pcm_rl.training.run_folder import (
+    CONFIG,
+    adopt,
+    begin_run_folder,
+    check_new_run,
+    find_resume,
+    restore_tables,
+    run_id,
+)
 from pcm_rl.training.signals import Listener, listening
 from pcm_rl.training.start import supervised_start
 from pcm_rl.training.trial import check_sane, rows_at_hand
@@ -329,26 +337,25 @@ class Trainer:
     @on_first_rank
     def _open_folder(self, checkpoint: Path | None = None) -> None:
         """Make the folder, or continue in it from a checkpoint."""
+        words: list[str] = []
         if checkpoint is None:
             self.id = begin_run_folder(self.config)
         else:
             set_damaged_aside(self.folder, checkpoint)
             self.id = adopt(self.folder, checkpoint)
+            words = restore_tables(self.folder, checkpoint)
         self.config_file = (self.folder / CONFIG).read_bytes()
         after_step = None if checkpoint is None else self.step
         self.log = RunLog(self.folder, self.config.logger, after_step, self.grpo.credit.metrics)
-        for line in self.log.repairs:
+        for line in [*words, *self.log.repairs]:
             self.say(line)
 
     @on_first_rank
     def _write_checkpoint(self) -> None:
-        held = self.held
-        assert held is not None
-        if self.log is not None:
-            self.log.sync()  # the steps before the checkpoint must be there when it is
-        add_generation(
-            self.folder, lambda folder: held.write(folder, self.id, self.config_file), keep=self.config.save_keep
-        )
+        held, log = self.held, self.log
+        assert held is not None and log is not None
+        copies = {CONFIG: self.config_file, **log.contents()}
+        add_generation(self.folder, lambda folder: held.write(folder, self.id, copies), keep=self.config.save_keep)
 
     def origin(self) -> dict[str, str]:
         """Metadata that a later run needs before it starts from this policy, or exports it."""

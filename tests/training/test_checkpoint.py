@@ -31,7 +31,7 @@ def save(run, parts, *, keep=2, run_id="one", success=None, **state):
     """Add a checkpoint of ``parts`` to a run's folder."""
     policy, optimizer, generators = parts
     held = Snapshot.of(policy=policy, optimizer=optimizer, generators=generators, state=state, success=success)
-    add_generation(run, lambda folder: held.write(folder, run_id, b"seed: 0"), keep=keep)
+    add_generation(run, lambda folder: held.write(folder, run_id, {"config.yaml": b"seed: 0"}), keep=keep)
 
 
 def load(folder, parts):

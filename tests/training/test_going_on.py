@@ -187,12 +187,26 @@ def test_the_end_of_a_run_is_written_once_however_often_it_is_resumed(whole, tmp
     assert [row["step"] for row in table(load_run_config(run), "evaluation.csv")] == ["0", "2", "4", "5"]
 
 
+def test_tables_that_were_changed_or_are_gone_come_from_the_checkpoint(whole, tmp_path):
+    run, lines = tmp_path / "run", []
+    shutil.copytree(whole.folder, run)
+    metrics = (run / "metrics.csv").read_bytes()
+    (run / "metrics.csv").write_bytes(metrics.replace(b"\n2,0", b"\n2,1"))
+    (run / "evaluation.csv").unlink()
+    train(load_run_config(run), resume=True, say=lines.append)
+    assert table(load_run_config(run)) == table(whole) and (run / "metrics.csv").read_bytes() == metrics
+    assert table(load_run_config(run), "evaluation.csv") == table(whole, "evaluation.csv")
+    assert [
+        f"{run}/{name} is not what was written; taken from checkpoint" for name in ("metrics.csv", "evaluation.csv")
+    ] == lines[:2]
+
+
 def test_a_run_of_the_older_layout_goes_on(whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole.folder, run)
     for folder in generations(run)[1:]:
         shutil.rmtree(folder)
-    for name in ("manifest.json", "config.yaml"):
+    for name in ("manifest.json", "config.yaml", "metrics.csv", "evaluation.csv"):
         (run / "checkpoint" / name).unlink()
     (run / "run.json").unlink()
     state = json.loads((run / "checkpoint" / "state.json").read_text())
