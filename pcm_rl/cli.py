@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config, save_config
+from pcm_rl.config import METHODS, Config, ConfigError, load_config, load_run_config, save_config
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
@@ -95,11 +95,22 @@ def _train(options: argparse.Namespace) -> None:
     from pcm_rl.training.trainer import train
 
     if options.resume:
-        config = load_run_config(options.resume, options.overrides)
+        config = _config_of_run(options.resume, options.overrides)
     else:
         config = load_config(options.config, options.overrides)
     options.run_folder = config.folder
     train(config, resume=bool(options.resume))
+
+
+def _config_of_run(folder: str, overrides: Sequence[str]) -> Config:
+    """Where the file is damaged, the error says where its copy is, rather than what is wrong with it."""
+    from pcm_rl.training.run_folder import find_resume
+
+    try:
+        return load_run_config(folder, overrides)
+    except ConfigError:
+        find_resume(Path(folder))
+        raise
 
 
 def _demos(options: argparse.Namespace) -> None:

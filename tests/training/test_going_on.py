@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config, load_run_config
 from pcm_rl.training import trainer as module
 from pcm_rl.training.generations import generations
@@ -143,14 +144,19 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_word(tiny, whole):
     assert table(config) == table(whole)
 
 
-def test_a_changed_or_empty_configuration_is_refused_with_the_way_back(whole, tmp_path):
+def test_a_changed_or_empty_configuration_is_refused_with_the_way_back(whole, tmp_path, capsys):
     run = tmp_path / "run"
     shutil.copytree(whole.folder, run)
-    for content in (b"", (run / "config.yaml").read_bytes().replace(b"group_size: 6", b"group_size: 7")):
+    back = f"put that back with `cp {run}/checkpoint/config.yaml"
+    for content in (
+        b"",
+        b"device: bpu",
+        (run / "config.yaml").read_bytes().replace(b"group_size: 6", b"group_size: 7"),
+    ):
         (run / "config.yaml").write_bytes(content)
-        with pytest.raises(ConfigError):
-            train(load_run_config(run), resume=True, say=silent)
-    with pytest.raises(ConfigError, match=f"put that back with `cp {run}/checkpoint/config.yaml"):
+        assert main(["train", "--resume", str(run)]) == 2
+        assert back in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=back):
         train(load_run_config(run), resume=True, say=silent)
     shutil.copy(run / "checkpoint" / "config.yaml", run / "config.yaml")
     train(load_run_config(run), resume=True, say=silent)
