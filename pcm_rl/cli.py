@@ -40,16 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.run(options)
     except KeyboardInterrupt as stop:
         if os.environ.get("RANK", "0") == "0":  # of several processes the first one saves
-            print(f"pcm-rl: {_stopped(stop)}; {_go_on(options)}", file=sys.stderr)
+            _tell(f"pcm-rl: {_stopped(stop)}; {_go_on(options)}")
         return int(getattr(stop, "status", 130))
     except _ERRORS as error:
         begun = options.run is _train and not isinstance(error, _BEFORE_THE_RUN)
         then = f"; when this is mended, {_go_on(options)}" if begun else ""
-        print(f"pcm-rl: {str(error) or type(error).__name__}{then}", file=sys.stderr)
+        _tell(f"pcm-rl: {str(error) or type(error).__name__}{then}")
         return 2
     except Exception as error:
         return _explain(error)
     return 0
+
+
+def _tell(text: str) -> None:
+    """Print to the error stream, which is gone where the terminal was closed; the exit status stays the same."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _stopped(stop: KeyboardInterrupt) -> str:
@@ -70,14 +76,14 @@ def _go_on(options: argparse.Namespace) -> str:
 def _explain(error: Exception) -> int:
     """Print the traceback, and whose code it has come from."""
     text = "".join(traceback.format_exception(error))
-    print(text, file=sys.stderr)
+    _tell(text)
     ours = (str(Path(__file__).parent), sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"))
     places = re.findall(r'File "([^"<]+)", line (\d+)', text)
     foreign = [f"{path}, line {line}" for path, line in places if not path.startswith(ours) and _is_own_code(path)]
     if foreign:
-        print(f"pcm-rl: {type(error).__name__} in {foreign[-1]}, which is not part of pcm_rl", file=sys.stderr)
+        _tell(f"pcm-rl: {type(error).__name__} in {foreign[-1]}, which is not part of pcm_rl")
         return 2
-    print(f"pcm-rl: {type(error).__name__}, a bug of pcm_rl: please report it, with the lines above", file=sys.stderr)
+    _tell(f"pcm-rl: {type(error).__name__}, a bug of pcm_rl: please report it, with the lines above")
     return 1
 
 
