@@ -14,10 +14,11 @@ from pcm_rl.allocation import (
     neyman_allocation,
 )
 from pcm_rl.divergence import action_divergence, gradient_variance
+from pcm_rl.inclusion import inclusion_probabilities
 from pcm_rl.objective import clipped_objective
 from pcm_rl.phases import Phase, PhaseWarning, close_fraction, label_phases
 from pcm_rl.rules import RULES, Candidates, Rule
-from pcm_rl.sampling import inclusion_probabilities, sample_chunks
+from pcm_rl.sampling import sample_chunks
 from pcm_rl.selection import SELECTIONS, Selection, select_chunks
 
 __version__ = "0.1.0"

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcm_rl.inputs import integers, positive_number, whole_number
+
 
 class KeepProbabilities:
     """Online keep probability of every phase (equations 7-9).
@@ -27,17 +29,16 @@ class KeepProbabilities:
     """
 
     def __init__(self, num_phases: int = 5, floor: float = 0.1, refresh_every: int = 5) -> None:
-        if num_phases < 1:
-            raise ValueError(f"num_phases must be at least 1, got {num_phases}")
+        num_phases = whole_number("num_phases", num_phases)
+        refresh_every = whole_number("refresh_every", refresh_every, unit="update")
         if not 0.0 <= floor <= 1.0:
             raise ValueError(f"floor must lie in [0, 1], got {floor}")
-        if refresh_every < 1:
-            raise ValueError(f"refresh_every must be at least 1 update, got {refresh_every}")
         self.num_phases = num_phases
         self.floor = floor
         self.refresh_every = refresh_every
-        self._probs = torch.ones(num_phases, dtype=torch.float64)
-        self._scored = torch.zeros(num_phases, dtype=torch.bool)
+        # on the CPU, also where another device is the default
+        self._probs = torch.ones(num_phases, dtype=torch.float64, device="cpu")
+        self._scored = torch.zeros(num_phases, dtype=torch.bool, device="cpu")
         self._buffer: list[Tensor] = []
 
     @property
@@ -106,10 +107,10 @@ class KeepProbabilities:
         for row in (state["probs"], state["scored"], *state["buffer"]):
             if len(row) != self.num_phases:
                 raise ValueError(f"the saved state has {len(row)} phases, expected {self.num_phases}")
-        self._probs = torch.tensor(state["probs"], dtype=torch.float64)
-        self._scored = torch.tensor(state["scored"], dtype=torch.bool)
+        self._probs = torch.tensor(state["probs"], dtype=torch.float64, device="cpu")
+        self._scored = torch.tensor(state["scored"], dtype=torch.bool, device="cpu")
         self._buffer = [
-            torch.tensor([torch.nan if value is None else value for value in row], dtype=torch.float64)
+            torch.tensor([torch.nan if value is None else value for value in row], dtype=torch.float64, device="cpu")
             for row in state["buffer"]
         ]
 
@@ -132,8 +133,7 @@ def neyman_allocation(count: Tensor, variance: Tensor, budget: float) -> Tensor:
             zero.
     """
     count, variance = _check_counts(count, variance)
-    if not budget > 0:
-        raise ValueError(f"budget must be positive, got {budget}")
+    budget = positive_number("budget", budget)
     share = count * variance.sqrt()
     if not bool(share.sum() > 0):
         share = count
@@ -180,6 +180,7 @@ def budget_curve(score: Tensor, phase: Tensor) -> Tensor:
     """
     if score.ndim != 1 or bool((score < 0).any()) or bool(score.isinf().any()):
         raise ValueError(f"score must be [K], finite and not negative (nan: no evidence), got {score.tolist()}")
+    phase = integers("phase", phase)
     if phase.numel() and int(phase.max()) >= score.numel():
         raise ValueError(f"phase must be below {score.numel()}, got {int(phase.max())}")
     value = score.double().nan_to_num(0.0)[phase.clamp_min(0)]

@@ -13,6 +13,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
+from pcm_rl.inputs import binary, entry, ids, mask, number_per_row, whole_number
 from pcm_rl.phases import close_fraction, label_phases
 
 STATE = ("observation", "state")  # [M, S] float32
@@ -29,6 +30,7 @@ EPISODE = "episode_id"  # [M] int64
 CHUNK_ID = "chunk_id"  # [M] int64, 0 at the start of an episode
 ADVANTAGE = "advantage"  # [M] float32
 WEIGHT = "weight"  # [M] float32, mean 1 over the trimmed batch
+TRAJECTORIES = "trajectories_per_row"  # [M] float32, of the selection that kept the row: its trajectories over its rows
 REWARD = ("next", "reward")  # [M, 1] float32, paid at the step of success
 DONE = ("next", "done")  # [M, 1] bool, likewise ("next", "terminated") and ("next", "truncated")
 
@@ -39,53 +41,82 @@ class EpisodeIndex:
     """Where the rows of a flat batch are in a dense ``[I, N]`` array of I episodes with at most N chunks.
 
     Args:
-        episode: ``[M]`` integer ids. Rows of one episode keep their order; they need not be neighbours.
+        episode: ``[M]`` or ``[M, 1]`` integer ids. Rows of one episode keep their order; they need not be neighbours.
+
+    Attributes:
+        row: Number of each row's episode, ``[M]`` int64.
+        column: Number of each row in its episode, ``[M]`` int64.
+        length: Rows of each episode, ``[I]`` int64.
+        first: First row of each episode, ``[I]`` int64.
+        shape: ``(I, N)``.
     """
 
     def __init__(self, episode: Tensor) -> None:
-        if episode.ndim != 1:
-            raise ValueError(f"episode must have shape [M], got {tuple(episode.shape)}")
-        _, self.row = torch.unique(episode, return_inverse=True)
-        self.length = torch.bincount(self.row) if episode.numel() else self.row
-        order = self.row.argsort(stable=True)
-        start = self.length.cumsum(0) - self.length
-        self.column = torch.empty_like(self.row)
-        self.column[order] = torch.arange(len(order), device=episode.device) - start[self.row[order]]
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """``(I, N)``."""
-        return self.length.numel(), int(self.length.max()) if self.length.numel() else 0
+        episode = ids("episode_id", episode)
+        numbers = torch.arange(len(episode), device=episode.device)
+        # rows of an episode nearly always stand together: then these pieces are sorted, and not the rows
+        pieces, piece, size = torch.unique_consecutive(episode, return_inverse=True, return_counts=True)
+        found, number = torch.unique(pieces, return_inverse=True)
+        self.row = number.index_select(0, piece)  # faster than number[piece]
+        self.length = torch.zeros_like(found).index_add_(0, number, size)
+        self.shape = len(found), int(self.length.max()) if len(found) else 0
+        if len(pieces) == len(found):
+            start = size.cumsum(0) - size
+            self.first = torch.empty_like(start).index_copy_(0, number, start)
+            self.column = numbers - start.index_select(0, piece)
+        else:
+            order, start = self.row.argsort(stable=True), self.length.cumsum(0) - self.length
+            self.first = order[start]
+            self.column = torch.empty_like(order)
+            self.column[order] = numbers - start[self.row[order]]
+        self._place = self.row * self.shape[1] + self.column
 
     def dense(self, values: Tensor, fill: float) -> Tensor:
         """``[M, ...]`` -> ``[I, N, ...]``, ``fill`` where an episode is shorter."""
-        out = values.new_full((*self.shape, *values.shape[1:]), fill)
-        out[self.row, self.column] = values
-        return out
+        episodes, chunks = self.shape
+        out = values.new_full((episodes * chunks, *values.shape[1:]), fill)
+        return out.index_copy_(0, self._place, values).view(episodes, chunks, *values.shape[1:])
 
     def flat(self, values: Tensor) -> Tensor:
         """``[I, N, ...]`` -> ``[M, ...]``."""
-        return values[self.row, self.column]
+        return values.flatten(0, 1).index_select(0, self._place)
+
+
+def number_ids(ids: Tensor) -> Tensor:
+    """Number of each row's id among all distinct ones in ascending order, ``[M]`` integer -> ``[M]`` int64.
+
+    Linear where rows with one id stand together: these pieces are sorted, and not the rows.
+    """
+    pieces, piece = torch.unique_consecutive(ids, return_inverse=True)
+    _, number = torch.unique(pieces, return_inverse=True)
+    return torch.index_select(number, 0, piece)
 
 
 def trajectory_shares(episode: Tensor, valid: Tensor) -> Tensor:
     """Share of every row in a mean over trajectories of the mean over their tokens.
 
     Args:
-        episode: Trajectory of each row, ``[R]`` int64.
+        episode: Trajectory of each row, ``[R]`` or ``[R, 1]``, any integer type.
         valid: ``[R, L]`` bool, executed steps.
 
     Returns:
         ``[R]`` float64 summing to 1; 0 where a row has no executed step. A trajectory without any is not counted.
+
+    Raises:
+        ValueError: If a shape or a type does not fit.
     """
-    if not episode.numel():
-        return torch.zeros(0, dtype=torch.float64, device=episode.device)
-    _, trajectory = torch.unique(episode, return_inverse=True)
-    steps = valid.sum(-1).double()
-    total = torch.zeros(int(trajectory.max()) + 1, dtype=torch.float64, device=steps.device)
-    total.index_add_(0, trajectory, steps)
+    trajectory = number_ids(ids("episode_id", episode, len(valid)))
+    steps = mask("valid", valid, (len(trajectory), *valid.shape[1:])).sum(-1).double()
+    return shares_of_steps(trajectory, steps)
+
+
+def shares_of_steps(trajectory: Tensor, steps: Tensor) -> Tensor:
+    """:func:`trajectory_shares` of rows with ``steps [R]`` float64 executed, of trajectories numbered from 0."""
+    if not len(steps):
+        return steps
+    total = steps.new_zeros(int(trajectory.max()) + 1).index_add_(0, trajectory, steps)
     number = (total > 0).sum()
-    return steps / total[trajectory].clamp_min(1) / number.clamp_min(1)
+    return steps / total.clamp_min(1).index_select(0, trajectory) / number.clamp_min(1)
 
 
 def label_episodes(
@@ -113,9 +144,13 @@ def label_episodes(
 
     Raises:
         KeyError: If a key is missing.
-        ValueError: If ``gripper_index`` is out of range or the labeller returns another shape.
+        ValueError: If ``gripper_index`` is out of range, the labeller returns another shape, or the chunks of an
+            episode are not in their order.
     """
     check_batch(batch, (CHUNK, IS_PAD, EPISODE))
+    rows = EpisodeIndex(column_of(batch, EPISODE))
+    check_order(batch, rows)
+    check_ended(batch, rows)
     actions, valid = batch.get(CHUNK), ~batch.get(IS_PAD)
     dimensions = actions.shape[-1]
     if closed is not None:
@@ -127,7 +162,6 @@ def label_episodes(
         command = actions[..., gripper_index]
     fraction = close_fraction(command, valid, close_above=close_above)
     executed = valid.any(-1)
-    rows = EpisodeIndex(batch.get(EPISODE))
     if "episode" not in inspect.signature(labeller).parameters:
         labels = labeller(rows.dense(fraction, 0.0), rows.dense(executed, False))
         return torch.where(executed, rows.flat(_checked(labels, rows.shape)), -1)
@@ -153,9 +187,12 @@ def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
         ``[I * chunks]`` rows, episodes one after the other.
 
     Raises:
-        ValueError: If an episode is longer than ``chunks``.
+        KeyError: If a key is missing.
+        ValueError: If an episode is longer than ``chunks``, or a type or shape does not fit.
     """
-    rows = EpisodeIndex(batch.get(EPISODE))
+    chunks = whole_number("chunks", chunks)
+    check_batch(batch, (IS_PAD, EPISODE))
+    rows = EpisodeIndex(column_of(batch, EPISODE))
     if rows.shape[1] > chunks:
         raise ValueError(f"an episode has {rows.shape[1]} chunks, more than the {chunks} slots asked for")
     column = torch.arange(chunks, device=rows.row.device).expand(rows.shape[0], chunks)
@@ -170,29 +207,103 @@ def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
     if REWARD in out.keys(include_nested=True):
         out.set(REWARD, out.get(REWARD).masked_fill(padding.unsqueeze(-1), 0))
     if PHASE in out.keys():
-        out.set(PHASE, torch.where(padding, -1, out.get(PHASE)))
+        out.set(PHASE, column_of(out, PHASE).masked_fill(padding, -1))
     if CHUNK_ID in out.keys():
-        out.set(CHUNK_ID, column.flatten().to(out.get(CHUNK_ID).dtype))
+        out.set(CHUNK_ID, column.flatten())
     return out
 
 
 def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, SUCCESS, GROUP, EPISODE)) -> None:
-    """Raise unless ``batch`` is ``[M]`` and has the schema's ``keys`` with fitting shapes.
+    """Raise unless ``batch`` is ``[M]`` and has the schema's ``keys`` with fitting shapes and types.
 
     Raises:
         KeyError: If a key is missing; the message lists all that are.
-        ValueError: If a shape does not fit.
+        ValueError: If a shape or a type does not fit (:mod:`pcm_rl.inputs`).
     """
     if batch.ndim != 1:
-        raise ValueError(f"expected a batch of rows [M] (one row = one chunk), got batch size {tuple(batch.shape)}")
+        raise ValueError(
+            f"expected a batch of rows [M] (one row = one chunk), got batch size {tuple(batch.shape)}: give the rows "
+            "of whole groups at once, with a buffer's extend"
+        )
     present = set(batch.keys(include_nested=True))
     missing = [key for key in keys if key not in present]
     if missing:
         raise KeyError(f"the batch lacks {missing}; a chunk wrapper or collector should have written them")
-    if IS_PAD in keys and CHUNK in keys and batch.get(IS_PAD).shape != batch.get(CHUNK).shape[:2]:
-        raise ValueError(
-            f"{IS_PAD} must have shape {tuple(batch.get(CHUNK).shape[:2])}, got {tuple(batch.get(IS_PAD).shape)}"
-        )
+    for key in keys:
+        if key in _COLUMNS:
+            column_of(batch, key)
+    if CHUNK in keys:
+        chunk = batch.get(CHUNK)
+        if chunk.ndim != 3 or not chunk.is_floating_point():
+            raise ValueError(f"{CHUNK} must be float [M, L, D], got {chunk.dtype} {tuple(chunk.shape)}")
+    if IS_PAD in keys:
+        padded = batch.get(IS_PAD)
+        mask(IS_PAD, padded, (batch.get(CHUNK) if CHUNK in keys else padded).shape[:2])
+
+
+_COLUMNS: dict[Any, Callable[[str, Tensor, int], Tensor]] = {
+    PHASE: ids, GROUP: ids, EPISODE: ids, CHUNK_ID: ids, SUCCESS: binary, ADVANTAGE: number_per_row,
+    WEIGHT: number_per_row,
+}  # fmt: skip
+
+
+def column_of(batch: TensorDictBase, key: str) -> Tensor:
+    """A column of ``batch [M]`` in the schema's type, ``[M]``: ids int64, outcomes bool, numbers as they are.
+
+    Raises:
+        KeyError: If it is missing.
+        ValueError: If its shape or type does not fit.
+    """
+    return _COLUMNS[key](key, entry(batch, key), len(batch))
+
+
+def check_order(batch: TensorDictBase, rows: EpisodeIndex) -> None:
+    """Raise unless the chunks of every episode are in their order, from the first, each once.
+
+    Rows that were shuffled or left out, or of two collections that gave their episodes the same ids, would become
+    episodes that never were. :data:`CHUNK_ID` tells, and without it an episode that goes on after it is :data:`DONE`.
+
+    Raises:
+        ValueError: At the first row that is not in its place.
+    """
+    number, done = batch.get(CHUNK_ID, None), batch.get(DONE, None)
+    if number is not None:
+        wrong = number.reshape(-1) != rows.column
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(
+                f"{CHUNK_ID} is {int(number[row])} at row {row}, where chunk {int(rows.column[row])} of episode "
+                f"{int(batch.get(EPISODE)[row])} was expected: {_WHOLE}"
+            )
+    elif done is not None:
+        early = done.reshape(-1) & ~_is_last(rows)
+        if bool(early.any()):
+            row = int(early.nonzero()[0])
+            raise ValueError(
+                f"episode {int(batch.get(EPISODE)[row])} goes on after row {row}, where it is done: {_WHOLE}"
+            )
+
+
+def check_ended(batch: TensorDictBase, rows: EpisodeIndex) -> None:
+    """Raise unless every episode ends with a row that is :data:`DONE`, where the batch has that entry.
+
+    Raises:
+        ValueError: At the last row of the first episode that was cut.
+    """
+    done = batch.get(DONE, None)
+    if done is not None:
+        cut = _is_last(rows) & ~done.reshape(-1)
+        if bool(cut.any()):
+            row = int(cut.nonzero()[0])
+            raise ValueError(f"episode {int(batch.get(EPISODE)[row])} ends at row {row}, which is not done: {_WHOLE}")
+
+
+_WHOLE = f"give whole episodes, their chunks in order from 0, and an {EPISODE} of its own to each episode"
+
+
+def _is_last(rows: EpisodeIndex) -> Tensor:
+    last: Tensor = rows.column == rows.length[rows.row] - 1
+    return last
 
 
 def _checked(labels: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -11,6 +11,7 @@ from tensordict import TensorDictBase
 from torch import Tensor
 
 from pcm_rl.episodes import STATE
+from pcm_rl.inputs import mask, whole_number
 from pcm_rl.phases import Phase, label_phases
 
 # The order of the phases around a grasp; here they are only names for five periods.
@@ -33,15 +34,12 @@ def label_by_time(close_fraction: Tensor, valid: Tensor, *, chunks: int = 2) -> 
         ``[..., N]`` int64, the phases of :data:`IN_ORDER_OF_TIME`, -1 where not valid.
 
     Raises:
-        ValueError: If shapes differ or ``chunks`` is less than 1.
+        ValueError: If shapes differ, ``valid`` is not bool, or ``chunks`` is no whole number of at least 1.
     """
-    if close_fraction.shape != valid.shape or valid.ndim < 1:
-        raise ValueError(
-            "close_fraction and valid must have one shape [..., N], "
-            f"got {tuple(close_fraction.shape)} and {tuple(valid.shape)}"
-        )
-    if chunks < 1:
-        raise ValueError(f"chunks must be at least 1, got {chunks}")
+    if close_fraction.ndim < 1:
+        raise ValueError(f"close_fraction must have shape [..., N], got {tuple(close_fraction.shape)}")
+    valid = mask("valid", valid, close_fraction.shape)
+    chunks = whole_number("chunks", chunks)
     period = torch.arange(valid.shape[-1], device=valid.device) // chunks
     phases = torch.tensor(IN_ORDER_OF_TIME, device=valid.device)
     return torch.where(valid, phases[period.clamp_max(len(phases) - 1)], -1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcm_rl.inputs import mask, number_per_row
+
 
 def clipped_objective(
     log_prob: Tensor,
@@ -25,10 +27,10 @@ def clipped_objective(
     Args:
         log_prob: ``[M, L, D]`` under the policy that is trained; the gradient goes through it.
         old_log_prob: ``[M, L, D]`` under the policy that acted, recorded at sampling; no gradient.
-        advantage: ``[M]``.
+        advantage: ``[M]`` or ``[M, 1]``. One number a token is refused: the method gives credit to chunks.
         executed: ``[M, L]`` bool, False for steps that were never executed. What the log-probs hold there, also NaN,
             reaches neither the value nor the gradient.
-        weight: ``[M]``; None means 1.
+        weight: ``[M]`` or ``[M, 1]``; None means 1.
         clip_epsilon: ``(eps_low, eps_high)``.
 
     Returns:
@@ -38,8 +40,7 @@ def clipped_objective(
         ValueError: If shapes do not fit or ``executed`` is not bool.
     """
     check_tokens(log_prob, old_log_prob, executed)
-    if advantage.shape != log_prob.shape[:1]:
-        raise ValueError(f"advantage must have shape [{log_prob.shape[0]}], got {tuple(advantage.shape)}")
+    advantage = number_per_row("advantage", advantage, len(log_prob))
     ratio = log_ratio(log_prob, old_log_prob, executed).exp()
     advantage = advantage.view(-1, 1, 1)
     clipped = ratio.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
@@ -77,14 +78,16 @@ def token_mean(value: Tensor, executed: Tensor, weight: Tensor | None = None) ->
     Args:
         value: ``[M, L, D]``.
         executed: ``[M, L]`` bool.
-        weight: ``[M]``; None means 1.
+        weight: ``[M]`` or ``[M, 1]``; None means 1.
 
     Returns:
         ``[M]``; 0 for a row without an executed step.
     """
-    mask = executed.unsqueeze(-1).expand_as(value)
-    total = torch.where(mask, value, 0.0).sum((1, 2))
-    return (total if weight is None else weight * total) / mask.sum((1, 2)).clamp_min(1)
+    counted = executed.unsqueeze(-1).expand_as(value)
+    total = torch.where(counted, value, 0.0).sum((1, 2))
+    if weight is not None:
+        total = number_per_row("weight", weight, len(total)) * total
+    return total / counted.sum((1, 2)).clamp_min(1)
 
 
 @torch.no_grad()
@@ -99,28 +102,28 @@ def ratio_diagnostics(
     """
     moved = log_ratio(log_prob, old_log_prob, executed)
     ratio = moved.exp()
+    largest = ratio.masked_fill(~executed.unsqueeze(-1), 0.0).max() if ratio.numel() else ratio.new_zeros(())
     clipped = ratio.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
     return {
         "clip_fraction": mean_over_executed(clipped != ratio, executed, ratio.dtype),
         "kl_approx": mean_over_executed(ratio - 1.0 - moved, executed),
         "mean_ratio": mean_over_executed(ratio, executed),
-        "max_ratio": ratio.max() if ratio.numel() else ratio.new_ones(()),
+        "max_ratio": largest.where(executed.any(), 1.0),
     }
 
 
 def mean_over_executed(value: Tensor, executed: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Mean of ``value [M, L, D]`` over the executed tokens of all rows; 0 where there is none."""
-    mask = executed.unsqueeze(-1).expand_as(value)
-    return torch.where(mask, value.to(dtype or value.dtype), 0.0).sum() / mask.sum().clamp_min(1)
+    counted = executed.unsqueeze(-1).expand_as(value)
+    return torch.where(counted, value.to(dtype or value.dtype), 0.0).sum() / counted.sum().clamp_min(1)
 
 
-def check_tokens(log_prob: Tensor, other: Tensor, executed: Tensor) -> None:
-    """Raise ``ValueError`` unless both log-probs are ``[M, L, D]`` and ``executed`` is bool ``[M, L]``."""
+def check_tokens(log_prob: Tensor, other: Tensor, executed: Tensor, name: str = "executed") -> None:
+    """Raise ``ValueError`` unless both log-probs are ``[M, L, D]`` and ``executed``, so named, is bool ``[M, L]``."""
     if log_prob.ndim != 3 or other.shape != log_prob.shape or executed.shape != log_prob.shape[:2]:
         raise ValueError(
             f"expected tokens and log_probs [M, L, D] and is_pad [M, L], got {tuple(log_prob.shape)}, "
             f"{tuple(other.shape)} and {tuple(executed.shape)}; a policy that sums them records one number a chunk: "
             'give it log_probs_mode="token"'
         )
-    if executed.dtype != torch.bool:
-        raise ValueError(f"executed must be bool [M, L], got {executed.dtype}: ~ of another type is not its negation")
+    mask(name, executed, log_prob.shape[:2])

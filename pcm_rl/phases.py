@@ -11,6 +11,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from pcm_rl.inputs import mask, whole_number
+
 
 class Phase(IntEnum):
     """Phases of a manipulation episode, numbered by priority: where two rules match, the smaller number wins."""
@@ -45,12 +47,9 @@ def close_fraction(gripper: Tensor, valid: Tensor, *, close_above: float = 0.0) 
     Raises:
         ValueError: If the shapes differ, ``valid`` is not bool, or an executed command is NaN.
     """
-    if gripper.shape != valid.shape or gripper.ndim < 2:
-        raise ValueError(
-            f"gripper and valid must have one shape [..., N, L], got {tuple(gripper.shape)} and {tuple(valid.shape)}"
-        )
-    if valid.dtype != torch.bool:
-        raise ValueError(f"valid must be bool, got {valid.dtype}")
+    if gripper.ndim < 2:
+        raise ValueError(f"gripper must have shape [..., N, L], got {tuple(gripper.shape)}")
+    valid = mask("valid", valid, gripper.shape)
     if bool((torch.isnan(gripper) & valid).any()):
         raise ValueError("gripper holds NaN in executed steps; check the policy's actions before labelling")
     closed = (gripper > close_above) & valid
@@ -96,15 +95,12 @@ def label_phases(
     """
     if valid is None:
         valid = torch.ones_like(close_fraction, dtype=torch.bool)
-    if close_fraction.ndim < 1 or close_fraction.shape != valid.shape:
-        raise ValueError(
-            "close_fraction and valid must have one shape [..., N], "
-            f"got {tuple(close_fraction.shape)} and {tuple(valid.shape)}"
-        )
+    if close_fraction.ndim < 1:
+        raise ValueError(f"close_fraction must have shape [..., N], got {tuple(close_fraction.shape)}")
+    valid = mask("valid", valid, close_fraction.shape)
     if not 0.0 <= begun <= active <= sustained <= 1.0:
         raise ValueError(f"expected 0 <= begun <= active <= sustained <= 1, got {begun}, {active}, {sustained}")
-    if window < 0:
-        raise ValueError(f"window must be at least 0 chunks, got {window}")
+    window = whole_number("window", window, least=0, unit="chunks")
     if bool((valid & ~((close_fraction >= 0.0) & (close_fraction <= 1.0))).any()):
         raise ValueError("close_fraction must lie in [0, 1]; got a value outside, or NaN")
 

@@ -18,7 +18,7 @@ import torch
 from tensordict import NestedKey, TensorDictBase
 from torch import Generator, Tensor
 
-from pcm_rl.advantage import as_binary, has_signal, outcome_advantage
+from pcm_rl.advantage import has_signal, outcome_advantage
 from pcm_rl.allocation import KeepProbabilities
 from pcm_rl.episodes import (
     ADVANTAGE,
@@ -29,8 +29,9 @@ from pcm_rl.episodes import (
     PHASE,
     SUCCESS,
     EpisodeIndex,
-    trajectory_shares,
+    shares_of_steps,
 )
+from pcm_rl.inputs import mask, number_per_row, whole_number
 from pcm_rl.sampling import sample_chunks
 from pcm_rl.support.plugins import is_plugin, load_plugin
 
@@ -61,18 +62,25 @@ class Candidates:
         """The advantage that each row has in the loss, ``[M]``; equation 1 where the batch has none."""
         given = self.batch.get(ADVANTAGE, None)
         if given is None:
-            return outcome_advantage(as_binary(self.batch.get(SUCCESS)), self.batch.get(GROUP), self.episodes)
-        return _finite(given, self.executed)
+            return outcome_advantage(self.batch.get(SUCCESS), self.batch.get(GROUP), self.episodes)
+        given = number_per_row(ADVANTAGE, given, len(self.executed))
+        if not bool(torch.isfinite(given).all()):
+            raise ValueError(f"advantage must be finite, got {given[~torch.isfinite(given)][0].item()}")
+        return given
 
     @functools.cached_property
     def share(self) -> Tensor:
-        """Share of each row in full GRPO's mean over trajectories of the mean over their tokens, ``[M]`` float64.
+        """Share of each row in full GRPO's mean over the batch's trajectories of the mean over their tokens, ``[M]``.
 
-        Trajectories without a signal have no share; the shares sum to 1.
+        Float64. Trajectories without a signal count in the mean; their own share is 0, since they add nothing to it.
         """
-        valid = ~self.batch.get(IS_PAD)
-        signal = has_signal(self.advantage, self.executed, self.episodes)
-        return trajectory_shares(self.batch.get(EPISODE), valid & signal.unsqueeze(-1))
+        share = shares_of_steps(self.episodes.row, (~self.batch.get(IS_PAD)).sum(-1).double())
+        return torch.where(self.signal, share, 0.0)
+
+    @functools.cached_property
+    def signal(self) -> Tensor:
+        """Rows of trajectories that have an advantage other than 0 at an executed chunk, ``[M]`` bool."""
+        return has_signal(self.advantage, self.executed, self.episodes)
 
     def draw(
         self, weight: Tensor, budget: int, generator: Generator | None, *, allowed: Tensor | None = None
@@ -88,9 +96,12 @@ class Candidates:
         Returns:
             ``[M]`` bool.
         """
-        among = self.allowed if allowed is None else self.allowed & allowed
-        dense = self.episodes.dense(weight, 0.0), self.episodes.dense(among, False)
-        return self.episodes.flat(sample_chunks(dense[0], budget, valid=dense[1], generator=generator))
+        among = self.allowed
+        if allowed is not None:
+            among = among & mask("allowed", allowed, among.shape)
+        weight = self.episodes.dense(number_per_row("weight", weight, len(among)), 0.0)
+        valid = self.episodes.dense(among, False)
+        return self.episodes.flat(sample_chunks(weight, budget, valid=valid, generator=generator))
 
     def largest(self, score: Tensor, budget: int, generator: Generator | None) -> Tensor:
         """Spend on the whole batch what ``budget`` chunks a trajectory would cost, on the largest scores.
@@ -104,7 +115,13 @@ class Candidates:
 
         Returns:
             ``[M]`` bool with ``sum_i min(B, N_i)`` True, or as many as score more than 0.
+
+        Raises:
+            ValueError: If the scores are not ``[M]``, or one is NaN.
         """
+        score = number_per_row("score", score, len(self.executed))
+        if bool(score.isnan().any()):
+            raise ValueError(f"scores must not be NaN, got one at row {int(score.isnan().nonzero()[0])}")
         index = ((score > 0) & self.executed).nonzero().squeeze(-1)
         source = generator.device if generator is not None else score.device
         index = index[torch.randperm(len(index), generator=generator, device=source).to(score.device)]
@@ -115,6 +132,7 @@ class Candidates:
 
     def affordable(self, budget: int) -> int:
         """``sum_i min(B, N_i)``: chunks of the whole batch at ``budget`` chunks a trajectory."""
+        budget = whole_number("budget", budget, unit="chunk per trajectory")
         return int(torch.bincount(self.episodes.row[self.executed]).clamp_max(budget).sum())
 
 
@@ -163,7 +181,7 @@ def pcm(candidates: Candidates, budget: int, generator: Generator | None) -> Ten
     Padding rows, where they are candidates, weigh the floor probability.
     """
     phase, probs = candidates.batch.get(PHASE), candidates.keep.probs.to(candidates.executed.device)
-    weight = torch.where(phase >= 0, probs[phase.clamp_min(0)], candidates.keep.floor)
+    weight = probs.index_select(0, phase.clamp_min(0)).masked_fill_(phase < 0, candidates.keep.floor)
     return candidates.draw(weight, budget, generator)
 
 
@@ -231,11 +249,3 @@ def find_rule(name: str) -> Rule:
     if callable(found) and not isinstance(found, type):
         return Rule(found)
     raise ValueError(f"selection {name} is {found!r}; expected a function (candidates, budget, generator) or a Rule")
-
-
-def _finite(advantage: Tensor, executed: Tensor) -> Tensor:
-    if advantage.shape != executed.shape:
-        raise ValueError(f"advantage must have shape {tuple(executed.shape)}, got {tuple(advantage.shape)}")
-    if not bool(torch.isfinite(advantage).all()):
-        raise ValueError(f"advantage must be finite, got {advantage[~torch.isfinite(advantage)][0].item()}")
-    return advantage

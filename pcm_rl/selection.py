@@ -9,9 +9,8 @@ import torch
 from tensordict import TensorDictBase
 from torch import Generator, Tensor
 
-from pcm_rl.advantage import as_binary, check_ids
 from pcm_rl.allocation import KeepProbabilities
-from pcm_rl.divergence import action_divergence
+from pcm_rl.divergence import divergence_of
 from pcm_rl.episodes import (
     ADVANTAGE,
     CHUNK,
@@ -22,8 +21,12 @@ from pcm_rl.episodes import (
     SUCCESS,
     EpisodeIndex,
     check_batch,
+    column_of,
+    number_ids,
+    shares_of_steps,
     trajectory_shares,
 )
+from pcm_rl.inputs import whole_number
 from pcm_rl.phases import PhaseWarning
 from pcm_rl.rules import ALWAYS_READ, RULES, Candidates, Rule, find_rule
 
@@ -95,31 +98,32 @@ def select_chunks(
     rule = check_options(budget, selection, padding)
     batch = _columns(batch, rule)
     valid, phase = ~batch.get(IS_PAD), batch.get(PHASE)
-    success, group = as_binary(batch.get(SUCCESS)), batch.get(GROUP)
-    check_ids("episode", batch.get(EPISODE), success)
-    check_ids("group", group, success)
+    success, group = batch.get(SUCCESS), batch.get(GROUP)
     rows = EpisodeIndex(batch.get(EPISODE))
-    _check_constant("success", success, rows)
-    _check_constant("group", group, rows)
-    score, _, _ = action_divergence(batch.get(CHUNK), phase, success, group, num_phases=keep.num_phases, valid=valid)
+    _check_constant(SUCCESS, success, rows)
+    _check_constant(GROUP, group, rows)
+    steps = valid.sum(-1)
+    group = number_ids(group[rows.first]).index_select(0, rows.row)
+    score, _, _ = divergence_of(batch.get(CHUNK), phase, success, group, valid, steps, keep.num_phases)
     probs = keep.update(score)
 
-    executed = valid.any(-1)
+    executed = steps > 0
+    counts = _phase_counts(phase.masked_fill(~executed, -1), keep.num_phases)
     if rule.by_phase:
-        _warn_if_one_phase(phase[executed], len(success))
+        _warn_if_one_phase(counts, len(success))
     allowed = executed if padding == "drop" else torch.ones_like(executed)
     candidates = Candidates(batch, rows, executed, allowed, keep)
     kept = rule.choose(candidates, budget, generator)
-    _check_kept(kept, candidates, rule, budget, selection)
-    index = kept.nonzero().squeeze(-1)
+    index = _checked_index(kept, candidates, rule, budget, selection)
+    trajectories = max(rows.shape[0], 1)
     return Selection(
         index=index,
-        weight=_row_weights(candidates, index, rule),
-        full=int((candidates.share > 0).sum() if rule.budget == "batch" else executed.sum()),
+        weight=_row_weights(candidates, index, steps, rule),
+        full=int((candidates.signal & executed).sum() if rule.budget == "batch" else executed.sum()),
         probs=probs,
         score=score.cpu(),
-        candidates=_per_trajectory(phase[executed], rows.shape[0], keep.num_phases),
-        kept=_per_trajectory(phase[index], rows.shape[0], keep.num_phases),
+        candidates=counts.double().cpu() / trajectories,
+        kept=_phase_counts(phase[index], keep.num_phases).double().cpu() / trajectories,
     )
 
 
@@ -128,8 +132,7 @@ def check_options(budget: int, selection: str, padding: str) -> Rule:
     rule = find_rule(selection)
     if padding not in PADDINGS:
         raise ValueError(f"unknown padding {padding!r}; choose one of {', '.join(PADDINGS)}")
-    if budget < 1:
-        raise ValueError(f"budget must be at least 1 chunk per trajectory, got {budget}")
+    whole_number("budget", budget, unit="chunk per trajectory")
     return rule
 
 
@@ -150,50 +153,52 @@ def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
 
 
 def _columns(batch: TensorDictBase, rule: Rule) -> TensorDictBase:
-    """What the rule gets, ids and outcomes as ``[M]``: TorchRL's have a last dimension of 1."""
+    """What the rule gets: the light entries, columns as the schema has them."""
     check_batch(batch, (*ALWAYS_READ, *rule.reads))
-    batch = batch.select(*ALWAYS_READ, *rule.reads, *((ADVANTAGE,) if ADVANTAGE in batch.keys() else ()))
-    for key in (PHASE, SUCCESS, GROUP, EPISODE, ADVANTAGE):
-        value = batch.get(key, None)
-        if value is not None and value.shape == (len(batch), 1):
-            batch.set(key, value.squeeze(-1))
-    return batch
+    given = (ADVANTAGE,) if ADVANTAGE in batch.keys() else ()
+    light = batch.select(*ALWAYS_READ, *rule.reads, *given)
+    for key in (PHASE, SUCCESS, GROUP, EPISODE, *given):
+        light.set(key, column_of(batch, key))
+    return light
 
 
-def _row_weights(candidates: Candidates, index: Tensor, rule: Rule) -> Tensor:
+def _row_weights(candidates: Candidates, index: Tensor, steps: Tensor, rule: Rule) -> Tensor:
     """Weights of the kept rows: of a mean over what is kept, or their part of the whole batch's mean."""
     if rule.budget == "batch":
-        return (candidates.share[index] * len(index)).float()
-    return trajectory_weights(candidates.episodes.row[index], ~candidates.batch.get(IS_PAD)[index])
+        share = candidates.share[index]
+    else:
+        share = shares_of_steps(candidates.episodes.row[index], steps[index].double())
+    return (share * len(index)).float()
 
 
-def _check_kept(kept: Tensor, candidates: Candidates, rule: Rule, budget: int, name: str) -> None:
-    """Refuse what a rule must not give, before anything is trained on it."""
+def _checked_index(kept: Tensor, candidates: Candidates, rule: Rule, budget: int, name: str) -> Tensor:
+    """Rows that the rule keeps, ``[R]``; refuse what it must not give, before anything is trained on it."""
     rows = candidates.executed
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != rows.shape:
         what = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
         raise ValueError(f"the rule {name} must return bool {tuple(rows.shape)}, one entry a row, got {what}")
     if bool((kept & ~candidates.allowed).any()):
         raise ValueError(f"the rule {name} keeps rows that are no candidates; take them from candidates.allowed")
-    if rule.budget == "trajectory" and rows.numel():
-        most = int(torch.bincount(candidates.episodes.row[kept], minlength=1).max())
+    index = kept.nonzero().squeeze(-1)
+    if rule.budget == "trajectory" and len(index):
+        most = int(torch.bincount(candidates.episodes.row[index]).max())
         if most > budget:
             raise ValueError(f"the rule {name} keeps {most} chunks of a trajectory, more than the budget of {budget}")
-    if rule.budget == "batch" and int(kept.sum()) > candidates.affordable(budget):
+    if rule.budget == "batch" and len(index) > candidates.affordable(budget):
         raise ValueError(
-            f"the rule {name} keeps {int(kept.sum())} chunks, more than the {candidates.affordable(budget)} that a "
+            f"the rule {name} keeps {len(index)} chunks, more than the {candidates.affordable(budget)} that a "
             f"budget of {budget} a trajectory allows"
         )
+    return index
 
 
-def _per_trajectory(phase: Tensor, trajectories: int, num_phases: int) -> Tensor:
-    return torch.bincount(phase[phase >= 0], minlength=num_phases).double().cpu() / max(trajectories, 1)
+def _phase_counts(phase: Tensor, num_phases: int) -> Tensor:
+    """Chunks of each phase, ``[K]``; negative phases are left out."""
+    return torch.bincount(phase.clamp_min(-1) + 1, minlength=num_phases + 1)[1:]
 
 
 def _check_constant(name: str, value: Tensor, rows: EpisodeIndex) -> None:
-    first = value.new_zeros(rows.shape[0])
-    first[rows.row] = value
-    changed = first[rows.row] != value
+    changed = value[rows.first].index_select(0, rows.row) != value
     if bool(changed.any()):
         raise ValueError(
             f"{name} changes within an episode, at row {int(changed.nonzero()[0])}; rows must carry the id "
@@ -201,12 +206,12 @@ def _check_constant(name: str, value: Tensor, rows: EpisodeIndex) -> None:
         )
 
 
-def _warn_if_one_phase(phase: Tensor, rows: int) -> None:
+def _warn_if_one_phase(counts: Tensor, rows: int) -> None:
     # a handful of rows may well be one phase; a batch should not be
-    if rows >= 32 and phase.numel() and bool((phase == phase[0]).all()):
+    if rows >= 32 and int((counts > 0).sum()) == 1:
         warnings.warn(
-            f"all {phase.numel()} chunks are in phase {int(phase[0])}: weighting by phase is uniform sampling here. "
-            "Check gripper_index and close_above, or give a labeller that fits this task.",
+            f"all {int(counts.max())} chunks are in phase {int(counts.argmax())}: weighting by phase is uniform "
+            "sampling here. Check gripper_index and close_above, or give a labeller that fits this task.",
             PhaseWarning,
             stacklevel=3,
         )

@@ -87,9 +87,9 @@ def test_success_must_be_binary(value: float) -> None:
 
 
 def test_shapes_and_ids() -> None:
-    with pytest.raises(ValueError, match=r"success must have shape \[M\], got \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"success must have shape \[M\] or \[M, 1\], one entry a row, got \(2, 2\)"):
         group_advantage(torch.ones(2, 2), torch.zeros(2, 2, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"group must have shape \(2,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"group must have shape \[2\] or \[2, 1\], one entry a row, got \(3,\)"):
         group_advantage(torch.ones(2), torch.zeros(3, dtype=torch.int64))
     for ids in (torch.zeros(2), torch.zeros(2, dtype=torch.bool)):
         with pytest.raises(ValueError, match="group must be an integer tensor"):

@@ -221,7 +221,7 @@ def test_allocation_errors() -> None:
             with pytest.raises(ValueError, match="variance must be finite and not negative"):
                 call(one, torch.tensor([1.0, wrong]))
     for budget in (0, -1, nan):
-        with pytest.raises(ValueError, match="budget must be positive"):
+        with pytest.raises(ValueError, match="budget must be a positive number"):
             neyman_allocation(one, one, budget)
     with pytest.raises(ValueError, match="all counts are zero"):
         neyman_allocation(torch.zeros(2), one, 1)

@@ -172,12 +172,12 @@ def test_divergence_errors() -> None:
         ("actions must be float", batch._replace(actions=batch.actions[0])),
         ("actions must be float", batch._replace(actions=batch.actions.nan_to_num().long())),
         (r"phase must have shape \[60\]", batch._replace(phase=batch.phase[1:])),
-        (r"phase must have shape \(59,\)", batch._replace(success=batch.success[1:])),
-        (r"group must have shape \(60,\)", batch._replace(group=batch.group[1:])),
+        (r"success must have shape \[60\]", batch._replace(success=batch.success[1:])),
+        (r"group must have shape \[60\]", batch._replace(group=batch.group[1:])),
         ("group must be an integer", batch._replace(group=batch.group.double())),
         ("phase must be an integer", batch._replace(phase=batch.phase.double())),
         ("success must be binary", batch._replace(success=batch.success * 0.3)),
-        (r"valid must be bool \[60, 5\]", batch._replace(valid=batch.valid[:, 1:])),
+        (r"valid must be bool \(60, 5\)", batch._replace(valid=batch.valid[:, 1:])),
         ("valid must be bool", batch._replace(valid=batch.valid.float())),
         ("phase must be below num_phases=4, got 4", batch._replace(phase=batch.phase + 1)),
         ("NaN or infinity in executed steps", batch._replace(valid=torch.ones_like(batch.valid))),
@@ -212,7 +212,7 @@ def test_gradient_variance_table() -> None:
 
 
 def test_gradient_variance_errors() -> None:
-    with pytest.raises(ValueError, match=r"expected gradient \[M, P\] and phase \[M\]"):
+    with pytest.raises(ValueError, match=r"phase must have shape \[3\]"):
         gradient_variance(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="phase must be below num_phases=5, got 5"):
         gradient_variance(torch.zeros(1, 2), torch.tensor([5]))

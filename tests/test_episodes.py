@@ -14,6 +14,7 @@ from pcm_rl import close_fraction, label_phases
 from pcm_rl.episodes import (
     CHUNK,
     CHUNK_ID,
+    DONE,
     EPISODE,
     GROUP,
     IMAGE,
@@ -83,7 +84,9 @@ def test_dense_and_flat_keep_dtype_and_trailing_shape(dtype: torch.dtype) -> Non
 
 
 def test_episode_index_needs_one_dimension() -> None:
-    with pytest.raises(ValueError, match=r"episode must have shape \[M\], got \(2, 2\)"):
+    with pytest.raises(
+        ValueError, match=r"episode_id must have shape \[M\] or \[M, 1\], one entry a row, got \(2, 2\)"
+    ):
         EpisodeIndex(torch.zeros(2, 2, dtype=torch.int64))
 
 
@@ -139,7 +142,7 @@ def test_labeller_that_looks_at_the_episode() -> None:
         lengths.append(len(fraction))
         return torch.where(valid, (episode[CHUNK_ID] >= 2).long(), -1)
 
-    order = torch.randperm(len(batch), generator=torch.Generator().manual_seed(0))
+    order = batch[CHUNK_ID].argsort(stable=True)  # rows of an episode need not be neighbours
     assert torch.equal(label_episodes(batch[order], by_time), (batch[order][CHUNK_ID] >= 2).long())
     assert sorted(lengths) == [1, 3, 5, 8]
 
@@ -242,7 +245,7 @@ def test_check_batch() -> None:
     check_batch(batch.exclude(CHUNK), (IS_PAD, EPISODE))
     wrong = batch.clone()
     wrong[IS_PAD] = wrong[IS_PAD][:, 1:]
-    with pytest.raises(ValueError, match=r"action_is_pad must have shape \(17, 4\), got \(17, 3\)"):
+    with pytest.raises(ValueError, match=r"action_is_pad must be bool \(17, 4\), got torch.bool \(17, 3\)"):
         check_batch(wrong)
 
 
@@ -279,3 +282,25 @@ def test_any_labeller_gets_minus_one_for_unexecuted_chunks(wants_episode: bool) 
         return plain(fraction, valid)
 
     assert label_episodes(batch, looking if wants_episode else plain).tolist() == [0, 0, -1]
+
+
+def test_rows_that_are_not_whole_episodes_in_order_are_refused() -> None:
+    batch = make_batch()
+    swapped = torch.tensor([1, 0, *range(2, len(batch))])
+    doubled = torch.cat([batch, batch])
+    for rows in (batch[swapped], batch.flip(0), batch[1:], batch[torch.arange(len(batch)) != 7], doubled):
+        with pytest.raises(ValueError, match=r"chunk_id is \d at row \d+, where chunk \d of episode \d+ was expected"):
+            label_episodes(rows)
+    ends = batch[CHUNK_ID] == torch.tensor([4, 0, 7, 2])[batch[EPISODE] // 10]
+    unnumbered = batch.exclude(CHUNK_ID).set(DONE, ends.unsqueeze(-1))
+    assert torch.equal(label_episodes(unnumbered), batch[PHASE])
+    for rows in (torch.cat([unnumbered, unnumbered]), unnumbered[swapped.flip(0)]):
+        with pytest.raises(ValueError, match="goes on after row"):
+            label_episodes(rows)
+    for rows in (unnumbered[:-1], batch.clone().set(DONE, ends.unsqueeze(-1))[:3]):
+        with pytest.raises(ValueError, match=r"ends at row \d+, which is not done"):
+            label_episodes(rows)
+    interleaved = batch[batch[CHUNK_ID].argsort(stable=True)]
+    assert torch.equal(label_episodes(interleaved), interleaved[PHASE])
+    apart = torch.cat([batch, batch.clone().set(EPISODE, batch[EPISODE] + 100)])
+    assert torch.equal(label_episodes(apart), apart[PHASE])

@@ -105,8 +105,11 @@ def test_what_does_not_fit_is_refused() -> None:
     new, old, advantage, executed, _ = random_rows(5)
     with pytest.raises(ValueError, match="expected tokens and log_probs"):
         clipped_objective(new, old.sum((1, 2)), advantage, executed)
-    with pytest.raises(ValueError, match=r"advantage must have shape \[6\]"):
-        clipped_objective(new, old, advantage.view(6, 1), executed)
+    for wrong in (advantage.view(1, 6), advantage[1:], advantage.view(6, 1, 1).expand(6, 4, 3)):
+        with pytest.raises(ValueError, match=r"advantage must have shape \[6\]"):
+            clipped_objective(new, old, wrong, executed)
+        with pytest.raises(ValueError, match=r"weight must have shape \[6\]"):
+            clipped_objective(new, old, advantage, executed, wrong)
     with pytest.raises(ValueError, match="executed must be bool"):
         clipped_objective(new, old, advantage, executed.to(torch.uint8))
 

@@ -47,8 +47,8 @@ def choose(
 
 
 def parts_of_full(value: Tensor) -> Tensor:
-    """What each row adds to full GRPO's loss over the group with a signal, for a row's mean token loss ``[M]``."""
-    return torch.where(SIGNAL, value / 3 / LENGTHS[EPISODE], 0.0)
+    """What each row adds to full GRPO's loss, for a row's mean token loss ``[M]`` that is 0 without an advantage."""
+    return torch.where(SIGNAL, value / 5 / LENGTHS[EPISODE], 0.0)
 
 
 def loss_of(got: Selection, value: Tensor) -> Tensor:
@@ -74,8 +74,8 @@ def test_top_advantage_table() -> None:
     # budget 1: 5 rows of 12; scores 2/2 (the success), 1/3, 1/4, 0
     got = choose("top-advantage", 1)
     assert got.index.tolist() == [0, 1, 6, 7, 8]
-    # 5 rows x 1/3 of a trajectory, of those with a signal, x 1/N of its chunks
-    assert got.weight.tolist() == pytest.approx([5 / 6, 5 / 6, 5 / 9, 5 / 9, 5 / 9])
+    # 5 rows x 1/5 of a trajectory x 1/N of its chunks
+    assert got.weight.tolist() == pytest.approx([1 / 2, 1 / 2, 1 / 3, 1 / 3, 1 / 3])
     assert got.kept.tolist() == pytest.approx([1, 0, 0, 0, 0])
 
 
@@ -123,7 +123,7 @@ def test_padding_rows_are_never_kept(padding: str) -> None:
     value = torch.randn(12, generator=torch.Generator().manual_seed(1)).double()
     got = choose("top-advantage", 4, valid=valid, padding=padding)
     assert got.index.tolist() == [0, 1, 2, 3, 4, 6, 7]
-    expected = (value[[0, 1]].mean() + value[[2, 3, 4]].mean() + value[[6, 7]].mean()) / 3
+    expected = (value[[0, 1]].mean() + value[[2, 3, 4]].mean() + value[[6, 7]].mean()) / 5
     assert float(loss_of(got, value)) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -134,9 +134,9 @@ def test_a_given_advantage_decides_chunk_by_chunk() -> None:
     for budget, expected in ((1, [1, 6, 8, 10, 0]), (2, [1, 6, 8, 10, 0, 3])):
         got = choose("top-advantage", budget, advantage=advantage)
         assert got.index.tolist() == sorted(expected)
-    # four trajectories have a signal; a row keeps the part that it has in the mean over them
+    # a row keeps the part that it has in the mean over the five trajectories
     share = {0: 2, 1: 2, 3: 4, 6: 3, 8: 3, 10: 2}
-    assert got.weight.tolist() == pytest.approx([6 / 4 / share[row] for row in sorted(expected)])
+    assert got.weight.tolist() == pytest.approx([6 / 5 / share[row] for row in sorted(expected)])
 
 
 def test_with_room_for_all_a_given_advantage_makes_no_difference_to_full_grpo() -> None:
@@ -156,7 +156,7 @@ def test_a_batch_without_signal_keeps_nothing() -> None:
     ("advantage", "text"),
     [
         (torch.tensor([1.0, float("nan")] + [0.0] * 10), "advantage must be finite, got nan"),
-        (torch.zeros(12, 2), r"advantage must have shape \(12,\), got \(12, 2\)"),
+        (torch.zeros(12, 2), r"advantage must have shape \[12\] or \[12, 1\], one entry a row, got \(12, 2\)"),
     ],
 )
 def test_advantages_that_do_not_fit(advantage: Tensor, text: str) -> None:

@@ -183,16 +183,18 @@ def test_a_budget_that_covers_all_is_full_grpo(seed: int, selection: str, paddin
 
 @exact
 @given(seeds, st.sampled_from(["drop", "keep"]))
-def test_a_batch_budget_that_covers_all_is_full_grpo_on_the_groups_with_both_outcomes(seed: int, padding: str) -> None:
+def test_a_batch_budget_that_covers_all_is_full_grpo(seed: int, padding: str) -> None:
+    """Groups of one outcome count in the mean over trajectories, as in every rule; their rows would add nothing."""
     batch = random_batch(seed)
     won = [bool(batch.success[batch.group == group].any()) for group in range(3)]
     lost = [bool((~batch.success[batch.group == group]).any()) for group in range(3)]
     mixed = torch.tensor([a and b for a, b in zip(won, lost, strict=True)])[batch.group]
     signal = (mixed & batch.valid.any(-1)).nonzero().squeeze(-1)
-    full = batch.take(signal).select(selection="none")
+    full = batch.select(selection="none")
     got = batch.select(selection="top-advantage", padding=padding, budget=10)
     assert torch.equal(got.index, signal)
-    assert torch.equal(got.weight, full.weight)
+    there = torch.isin(full.index, signal)
+    torch.testing.assert_close(got.weight / len(got.index), full.weight[there] / len(full.index))
 
 
 def row_loss(token_loss: Tensor, valid: Tensor) -> Tensor:
@@ -362,13 +364,13 @@ def test_inputs_that_do_not_fit_leave_the_probabilities_alone() -> None:
     batch, keep = random_batch(0), KeepProbabilities()
     cases = [
         ("success must be binary", batch._replace(success=batch.success * 0.5)),
-        (r"success must have shape \[M\]", batch._replace(success=batch.success.unsqueeze(-1).expand(-1, 2))),
-        ("episode must be an integer", batch._replace(episode=batch.episode.float())),
-        (r"group must have shape \(120,\)", batch._replace(group=batch.group.unsqueeze(-1).expand(-1, 2))),
+        (r"success must have shape \[120\]", batch._replace(success=batch.success.unsqueeze(-1).expand(-1, 2))),
+        ("episode_id must be an integer", batch._replace(episode=batch.episode.float())),
+        (r"group_id must have shape \[120\]", batch._replace(group=batch.group.unsqueeze(-1).expand(-1, 2))),
         (r"phase must have shape \[120\]", batch._replace(phase=batch.phase.unsqueeze(-1).expand(-1, 2))),
         ("phase must be below num_phases=5, got 5", batch._replace(phase=batch.phase + 1)),
-        (r"actions must be float \[M, L, D\]", batch._replace(actions=batch.actions[..., 0])),
-        (r"action_is_pad must have shape \(120, 4\)", batch._replace(valid=batch.valid[:, 1:])),
+        (r"must be float \[M, L, D\]", batch._replace(actions=batch.actions[..., 0])),
+        (r"action_is_pad must be bool \(120, 4\)", batch._replace(valid=batch.valid[:, 1:])),
         ("NaN or infinity", batch._replace(actions=torch.full_like(batch.actions, math.nan))),
     ]
     for message, wrong in cases:
@@ -400,5 +402,5 @@ def test_top_phase_without_any_evidence_counts_all() -> None:
 def test_outcome_and_group_belong_to_the_episode(which: str) -> None:
     constant, changing = torch.zeros(3, dtype=torch.int64), torch.tensor([0, 1, 0])
     success, group = (changing, constant) if which == "success" else (constant, changing)
-    with pytest.raises(ValueError, match=f"{which} changes within an episode"):
+    with pytest.raises(ValueError, match=f"{which}.* changes within an episode"):
         select_chunks(make_rows(torch.zeros(3, 1, 1), constant, success, group, constant), KeepProbabilities())

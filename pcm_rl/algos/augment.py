@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import TensorDictBase, is_tensor_collection
 from torch import Generator, Tensor
 
 GREY = (0.299, 0.587, 0.114)  # weights of red, green and blue in luminance
@@ -26,15 +26,21 @@ def augment_images(
 
     Returns:
         Rows with new images; the same object where both are 0.
+
+    Raises:
+        ValueError: If ``"observation"`` holds no entries.
     """
     if not brightness and not jitter:
         return batch
+    observation = batch.get("observation", None)
+    if not is_tensor_collection(observation):
+        raise ValueError(f"expected images among the entries of 'observation', got a {type(observation).__name__}")
     rows = len(batch)
     spread = torch.tensor([brightness, jitter, jitter]).view(3, 1)
     factors = 1.0 + spread * (2.0 * torch.rand(3, rows, generator=generator) - 1.0)
     batch = batch.copy()
-    for key, value in list(batch.get("observation").items()):
-        if value.dtype == torch.uint8 and value.ndim == 4 and value.shape[1] == 3:
+    for key, value in list(observation.items()):
+        if isinstance(value, Tensor) and value.dtype == torch.uint8 and value.ndim == 4 and value.shape[1] == 3:
             batch.set(("observation", key), relight(value, *factors.to(value.device)))
     return batch
 

@@ -10,7 +10,7 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Generator, Tensor, nn
 
 from pcm_rl.advantage import outcome_advantage
-from pcm_rl.episodes import EPISODE, GROUP, SUCCESS, EpisodeIndex
+from pcm_rl.episodes import EPISODE, GROUP, SUCCESS, EpisodeIndex, column_of
 from pcm_rl.support.plugins import load_callable
 
 
@@ -40,7 +40,8 @@ class Credit:
 
 def outcome_credit(rows: TensorDictBase) -> Tensor:
     """Equation 1 for every row of ``rows [M]``, ``[M]`` float32; 0 in groups with one outcome."""
-    return outcome_advantage(rows.get(SUCCESS), rows.get(GROUP), EpisodeIndex(rows.get(EPISODE)))
+    success, group, episode = (column_of(rows, key) for key in (SUCCESS, GROUP, EPISODE))
+    return outcome_advantage(success, group, EpisodeIndex(episode))
 
 
 GROUP_CREDIT = Credit(outcome_credit)

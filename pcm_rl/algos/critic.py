@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -11,7 +13,7 @@ from torchrl.modules import MLP
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from pcm_rl.algos.credit import Credit, outcome_credit
-from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex
+from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex, check_ended, check_order, column_of
 
 FEATURES = "critic_features"  # [M, F] float32, the critic's features of each row
 Features = Callable[[TensorDictBase], Tensor]
@@ -43,6 +45,8 @@ class SuccessCritic(nn.Module):
         seed: Seed of its weights and of the rows it learns from; the global generator stays as it is.
         features: ``rows [M] -> [M, F]``, its input; None is the state. Not called for rows that hold :data:`FEATURES`
             already.
+
+    Its ``state_dict`` holds the generator too: a restored critic learns on bit for bit.
     """
 
     mean: Tensor
@@ -75,20 +79,42 @@ class SuccessCritic(nn.Module):
         """Chance of success before each of ``rows [M]``, ``[M]`` float64."""
         return self._logit(self._inputs(rows)).double().sigmoid()
 
+    def get_extra_state(self) -> Tensor:
+        """The generator's state, a tensor; part of ``state_dict``."""
+        return self.generator.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore the state of :meth:`get_extra_state`."""
+        self.generator.set_state(state.cpu())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # a state that was saved without the generator leaves it as it is
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def observe(self, rows: TensorDictBase) -> TensorDictBase:
         """Write the features of every row under :data:`FEATURES`, in place."""
         return rows.set(FEATURES, self._features_of(rows))
 
     def _features_of(self, rows: TensorDictBase) -> Tensor:
-        """``[M, F]`` float32 without a gradient."""
+        """``[M, F]`` float32 without a gradient, finite."""
         features = rows.get(FEATURES, None)
         with torch.no_grad():
             features = self._features(rows) if features is None else features
-        return features.detach().float()
+        features = features.detach().float()
+        if features.shape != (len(rows), len(self.mean)):
+            raise ValueError(
+                f"the critic's features must have shape [{len(rows)}, {len(self.mean)}], got {tuple(features.shape)}"
+            )
+        if not bool(torch.isfinite(features).all()):
+            row = int((~torch.isfinite(features)).any(-1).nonzero()[0])
+            place = "".join(f", {key} {int(rows.get(key)[row])}" for key in (EPISODE, CHUNK_ID) if key in rows.keys())
+            raise ValueError(f"the critic's features are not finite at row {row}{place}: check the observation there")
+        return features
 
     def _inputs(self, rows: TensorDictBase) -> Tensor:
         state = ((self._features_of(rows) - self.mean) / self.std).clamp(-5.0, 5.0)
-        time = 2.0 * rows.get(CHUNK_ID).float() / self.max_chunks - 1.0
+        time = 2.0 * column_of(rows, CHUNK_ID).float() / self.max_chunks - 1.0
         return torch.cat([state, time.unsqueeze(-1)], -1)
 
     def _logit(self, inputs: Tensor) -> Tensor:
@@ -103,10 +129,15 @@ class SuccessCritic(nn.Module):
             rows: ``[M]`` rows, the chunks of an episode in their order.
 
         Returns:
-            ``[M]`` float32, scaled to a standard deviation of 1.
+            ``[M]`` float32, scaled to a standard deviation of 1; a single row is not scaled.
+
+        Raises:
+            KeyError: If an entry is missing.
+            ValueError: If features are not finite, or the chunks of an episode are not in their order.
         """
-        change = chunk_advantage(self(rows), rows.get(SUCCESS), rows.get(EPISODE), self.lam)
-        return (change / change.std().clamp_min(1e-8)).float()
+        success, episode = _outcomes(rows)
+        change = chunk_advantage(self(rows), success, episode, self.lam)
+        return (change if len(change) < 2 else change / change.std().clamp_min(1e-8)).float()
 
     def fit(self, rows: TensorDictBase) -> dict[str, float]:
         """Learn from the outcomes of ``rows [M]``.
@@ -114,27 +145,53 @@ class SuccessCritic(nn.Module):
         Returns:
             ``explained_variance``, the share of the outcomes' variance that it predicted before it learned from them
             (nan before its first batch, and where all outcomes are equal).
+
+        Raises:
+            KeyError: If an entry is missing.
+            ValueError: If features are not finite, there are fewer than 2 rows, or the chunks of an episode are not in
+                their order.
+            FloatingPointError: If it diverged. After any error the critic is as it was.
         """
-        success = rows.get(SUCCESS).float()
+        success = _outcomes(rows)[0].float()
+        if len(success) < 2:
+            raise ValueError(f"a critic learns from at least 2 rows, got {len(success)}")
+        features = self._features_of(rows)
         explained = float("nan")
         if bool(self.fitted):
             with torch.no_grad():
                 error, variance = (success - self(rows)).square().mean(), success.var(correction=0)
             explained = float(1.0 - error / variance) if float(variance) > 0 else explained
-        else:
-            state = self._features_of(rows)
-            self.mean.copy_(state.mean(0))
-            self.std.copy_(state.std(0) + 1e-3)
-            self.fitted.fill_(True)
+        before = copy.deepcopy(self.state_dict())
+        try:
+            if not bool(self.fitted):
+                self.mean.copy_(features.mean(0))
+                self.std.copy_(features.std(0) + 1e-3)
+                self.fitted.fill_(True)
+            self._descend(self._inputs(rows), success)
+        except BaseException:
+            self.load_state_dict(before)
+            raise
+        return {"explained_variance": explained}
+
+    def _descend(self, inputs: Tensor, success: Tensor) -> None:
         optimizer = torch.optim.AdamW(self.net.parameters(), self.lr, weight_decay=1e-3)
-        inputs = self._inputs(rows)
         for _ in range(self.steps):
             index = torch.randint(len(success), (256,), generator=self.generator)
             loss = nn.functional.binary_cross_entropy_with_logits(self._logit(inputs[index]), success[index])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        return {"explained_variance": explained}
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.net.parameters()):
+            raise FloatingPointError(f"the critic diverged at a learning rate of {self.lr:g}: lower it (advantage.lr)")
+
+
+def _outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
+    """Success and episode of each row, ``[M]``; refuses rows that are not of whole episodes in order."""
+    success, episode, _ = (column_of(rows, key) for key in (SUCCESS, EPISODE, CHUNK_ID))
+    index = EpisodeIndex(episode)
+    check_order(rows, index)
+    check_ended(rows, index)
+    return success, episode
 
 
 def critic_credit(critic: SuccessCritic) -> Credit:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torchrl.objectives import LossModule
 
+from pcm_rl.inputs import entry
 from pcm_rl.objective import (
     check_tokens,
     clipped_objective,
@@ -44,16 +46,20 @@ class ChunkGRPOLoss(LossModule):
             itself; gradient checkpointing needs this, since it runs blocks again in the backward pass.
 
     Reads (all configurable by ``set_keys``): the policy's inputs, ``("vla_action", "tokens") [M, L, D]``,
-    ``("vla_action", "log_probs") [M, L, D]``, ``"action_is_pad" [M, L]``, ``"advantage" [M]`` or ``[M, 1]``, and if
-    present ``"weight" [M]`` (absent means 1).
+    ``("vla_action", "log_probs") [M, L, D]``, ``"action_is_pad" [M, L]`` bool, ``"advantage"`` and if present
+    ``"weight"`` (absent means 1), both ``[M]`` or ``[M, 1]``. Padded steps may hold anything.
 
     Writes ``loss_objective`` (and ``loss_entropy``, ``loss_kl``), and without gradient ``clip_fraction``, ``kl_approx``
     (mean of ``rho - 1 - log rho``, non-negative), ``mean_ratio``, ``max_ratio`` and ``entropy``, over executed tokens.
 
     Raises:
         ValueError: On construction for a clip threshold outside (0, 1) below or not positive above, a negative
-            coefficient or an unknown reduction; in ``forward`` for shapes that do not fit.
+            coefficient or an unknown reduction; in ``forward`` for shapes and types that do not fit, such as an
+            advantage for each token.
         KeyError: In ``forward`` if an entry is missing.
+
+    Warns:
+        UserWarning: In ``forward`` without any rows; the loss is then 0.
 
     Examples:
         >>> import torch
@@ -153,31 +159,35 @@ class ChunkGRPOLoss(LossModule):
         losses += ["loss_kl"] if self.kl_coeff else []
         return [*losses, "clip_fraction", "kl_approx", "mean_ratio", "max_ratio", "entropy"]
 
-    @dispatch
+    @property
+    def call_keys(self) -> list[NestedKey]:
+        """What a call without a TensorDict takes, by place or by keyword: ``in_keys``, and the weight."""
+        return [*self.in_keys, self.tensor_keys.weight]
+
+    @dispatch(source="call_keys")
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Loss and diagnostics of ``tensordict [M]``."""
-        keys, rows = self.tensor_keys, tensordict.shape[0]
+        keys = self.tensor_keys
         tokens, old, pad, advantage = (
-            _entry(tensordict, key) for key in (keys.tokens, keys.log_probs, keys.is_pad, keys.advantage)
+            entry(tensordict, key) for key in (keys.tokens, keys.log_probs, keys.is_pad, keys.advantage)
         )
-        if pad.dtype != torch.bool:
-            raise ValueError(
-                f"{keys.is_pad} must be bool [M, L], got {pad.dtype}: ~ of another type is not its negation"
-            )
+        check_tokens(tokens, old, pad, str(keys.is_pad))
+        if not len(tokens):
+            warnings.warn("the loss got no rows: it is 0 and has no gradient; skip this update", stacklevel=2)
         executed = ~pad
-        check_tokens(tokens, old, executed)
         weight = tensordict.get(keys.weight, None)
-        weight = None if weight is None else weight.reshape(rows)
         dist = self._distribution(tensordict)
-        new = dist.log_prob(tokens)
+        # what stands in steps that were never executed, such as -100, is no token: it is never looked up
+        new = dist.log_prob(tokens.masked_fill(~executed.unsqueeze(-1), 0))
         clip = (self.clip_low, self.clip_high)
-        gain = clipped_objective(new, old, advantage.reshape(rows), executed, weight, clip_epsilon=clip)
+        gain = clipped_objective(new, old, advantage, executed, weight, clip_epsilon=clip)
         out = {"loss_objective": -self._reduce(gain)}
-        entropy = dist.entropy() if self.entropy_coeff else dist.entropy().detach()
+        with contextlib.nullcontext() if self.entropy_coeff else torch.no_grad():  # without a bonus no graph is kept
+            entropy = dist.entropy()
         if self.entropy_coeff:
             out["loss_entropy"] = -self.entropy_coeff * self._reduce(token_mean(entropy, executed, weight))
         if self.kl_coeff:
-            penalty = kl_penalty(new, _entry(tensordict, keys.ref_log_probs), executed, weight)
+            penalty = kl_penalty(new, entry(tensordict, keys.ref_log_probs), executed, weight)
             out["loss_kl"] = self.kl_coeff * self._reduce(penalty)
         out |= ratio_diagnostics(new, old, executed, clip_epsilon=clip)
         return TensorDict({**out, "entropy": mean_over_executed(entropy.detach(), executed, new.dtype)})
@@ -195,11 +205,4 @@ class ChunkGRPOLoss(LossModule):
         """``[M]`` as the reduction says."""
         if self.reduction == "none":
             return row
-        return row.mean() if self.reduction == "mean" else row.sum()
-
-
-def _entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-    value: Tensor | None = tensordict.get(key, None)
-    if value is None:
-        raise KeyError(f"the batch lacks {key!r}, which the loss reads; rename entries with set_keys")
-    return value
+        return row.mean() if self.reduction == "mean" and len(row) else row.sum()  # of no rows: 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pcm_rl.inputs import whole_number
+
 
 def pack_rows(tokens: Tensor, budget: int) -> list[Tensor]:
     """Group rows so that no group, padded to its longest row, has more than ``budget`` tokens.
@@ -20,8 +22,11 @@ def pack_rows(tokens: Tensor, budget: int) -> list[Tensor]:
         Indices of rows, longest first, each row in exactly one group.
 
     Raises:
-        ValueError: If a row alone is longer than ``budget``.
+        ValueError: If a row alone is longer than ``budget``, or has no token, or ``budget`` is no whole number.
     """
+    budget = whole_number("micro_tokens", budget)
+    if len(tokens) and int(tokens.min()) < 1:
+        raise ValueError(f"expected rows of at least 1 token, got {int(tokens.min())}; look at the policy's row_tokens")
     longest = int(tokens.max()) if len(tokens) else 0
     if longest > budget:
         raise ValueError(f"expected micro_tokens of at least the longest row's {longest} tokens, got {budget}")
@@ -47,7 +52,8 @@ def micro_batches(rows: Tensor, *, micro_rows: int | None, tokens: Tensor | None
     if budget is not None:
         assert tokens is not None
         return [rows[group] for group in pack_rows(tokens[rows], budget)]
-    return list(rows.split(micro_rows or len(rows))) if len(rows) else []
+    most = len(rows) if micro_rows is None else whole_number("micro_rows", micro_rows)
+    return list(rows.split(most)) if len(rows) else []
 
 
 def row_tokens(policy: object, batch: object) -> Tensor:

@@ -9,7 +9,8 @@ from tensordict import TensorDictBase
 from torch import Generator, Tensor
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.episodes import CHUNK, IS_PAD
+from pcm_rl.episodes import CHUNK, IS_PAD, check_batch
+from pcm_rl.inputs import entry, mask, positive_number, whole_number
 
 
 def token_cross_entropy(policy: VLAWrapperBase, rows: TensorDictBase) -> Tensor:
@@ -17,12 +18,20 @@ def token_cross_entropy(policy: VLAWrapperBase, rows: TensorDictBase) -> Tensor:
 
     Args:
         policy: Token policy with an ``action_tokenizer``.
-        rows: ``[M]`` with the policy's inputs, the demonstrated chunk ``[M, L, D]`` and its padding.
+        rows: ``[M]`` with the policy's inputs, the demonstrated chunk ``[M, L, D]`` and its padding ``[M, L]`` bool.
+
+    Raises:
+        KeyError: If an entry is missing.
+        ValueError: If the padding is not bool, or no step was executed.
     """
-    tokens = policy.action_tokenizer.encode(rows.get(CHUNK))
+    chunk, pad = entry(rows, CHUNK), entry(rows, IS_PAD)
+    executed = ~mask(IS_PAD, pad, chunk.shape[:2])
+    if not bool(executed.any()):
+        raise ValueError("expected demonstrations with executed steps, got none: action_is_pad is True everywhere")
+    # what stands in steps that were never executed, such as NaN, is no action
+    tokens = policy.action_tokenizer.encode(chunk.masked_fill(pad.unsqueeze(-1), 0.0))
     log_prob = policy.get_dist(rows.select(*policy.in_keys)).log_prob(tokens)
-    executed = (~rows.get(IS_PAD)).unsqueeze(-1).expand_as(log_prob)
-    return -log_prob[executed].mean()
+    return -log_prob[executed.unsqueeze(-1).expand_as(log_prob)].mean()
 
 
 def supervise(
@@ -52,17 +61,23 @@ def supervise(
         The loss of every executed step, in nats per token.
 
     Raises:
-        ValueError: If the demonstrations' chunks do not fit the policy.
+        ValueError: If the demonstrations' chunks do not fit the policy, there are none, or an option is out of range.
     """
+    steps, lr = whole_number("steps", steps, least=0), positive_number("lr", lr)
+    batch_size, stop_every = whole_number("batch_size", batch_size), whole_number("stop_every", stop_every)
+    check_batch(demos, (CHUNK, IS_PAD))
+    if steps and not len(demos):
+        raise ValueError("expected demonstrations, got no rows")
     expected = (policy.chunk_size, policy.action_dim)
     if tuple(demos.get(CHUNK).shape[1:]) != expected:
         raise ValueError(f"the demonstrations have chunks {tuple(demos.get(CHUNK).shape[1:])}, the policy {expected}")
     demos = demos.select(*policy.in_keys, CHUNK, IS_PAD)
     device = next(policy.parameters()).device
     optimizer = torch.optim.Adam([parameter for parameter in policy.parameters() if parameter.requires_grad], lr=lr)
+    source = "cpu" if generator is None else generator.device  # and not the default device
     losses = []
     for step in range(1, steps + 1):
-        rows = torch.randint(len(demos), (batch_size,), generator=generator)
+        rows = torch.randint(len(demos), (batch_size,), generator=generator, device=source)
         loss = token_cross_entropy(policy, demos[rows].to(device))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -10,6 +10,8 @@ from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.envs.transforms import Transform
 
+from pcm_rl.algos.buffers import check_texts, reading_buffer
+from pcm_rl.algos.trajectories import trajectory_success, whole_trajectories
 from pcm_rl.episodes import (
     CHUNK,
     CHUNK_ID,
@@ -17,11 +19,12 @@ from pcm_rl.episodes import (
     EPISODE,
     IS_PAD,
     PHASE,
-    REWARD,
     SUCCESS,
+    WEIGHT,
     EpisodeIndex,
     Labeller,
     check_batch,
+    check_order,
     label_episodes,
 )
 from pcm_rl.phases import label_phases
@@ -52,6 +55,8 @@ class LabelPhases(Transform):
         tensor([3, 0, 2])
     """
 
+    needs_whole_episodes = True
+
     def __init__(
         self,
         labeller: Labeller = label_phases,
@@ -65,27 +70,37 @@ class LabelPhases(Transform):
         self.options: dict[str, Any] = {"gripper_index": gripper_index, "close_above": close_above, "closed": closed}
 
     def _inv_call(self, tensordict: TensorDictBase | None) -> TensorDictBase | None:
-        if tensordict is None:
-            return None
-        check_batch(tensordict, (CHUNK, IS_PAD, EPISODE))
-        return tensordict.set(PHASE, label_episodes(tensordict, self.labeller, **self.options))
+        return None if tensordict is None else self.forward(tensordict)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Label ``tensordict [M]``; inside a replay buffer, where this runs at sampling, return it unchanged."""
-        return tensordict if in_buffer(self) else self._inv_call(tensordict)
+        """Label ``tensordict [M]``, in place unless it is locked; what a buffer reads passes through unchanged."""
+        if reading_buffer() is not None:
+            return tensordict
+        check_batch(tensordict, (CHUNK, IS_PAD, EPISODE))
+        rows = unchosen(tensordict, "LabelPhases")
+        return rows.set(PHASE, label_episodes(rows, self.labeller, **self.options))
 
 
 class EpisodeKeys(Transform):
     """Complete trajectories from a TorchRL collector to the schema: write the keys that are missing.
 
-    ``("vla_action", "chunk")`` is taken from ``action_key``; ``"action_is_pad"`` from ``("next", "action_is_pad")``
-    (see :func:`~pcm_rl.algos.torchrl_env`), and without both nothing is padded; ``"episode_id"`` and ``"chunk_id"`` are
-    counted from ``("next", "done")``; ``"success"`` is a positive sum of an episode's rewards. On a replay buffer's
-    write path it runs after ``MCAdvantage``: append it before.
+    Rows ``[M]``, or ``[B, T]`` with padding marked by ``("collector", "mask")``, become ``[M]`` without padding.
+    ``("vla_action", "chunk")`` is taken from ``action_key``; ``"action_is_pad"`` and ``"success"`` from ``"next"``
+    wherever they are there (see :func:`~pcm_rl.algos.torchrl_env`), since a collector copies entries of ``"next"`` to
+    the root of the following row, where they are one step old. Without any ``"success"``, a positive reward that is
+    paid once is a success; without any ``"action_is_pad"`` nothing is padded. ``"episode_id"`` and ``"chunk_id"`` are
+    counted from ``("next", "done")``; ids go on over calls and after a restore.
+
+    On a replay buffer's write path it runs first: append it last.
 
     Args:
         action_key: Key of the executed chunk ``[M, L, D]``, if it is not ``("vla_action", "chunk")``.
+
+    Raises:
+        ValueError: If a trajectory is cut, if its rows are not in order, or if the rewards do not tell the outcome.
     """
+
+    needs_whole_episodes = True
 
     def __init__(self, action_key: NestedKey = "action") -> None:
         super().__init__()
@@ -93,38 +108,55 @@ class EpisodeKeys(Transform):
         self._episodes = 0  # so that ids stay unique over the buffer's life
 
     def _inv_call(self, tensordict: TensorDictBase | None) -> TensorDictBase | None:
-        if tensordict is None:
-            return None
-        check_batch(tensordict, (DONE,))
-        present = set(tensordict.keys(include_nested=True))
-        done = tensordict.get(DONE).reshape(-1)
-        if len(done) and not bool(done[-1]):
-            raise ValueError("the last row is not done: expected complete trajectories, one after the other")
-        ends = done.cumsum(0)
-        row = ends - done.long()  # the trajectory of each row, from 0
-        if EPISODE not in present:
-            tensordict.set(EPISODE, self._episodes + row)
-            self._episodes += int(ends[-1]) if len(done) else 0
-        if CHUNK_ID not in present:
-            tensordict.set(CHUNK_ID, EpisodeIndex(row).column)
-        if SUCCESS not in present:
-            reward = tensordict.get(REWARD).reshape(-1).double()
-            total = reward.new_zeros(int(ends[-1]) if len(done) else 0).index_add_(0, row, reward)
-            tensordict.set(SUCCESS, (total > 0)[row])
-        if CHUNK not in present:
-            tensordict.set(CHUNK, tensordict.get(self.action_key))
-        # A collector copies entries of "next" to the root of the following row, where they are one step old.
-        if ("next", IS_PAD) in present:
-            tensordict.set(IS_PAD, tensordict.get(("next", IS_PAD)))
-        elif IS_PAD not in present:
-            tensordict.set(IS_PAD, torch.zeros(tensordict.get(CHUNK).shape[:2], dtype=torch.bool, device=done.device))
-        return tensordict
+        return None if tensordict is None else self.forward(tensordict)
 
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
-        """Complete ``tensordict [M]``; inside a replay buffer, where this runs at sampling, return it unchanged."""
-        return tensordict if in_buffer(self) else self._inv_call(tensordict)
+        """Complete ``tensordict``, in place if it is ``[M]``; what a buffer reads passes through unchanged."""
+        if reading_buffer() is not None:
+            return tensordict
+        return self._complete(whole_trajectories(unchosen(tensordict, "EpisodeKeys")))
+
+    def _complete(self, rows: TensorDictBase) -> TensorDictBase:
+        present = set(rows.keys(include_nested=True))
+        done = rows.get(DONE).reshape(-1)
+        ends = done.cumsum(0)
+        trajectory, count = ends - done.long(), int(ends[-1]) if len(done) else 0
+        if EPISODE not in present:
+            rows.set(EPISODE, self._episodes + trajectory)
+        if count:
+            self._episodes = max(self._episodes, int(rows.get(EPISODE).max()) + 1)
+        if CHUNK_ID not in present:
+            rows.set(CHUNK_ID, EpisodeIndex(trajectory).column)
+        check_order(rows, EpisodeIndex(rows.get(EPISODE).reshape(-1)))
+        if ("next", SUCCESS) in present or SUCCESS not in present:
+            rows.set(SUCCESS, trajectory_success(rows, trajectory, count))
+        if CHUNK not in present:
+            rows.set(CHUNK, rows.get(self.action_key))
+        if ("next", IS_PAD) in present:
+            rows.set(IS_PAD, rows.get(("next", IS_PAD)))
+        elif IS_PAD not in present:
+            rows.set(IS_PAD, torch.zeros(rows.get(CHUNK).shape[:2], dtype=torch.bool, device=done.device))
+        return rows
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The next free ``"episode_id"``; part of ``state_dict``, also of a buffer that holds this."""
+        return {"episodes": self._episodes}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Restore the state of :meth:`get_extra_state`."""
+        self._episodes = int(state["episodes"])
 
 
-def in_buffer(transform: Transform) -> bool:
-    """Whether a transform belongs to a replay buffer (or to another transform), where ``forward`` runs at sampling."""
-    return transform.__dict__.get("_container") is not None
+def unchosen(rows: TensorDictBase, name: str) -> TensorDictBase:
+    """Rows that may be written to: a copy without the data where they are locked.
+
+    Raises:
+        ValueError: If chunks were chosen from them already, or a memory-mapped storage would lose their texts.
+    """
+    if WEIGHT in rows.keys():
+        raise ValueError(
+            f"{name} needs whole episodes, but the rows have a {WEIGHT!r}: PCMSampler has chosen among them. Call it "
+            "before PCMSampler; in a buffer, append it after PCMSampler"
+        )
+    check_texts(rows)
+    return rows.copy() if rows.is_locked else rows

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.packing import micro_batches, row_tokens
 from pcm_rl.episodes import EPISODE
+from pcm_rl.inputs import entry, mask, positive_number, whole_number
 from pcm_rl.processes.ranks import ALONE, Ranks
 
 
@@ -37,11 +38,12 @@ def grpo_update(
         loss: Its ``reduction`` must be ``"mean"``.
         optimizer: Over the loss's parameters.
         batch: ``[R]`` rows with advantage and weight, on any device; each micro-batch is moved to the parameters'.
-        minibatches: Optimiser steps per pass; fewer if there are fewer rows.
-        epochs: Passes over the batch.
+        minibatches: Optimiser steps per pass, at least 1; fewer if there are fewer rows.
+        epochs: Passes over the batch, at least 1.
         micro_rows: Rows in one forward and backward; None takes a whole minibatch.
-        micro_tokens: Tokens in one forward and backward, instead of rows; for a policy with ``row_tokens(batch)``.
-        grad_clip: Largest gradient norm.
+        micro_tokens: Tokens in one forward and backward, in place of ``micro_rows``; for a policy with
+            ``row_tokens(batch)``.
+        grad_clip: Largest gradient norm, above 0; ``math.inf`` does not clip.
         generator: Shuffles the rows; on several processes in the same state.
         ranks: The processes that share the work, each with the same ``batch`` and parameters.
 
@@ -50,17 +52,25 @@ def grpo_update(
         the maximum. Empty for an empty batch.
 
     Raises:
+        ValueError: For another reduction, an option out of range, or a mask that is not bool.
+        KeyError: If an entry is missing.
         FloatingPointError: If a gradient is not finite; the parameters do not change and the error names the episode.
     """
+    minibatches, epochs = whole_number("minibatches", minibatches), whole_number("epochs", epochs)
+    grad_clip = positive_number("grad_clip", grad_clip, finite=False)
+    _check_options(loss, micro_rows, micro_tokens)
+    pad = entry(batch, loss.tensor_keys.is_pad)
+    executed = ~mask(str(loss.tensor_keys.is_pad), pad, pad.shape[:2])
     if not len(batch):
         return {}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     tokens = None if micro_tokens is None else row_tokens(loss.actor_network, batch)
-    steps = (~batch.get(loss.tensor_keys.is_pad)).sum(-1).double().cpu()
+    steps = executed.sum(-1).double().cpu()
+    source = "cpu" if generator is None else generator.device  # and not the default device
     history: list[dict[str, float]] = []
     for _ in range(epochs):
-        order = torch.randperm(len(batch), generator=generator)
+        order = torch.randperm(len(batch), generator=generator, device=source).cpu()
         for rows in order.tensor_split(min(minibatches, len(batch))):
             optimizer.zero_grad(set_to_none=True)
             pieces = micro_batches(ranks.share(rows), micro_rows=micro_rows, tokens=tokens, budget=micro_tokens)
@@ -73,8 +83,21 @@ def grpo_update(
             optimizer.step()
             history.append({key: float(value) for key, value in metrics.items()} | {"grad_norm": float(norm)})
     history = [_combined(parts) for parts in zip(*ranks.gather_json(history), strict=True)]
-    means = {key: sum(step[key] for step in history) / len(history) for key in history[0]}
-    return means | {"max_ratio": max(step["max_ratio"] for step in history)}
+    most = max((step.pop("max_ratio") for step in history if "max_ratio" in step), default=1.0)
+    return {key: sum(step[key] for step in history) / len(history) for key in history[0]} | {"max_ratio": most}
+
+
+def _check_options(loss: ChunkGRPOLoss, micro_rows: int | None, micro_tokens: int | None) -> None:
+    if loss.reduction != "mean":
+        raise ValueError(
+            f"expected a loss with reduction='mean', got {loss.reduction!r}: the gradient of a minibatch is put "
+            "together from means over rows"
+        )
+    if micro_rows is not None and micro_tokens is not None:
+        raise ValueError("micro_rows and micro_tokens both say how large a micro-batch is; give one of them")
+    for name, value in (("micro_rows", micro_rows), ("micro_tokens", micro_tokens)):
+        if value is not None:
+            whole_number(name, value)
 
 
 def _accumulate(
@@ -95,7 +118,8 @@ def _accumulate(
         for key, value in out.items():
             value = value.detach()
             if key == "max_ratio":
-                total[key] = torch.maximum(total.get(key, value), value)
+                if float(steps[micro].sum()) > 0.0:  # without an executed step there is no ratio
+                    total[key] = torch.maximum(total.get(key, value), value)
             elif not key.startswith("loss_"):
                 total[key] = total.get(key, 0.0) + (share if key == "loss" else float(steps[micro].sum())) * value
     return total
@@ -110,7 +134,8 @@ def _combined(parts: tuple[dict[str, float], ...]) -> dict[str, float]:
 
 @torch.no_grad()
 def _blame(loss: ChunkGRPOLoss, batch: TensorDictBase, device: torch.device) -> str:
-    for row in batch.split(1):
+    for number, row in enumerate(batch.split(1)):
         if not bool(torch.isfinite(loss(row.to(device))["loss_objective"])):
-            return f"the loss is not finite at episode {int(row[EPISODE])}: check its log-probs and advantage"
+            where = f"episode {int(row[EPISODE])}" if EPISODE in row.keys() else f"row {number} of a minibatch"
+            return f"the loss is not finite at {where}: check its log-probs and advantage"
     return "the gradient is not finite although every row's loss is: lower the learning rate or the clip thresholds"

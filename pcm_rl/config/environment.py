@@ -24,6 +24,9 @@ class EnvConfig:
         wrappers: Wrappers of each environment, the first one innermost: ``module:Class``, or a mapping
             ``{name: module:Class, kwargs: {...}}``; such as ``gymnasium.wrappers:FlattenObservation`` for observations
             in several parts.
+        observation: Parts of a ``Dict`` observation that the policy gets, ``pixels.top`` for a part of a part. A list
+            joins them to one vector: ``[observation, desired_goal]``. A mapping gives new names, to one part or to
+            several, which become a vector: ``{image: pixels.top, state: [agent_pos]}``. null leaves it as it is.
         import_module: Module to import first, so that ``id`` is registered (``metaworld`` for MetaWorld's ids).
         num_envs: Environments stepped together; with several training processes, those of each.
         workers: One process an environment (simulators); False steps the environment's own vectorised core.
@@ -32,7 +35,7 @@ class EnvConfig:
         max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
         gripper_index: Action dimension that commands the gripper; null where there is no gripper, which needs a
             ``labeller`` or ``closed``.
-        close_above: Gripper commands strictly above close.
+        close_above: Gripper commands strictly above close, in the environment's own units (after ``wrappers``).
         close_below: Gripper commands strictly below close, in place of those above ``close_above``; null where it is
             not so.
         closed: ``module:function`` of actions ``[..., D]`` -> bool ``[...]``: which of them close the gripper, where
@@ -42,7 +45,8 @@ class EnvConfig:
         init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
             ``seed`` (``reset(seed=k)``).
         success: Key of ``info`` that tells success, or ``module:function``, called as ``function(env, info) -> bool``
-            after every step; null is ``success`` or ``is_success``, else an end with a positive reward.
+            after every step; ``positive_reward`` is a reward above 0, also where the episode goes on; null is
+            ``success`` or ``is_success``, else an end with a positive reward.
         reward: ``sum`` of the environment's rewards over a chunk, or ``success``: 1 for the chunk of the first success.
         num_states: Number of initial states a task (LIBERO: 50); None where the environment has no fixed number.
         eval_states: Initial states a task held out for evaluation, never trained on.
@@ -56,6 +60,7 @@ class EnvConfig:
     kwargs: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, list[Any]] = field(default_factory=dict)
     wrappers: list[Any] = field(default_factory=list)
+    observation: Any = None
     import_module: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
     num_envs: int = 80
     workers: bool = False
@@ -92,6 +97,7 @@ class EnvConfig:
         self._check_gripper()
         for entry in self.wrappers:
             _check_wrapper(entry)
+        _check_parts(self.observation)
         if twice := sorted(set(self.kwargs) & set(self.tasks)):
             raise ConfigError(f"{', '.join(twice)} stands in kwargs and in tasks; give it in one of them")
         lengths = {key: len(values) for key, values in self.tasks.items()}
@@ -154,6 +160,17 @@ def _check_wrapper(entry: Any) -> None:
         )
     if not isinstance(named.get("kwargs") or {}, Mapping):
         raise ConfigError(f"wrappers: kwargs of {named['name']} must be a mapping, got {named['kwargs']!r}")
+
+
+def _check_parts(observation: Any) -> None:
+    given = list(observation.values()) if isinstance(observation, Mapping) else [observation]
+    named = [name for part in given for name in (part if isinstance(part, list) else [part])]
+    top_level = observation is None or isinstance(observation, list | Mapping)
+    if not top_level or (observation is not None and not (named and all(isinstance(name, str) for name in named))):
+        raise ConfigError(
+            "observation must be a list of parts, such as [observation, desired_goal], or a mapping of new names to "
+            f"them, such as {{image: pixels.top}}, got {observation!r}"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 import gymnasium
 
+from pcm_rl.envs.bounds import ActionBounds
 from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
+from pcm_rl.envs.parts import ObservationParts
 from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.tasks import MultiTaskEnv
 from pcm_rl.envs.vector import VectorMember, chunked_vector_env
@@ -24,8 +26,10 @@ if "pcm_rl/MetaWorld-v0" not in gymnasium.registry:
     gymnasium.register(id="pcm_rl/MetaWorld-v0", entry_point="pcm_rl.envs.metaworld.env:MetaWorldEnv")
 
 __all__ = [
+    "ActionBounds",
     "ChunkedEnv",
     "MultiTaskEnv",
+    "ObservationParts",
     "OpenVLAImages",
     "SeededStates",
     "VectorMember",

@@ -6,7 +6,8 @@ end of each chunk only, seven of eight successes would be paid late, twice or ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
@@ -21,16 +22,14 @@ from tensordict import NestedKey, NonTensorData, TensorDict
 from torch import Tensor
 
 from pcm_rl import episodes
+from pcm_rl.envs.gripper import check_gripper_index, check_threshold, no_gripper
+from pcm_rl.envs.info import TRAJECTORY, ChunkInfo
+from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.success import Success, SuccessRule
 from pcm_rl.episodes import Labeller, label_episodes
 from pcm_rl.phases import label_phases
 
 _Row = dict[NestedKey, Tensor]
-Reader = tuple[str | None, Callable[[Any], Tensor]]
-_floats = partial(torch.tensor, dtype=torch.float32)
-
-STATE_NAMES = ("state", "proprio", "observation")  # in a Dict observation, the first vector among these is the state
-IMAGE_NAMES = ("image", "pixels")  # likewise
 
 
 class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.floating]], RecordConstructorArgs):
@@ -45,16 +44,19 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 
     - `"action_is_pad"`: bool `[L]`, True for the steps that were never executed;
     - `"success"`: whether the episode has succeeded by now;
-    - `"episode"`: at the end of an episode only, a `TensorDict [N]` of its N chunks in the schema of
-      :mod:`pcm_rl.episodes`, phases labelled, with `("next", "reward" | "done" | "terminated" | "truncated")`. An
-      `"episode"` that the environment itself reports, such as that of `RecordEpisodeStatistics`, is moved to
-      `"episode_statistics"`. Wrappers that write the key themselves (`RecordEpisodeStatistics`, Stable-Baselines3's
-      `Monitor`) must be inside of this one, or need `record=False`.
+    - `"trajectory"`: at the end of an episode only, a `TensorDict [N]` of its N chunks in the schema of
+      :mod:`pcm_rl.episodes`, phases labelled, with `("next", "reward" | "done" | "terminated" | "truncated")`.
+
+    `"episode"` is left to wrappers that write statistics there, Gymnasium's `RecordEpisodeStatistics` and
+    Stable-Baselines3's `Monitor`. Outside of this wrapper they count chunks. Inside they count steps, and do not see
+    an episode that ends at its success while the environment would go on; a warning says so.
 
     A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
     channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
-    `STATE_NAMES` and an image under one of `IMAGE_NAMES` are recorded in the same way. Every other key is recorded
-    under `("observation", key)`: images as `[3, H, W]`, float64 as float32, other entries as they are.
+    `STATE_NAMES` and an image under one of `IMAGE_NAMES` (:mod:`pcm_rl.envs.observation`), or the only image of a
+    `Dict` there, are recorded in the same way. Every other key is recorded under `("observation", key)`, with the keys
+    of a `Dict` in the `Dict` after it: images as `[3, H, W]`, float64 as float32, other entries as they are. Other
+    names are given by :class:`~pcm_rl.envs.parts.ObservationParts`.
 
     Where the base environment has the attribute `draw_cameras`, it is False for all steps of a chunk except the last:
     only that observation is used, and a rendered frame costs as much as many steps of physics.
@@ -64,13 +66,14 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         chunk_length: L, actions a chunk, at least 1.
         gripper_index: Action dimension that commands the gripper. None where there is no gripper: the labeller gets a
             close fraction of 0, and the default labeller gives every chunk the phase approach.
-        close_above: Commands strictly above close the gripper.
+        close_above: Commands strictly above close the gripper, in the environment's own units.
         closed: `[..., D]` actions -> `[...]` bool, instead of the two above.
         labeller: Phase rule, see :func:`pcm_rl.episodes.label_episodes`.
         success: Key of the environment's info, `callable(env, info) -> bool`, or the name of such a callable as
-            `module:function`; called after every step. None means `info["success"]` or `info["is_success"]` where there
-            is one, else termination with a positive reward; see :class:`pcm_rl.envs.success.SuccessRule`.
-        record: Build `info["episode"]`. False where the rows are recorded elsewhere, as for workers.
+            `module:function`; called after every step. `"positive_reward"` means a reward above 0. None means
+            `info["success"]` or `info["is_success"]` where there is one, else termination with a positive reward; see
+            :class:`pcm_rl.envs.success.SuccessRule`.
+        record: Build `info["trajectory"]`. False where the rows are recorded elsewhere, as for workers.
         instruction: What the robot is told. None means the reset's `info["instruction"]`, if there is one.
         stop_on_success: End the episode, as terminated, at its first success. False leaves the end to the environment.
         reward: `"sum"` of the environment's rewards, or `"success"`: 1 for the chunk of the first success and 0
@@ -102,17 +105,18 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         RecordConstructorArgs.__init__(self, _disable_deepcopy=True, **arguments)
         super().__init__(env)
         self._chunks = self.action_space = _chunk_space(env.action_space, chunk_length)
-        dimensions = self._chunks.shape[1]
         gripper: dict[str, Any] = {"closed": no_gripper if closed is None else closed}
         if closed is None and gripper_index is not None:
-            if not -dimensions <= gripper_index < dimensions:
-                raise ValueError(f"gripper_index is {gripper_index}; expected {-dimensions} to {dimensions - 1}")
+            check_gripper_index(gripper_index, self._chunks.shape[1])
+            if record and labeller is label_phases:
+                check_threshold(self._chunks, gripper_index, "close_above", close_above)
             gripper = {"gripper_index": gripper_index, "close_above": close_above}
         if reward not in ("sum", "success"):
             raise ValueError(f"reward is {reward!r}; expected 'sum' or 'success'")
         self.chunk_length, self.record, self.instruction = chunk_length, record, instruction
         self.stop_on_success, self.reward = stop_on_success, reward
         self._success_rule = SuccessRule(success)
+        self._recorder = _recorder_inside(env)
         self._skips_frames = hasattr(env.unwrapped, "draw_cameras")
         self._label: Callable[[TensorDict], Tensor] = partial(label_episodes, labeller=labeller, **gripper)
         self._readers = observation_readers(env.observation_space) if record else {}
@@ -168,11 +172,9 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         pad = np.arange(self.chunk_length) >= executed
         self._running = not (terminated or truncated)
         if self.record:
-            if "episode" in info:
-                info["episode_statistics"] = info.pop("episode")
             self._rows.append({**row, **_outcome(pad, reward, terminated, truncated)})
             if not self._running:
-                info["episode"] = self._episode()
+                info[TRAJECTORY] = self._trajectory()
         self._chunk_id += 1
         info.update(action_is_pad=pad, success=self._succeeded)
         return self._observed(observation), reward, terminated, truncated, info
@@ -190,8 +192,21 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
                 break
         if self.reward == "success":
             total = float(self._succeeded and not was_success)
-        terminated = bool(terminated) or (self._succeeded and self.stop_on_success)
-        return observation, total, terminated, bool(truncated), executed, dict(info)
+        if self._succeeded and self.stop_on_success:
+            if not (terminated or truncated):
+                self._warn_of_unseen_end()
+            terminated = True
+        return observation, total, bool(terminated), bool(truncated), executed, ChunkInfo(info)
+
+    def _warn_of_unseen_end(self) -> None:
+        if self._recorder is not None:
+            warnings.warn(
+                f"{self._recorder} inside of ChunkedEnv does not see that an episode ends at its success, so it counts "
+                "the others only; put it outside, where it counts chunks, or give stop_on_success=False",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+            self._recorder = None
 
     @property
     def _where(self) -> str:
@@ -213,7 +228,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             self._observation = read_observation(self._readers, observation)
         return deepcopy(observation)
 
-    def _episode(self) -> TensorDict:
+    def _trajectory(self) -> TensorDict:
         count = len(self._rows)
         episode = TensorDict({}, batch_size=[count])
         for key in self._rows[0]:
@@ -230,9 +245,13 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         return episode
 
 
-def no_gripper(actions: Tensor) -> Tensor:
-    """`[..., D]` actions -> `[...]` bool, which of them close the gripper: none."""
-    return torch.zeros(actions.shape[:-1], dtype=torch.bool, device=actions.device)
+def _recorder_inside(env: gymnasium.Env) -> str | None:
+    """Name of a wrapper that records statistics of episodes, if there is one."""
+    while isinstance(env, gymnasium.Wrapper):
+        if type(env).__name__ in ("RecordEpisodeStatistics", "Monitor"):  # of Gymnasium, of Stable-Baselines3
+            return type(env).__name__
+        env = env.env
+    return None
 
 
 def _chunk_space(space: spaces.Space[Any], chunk_length: int) -> spaces.Box[np.floating]:
@@ -252,64 +271,3 @@ def _outcome(pad: NDArray[np.bool_], reward: float, terminated: bool, truncated:
         ("next", "terminated"): torch.tensor([terminated]),
         ("next", "truncated"): torch.tensor([truncated]),
     }
-
-
-def observation_readers(space: spaces.Space[Any]) -> dict[NestedKey, Reader]:
-    """How observations of `space` become keys of the schema; see :class:`ChunkedEnv` for which.
-
-    Args:
-        space: Observation space of one environment.
-
-    Returns:
-        Key of a row -> (key of the observation, None for all of it; conversion to a tensor).
-
-    Raises:
-        ValueError: The space cannot be recorded, or two of its keys become one.
-    """
-    if _is_vector(space):
-        return {episodes.STATE: (None, _floats)}
-    if (image := _image_reader(space)) is not None:
-        return {episodes.IMAGE: (None, image)}
-    if not isinstance(space, spaces.Dict):
-        raise ValueError(f"cannot record {space}: flatten it (FlattenObservation), or pass record=False")
-    state = next((name for name in STATE_NAMES if _is_vector(space.spaces.get(name))), None)
-    picture = next((name for name in IMAGE_NAMES if _image_reader(space.spaces.get(name)) is not None), None)
-    readers: dict[NestedKey, Reader] = {}
-    for name, part in space.spaces.items():
-        if not isinstance(part, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
-            raise ValueError(f"cannot record {name!r}, {part}: take it out (FilterObservation), or pass record=False")
-        key: NestedKey = {state: episodes.STATE, picture: episodes.IMAGE}.get(name, ("observation", name))
-        if key in readers:
-            raise ValueError(f"{name!r} and {readers[key][0]!r} of the observation both become {key}: rename one")
-        readers[key] = (name, _floats if name == state else _image_reader(part) or _tensor)
-    return readers
-
-
-def read_observation(readers: Mapping[NestedKey, Reader], observation: Any) -> dict[NestedKey, Tensor]:
-    """One observation, or a batch of them `[n, ...]`, as tensors (copies) under the schema's keys."""
-    return {
-        key: convert(observation if name is None else observation[name]) for key, (name, convert) in readers.items()
-    }
-
-
-def _is_vector(space: spaces.Space[Any] | None) -> bool:
-    return isinstance(space, spaces.Box) and len(space.shape) == 1
-
-
-def _image_reader(space: spaces.Space[Any] | None) -> Callable[[Any], Tensor] | None:
-    """Conversion to `[3, H, W]` uint8, or None where the space is no image."""
-    if not isinstance(space, spaces.Box) or len(space.shape) != 3 or space.dtype != np.uint8:
-        return None
-    if space.shape[0] == 3:
-        return _tensor
-    return _channels_first if space.shape[2] == 3 else None
-
-
-def _tensor(value: Any) -> Tensor:
-    """A copy; float64 becomes float32."""
-    tensor = torch.tensor(value)
-    return tensor.float() if tensor.dtype == torch.float64 else tensor
-
-
-def _channels_first(value: Any) -> Tensor:
-    return torch.from_numpy(np.moveaxis(value, -1, -3).copy())

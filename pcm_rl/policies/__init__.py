@@ -1,5 +1,6 @@
 """Token policies; :mod:`pcm_rl.policies.family` describes what a family must offer."""
 
+from pcm_rl.policies.bins import action_range
 from pcm_rl.policies.state.policy import StateTokenPolicy
 
-__all__ = ["StateTokenPolicy"]
+__all__ = ["StateTokenPolicy", "action_range"]

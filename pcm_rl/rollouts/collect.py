@@ -11,7 +11,7 @@ from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
-from pcm_rl.envs.chunked import observation_readers, read_observation
+from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 from pcm_rl.rollouts.free_running import collect_from_workers

@@ -20,12 +20,13 @@ from pcm_rl.support.writing import replacing
 
 _TEXT = f"{INSTRUCTION}.utf8"
 # settings that a dataset must share with the run that uses it
-_SAME = ("env", "kwargs", "tasks", "wrappers", "chunk_length", "images")
+_SAME = ("env", "kwargs", "tasks", "wrappers", "observation", "chunk_length", "images")
 # settings that older recordings did not write, and their values there
 _OLD_DEFAULTS = {
     "tasks": "{}",
     "images": "null",
     "wrappers": "[]",
+    "observation": "null",
     "gripper_index": "-1",
     "success": "None",
     "expert": "None",
@@ -84,6 +85,7 @@ def recording_settings(config: Config) -> dict[str, str]:
     return {
         "env": env.id,
         **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
+        "observation": json.dumps(env.observation),
         "images": json.dumps(env.images if env.images is None else dict(env.images), sort_keys=True),
         "chunk_length": str(env.chunk_length),
         **{key: str(value) for key, value in (numbers | split | rules).items()},

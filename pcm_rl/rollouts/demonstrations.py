@@ -19,8 +19,8 @@ from tensordict import NestedKey, NonTensorData, TensorDict
 from torch import Tensor
 
 from pcm_rl.config import Config, ConfigError
-from pcm_rl.envs.chunked import observation_readers, read_observation
 from pcm_rl.envs.experts import Expert, make_expert
+from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.success import MissingSuccess, Success, SuccessRule
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 from pcm_rl.rollouts.dataset import (

@@ -14,8 +14,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pcm_rl.config import ConfigError, EnvConfig
-from pcm_rl.envs import MultiTaskEnv, OpenVLAImages, SeededStates, chunked_vector_env
-from pcm_rl.envs.chunked import no_gripper
+from pcm_rl.envs import MultiTaskEnv, ObservationParts, OpenVLAImages, SeededStates, chunked_vector_env
+from pcm_rl.envs.gripper import check_threshold, no_gripper
 from pcm_rl.envs.success import SuccessRule
 from pcm_rl.support.plugins import load_callable
 
@@ -46,6 +46,8 @@ def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -
         env = gym.make(config.id, disable_env_checker=True, **{**config.task_kwargs(task), **extra})
         for name, kwargs in config.wrapper_calls:
             env = _wrapped(env, name, kwargs)
+        if config.observation is not None:
+            env = _with_parts(env, config.observation)
         if config.images is not None:
             env = OpenVLAImages(env, **config.images)
         return SeededStates(env) if config.init_state == "seed" else env
@@ -55,33 +57,56 @@ def make_vector_env(config: EnvConfig) -> VectorEnv:
     """Environments that step whole chunks: the task's vectorised core, or one process for each.
 
     Raises:
-        ConfigError: As :func:`make_env`.
+        ConfigError: As :func:`make_env`, or the gripper's rule does not fit the actions.
     """
-    chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
     success_rule(config)  # an error here, and not in a worker
     phase_rule(config)  # an error here, and not after the first rollouts
     with _refused_as_config_error(config):
-        _import_ids(config)
-        if _has_core(config):
-            return gym.make_vec(
-                config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
-            )
-        return chunked_vector_env(
-            functools.partial(make_env, config),
-            config.num_envs,
-            workers=config.workers,
-            timeout=config.timeout if config.workers else None,
-            success=config.success,
-            reward=config.reward,
-            **chunking,
+        env = _vector_env(config)
+    try:
+        _check_gripper(config, env.single_action_space)
+    except ConfigError:
+        env.close()
+        raise
+    return env
+
+
+def _vector_env(config: EnvConfig) -> VectorEnv:
+    chunking: dict[str, Any] = {"chunk_length": config.chunk_length}
+    _import_ids(config)
+    if _has_core(config):
+        return gym.make_vec(
+            config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
         )
+    return chunked_vector_env(
+        functools.partial(make_env, config),
+        config.num_envs,
+        workers=config.workers,
+        timeout=config.timeout if config.workers else None,
+        success=config.success,
+        reward=config.reward,
+        **chunking,
+    )
+
+
+def _check_gripper(config: EnvConfig, space: gym.Space[Any]) -> None:
+    """Raise ``ConfigError`` where the threshold of the built-in labeller tells nothing about these actions."""
+    if config.gripper_index is None or config.closed is not None or config.labeller is not None:
+        return
+    below = config.close_below is not None
+    name, value = ("close_below", config.close_below) if below else ("close_above", config.close_above)
+    assert isinstance(space, gym.spaces.Box) and value is not None
+    try:
+        check_threshold(space, config.gripper_index, name, value)
+    except ValueError as error:
+        raise ConfigError(f"env.{error}") from error
 
 
 def _has_core(config: EnvConfig) -> bool:
     """Whether the environment has a vectorised core that does all that the configuration needs."""
     # vectorised cores of other packages step single actions; ours take chunks
     ours = str(gym.spec(config.id).vector_entry_point).startswith("pcm_rl.envs.")
-    plain = not (config.tasks or config.wrappers or config.images is not None)
+    plain = not (config.tasks or config.wrappers or config.observation is not None or config.images is not None)
     unchanged = config.init_state == "option" and config.success is None and config.reward == "sum"
     return ours and plain and unchanged and not config.workers
 
@@ -151,6 +176,14 @@ def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
         env.close()
         raise ConfigError(f"env.wrappers: {name} with {kwargs}: {error}") from error
     return wrapped
+
+
+def _with_parts(env: gym.Env, parts: Any) -> gym.Env:
+    try:
+        return ObservationParts(env, parts)
+    except ValueError as error:
+        env.close()
+        raise ConfigError(f"env.observation: {error}") from error
 
 
 def _import_ids(config: EnvConfig) -> None:

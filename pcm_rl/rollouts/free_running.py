@@ -12,7 +12,7 @@ import torch
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
-from pcm_rl.envs.chunked import Reader, observation_readers, read_observation
+from pcm_rl.envs.observation import Reader, observation_readers, read_observation
 from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 from pcm_rl.policies.family import SamplesRows

@@ -17,8 +17,9 @@ from torchrl.modules.vla import VLAWrapperBase
 from pcm_rl.algos.credit import GROUP_CREDIT, Credit, plugin_credit
 from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_features
 from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
-from pcm_rl.envs.chunked import observation_readers, read_observation
+from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.episodes import INSTRUCTION, STATE
+from pcm_rl.policies.bins import check_reach
 from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, lacks
 from pcm_rl.support.plugins import load_callable
 from pcm_rl.training.checkpoint import load_policy
@@ -30,12 +31,16 @@ def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
     """A token policy that fits ``env``, with fresh weights (OpenVLA: fresh adapters) or those of ``policy.init``.
 
     Raises:
-        ConfigError: If the family refuses its settings or the environment, its chunks are not the environment's, or the
-            policy lacks something that the configuration needs.
+        ConfigError: If the family refuses its settings or the environment, its chunks or its actions are not the
+            environment's, or the policy lacks something that the configuration needs.
     """
     action_space = env.single_action_space
     assert isinstance(action_space, spaces.Box)
     policy = policy_for(config.policy, env.single_observation_space, action_space, config.device)
+    try:
+        check_reach(policy.action_tokenizer, action_space)
+    except ValueError as error:
+        raise ConfigError(f"policy.family={config.policy.family}: {error}") from error
     if config.policy.checkpointing == "always" and not isinstance(policy, Recomputes):
         raise ConfigError(f"policy.checkpointing=always: {config.policy.family} cannot compute its blocks again")
     if config.update.micro_tokens is not None and not isinstance(policy, CountsTokens):
@@ -43,9 +48,26 @@ def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
             f"update.micro_tokens: {config.policy.family} does not count tokens (row_tokens); use update.micro_rows"
         )
     if config.policy.init is not None:
-        with torch.no_grad():
-            load_policy(policy, config.policy.init)
+        load_start(policy, config.policy.init)
     return policy.to(config.device)
+
+
+def load_start(policy: VLAWrapperBase, path: str) -> None:
+    """Read the weights of ``policy.init``.
+
+    Raises:
+        ConfigError: If its bins are others: the same tokens would mean other actions.
+        ValueError: If it does not fit.
+    """
+    bins = {name: buffer.clone() for name, buffer in policy.named_buffers() if name.startswith("action_tokenizer.")}
+    with torch.no_grad():
+        load_policy(policy, path)
+    for name, buffer in policy.named_buffers():
+        if name in bins and not torch.equal(buffer, bins[name]):
+            raise ConfigError(
+                f"policy.init={path}: its bins are others ({name} is {buffer.tolist()}, here {bins[name].tolist()}); "
+                "it was trained in another action box"
+            )
 
 
 def policy_for(

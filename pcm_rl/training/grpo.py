@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDict, TensorDictBase
 from torch import Generator, Tensor
@@ -18,7 +20,7 @@ from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config, ConfigError, UpdateConfig
-from pcm_rl.episodes import ADVANTAGE, pad_episodes
+from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, IS_PAD, WEIGHT, pad_episodes
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.build import make_credit, make_policy
@@ -39,6 +41,7 @@ class GRPO:
         self.config, self.ranks = config, ranks
         self.policy = make_policy(config, env)
         self.credit = make_credit(config, env, self.policy)
+        self.half_box = half_box(env.single_action_space)
         self.sampler = PCMSampler.of(config.selection, seed=config.seed)
         self.loss = make_loss(self.policy, config.update)
         self.optimizer = make_optimizer(self.policy, config.update)
@@ -72,11 +75,23 @@ class GRPO:
         return signal
 
     def select(self, rows: TensorDict, signal: Tensor) -> TensorDictBase:
-        """The rows that go through the update, with their weights."""
+        """The rows that go through the update, with their weights.
+
+        The rule sees actions in units of half the action box, so C weighs a dimension of metres like one of pixels.
+        """
         candidates = self.sampler.rule.input(rows, signal)
         if self.sampler.padding == "keep":
             candidates = pad_episodes(candidates, self.config.env.max_chunks)
-        return self.sampler(candidates)
+        seen = candidates
+        if self.half_box is not None:
+            seen = candidates.copy().set(CHUNK, candidates.get(CHUNK) / self.half_box)
+        selection = self.sampler.select(seen)
+        kept = candidates[selection.index].set(WEIGHT, selection.weight)
+        if self.sampler.rule.budget == "batch" and bool(signal.any()):
+            # its budget counts the groups of one outcome, the mean over trajectories does not, as with any other rule
+            counted = _trajectories(candidates) / _trajectories(rows[signal])
+            kept.set(WEIGHT, (kept.get(WEIGHT).double() * counted).float())
+        return kept
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:
         """One update on the kept rows."""
@@ -99,6 +114,14 @@ class GRPO:
             "generators": generators,
             "critic": self.credit.module,
         }
+
+
+def half_box(space: spaces.Space[Any] | None) -> Tensor | None:
+    """Half the width of each action's range, ``[L, D]`` float32, 1 where it is unbounded; None where all are 1."""
+    assert isinstance(space, spaces.Box)
+    half = torch.from_numpy(np.subtract(space.high, space.low, dtype=np.float64) / 2).float()
+    half = torch.where(half.isfinite() & (half > 0), half, 1.0)
+    return None if bool((half == 1.0).all()) else half
 
 
 def make_loss(policy: VLAWrapperBase, update: UpdateConfig) -> ChunkGRPOLoss:
@@ -139,3 +162,9 @@ def update_policy(
         generator=generator,
         ranks=ranks,
     )
+
+
+def _trajectories(rows: TensorDictBase) -> int:
+    """How many trajectories of ``rows [M]`` have an executed step."""
+    executed = (~rows.get(IS_PAD)).any(-1)
+    return len(rows.get(EPISODE)[executed].unique())

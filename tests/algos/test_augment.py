@@ -93,3 +93,10 @@ def test_images_of_a_row_share_their_light_and_rows_do_not():
     assert light.unique().numel() == ROWS and light.min() >= 60 and light.max() <= 140
     alone = augmented(batch, brightness=0.0, jitter=0.4)["observation"]
     assert torch.equal(alone["image"], grey), "contrast and saturation of a grey image are nothing"
+
+
+def test_rows_without_entries_to_change_are_refused(batch):
+    with pytest.raises(ValueError, match="among the entries of 'observation', got a NoneType"):
+        augmented(batch.exclude("observation"), brightness=0.1, jitter=0.0)
+    with pytest.raises(ValueError, match="got a Tensor"):
+        augmented(TensorDict({"observation": torch.rand(3, 6)}, [3]), brightness=0.1, jitter=0.0)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tensordict import TensorDict
 from torch import Tensor
 
-from pcm_rl.algos.credit import Credit
+from pcm_rl.algos.credit import Credit, outcome_credit
 from pcm_rl.algos.critic import FEATURES, SuccessCritic, chunk_advantage
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.rollouts.environments import make_vector_env
@@ -208,3 +208,69 @@ def test_an_advantage_of_ones_own() -> None:
 def test_what_is_no_advantage_is_refused(overrides: list[str], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         credit_for(*overrides)
+
+
+def test_it_refuses_what_would_break_it_and_stays_as_it_was() -> None:
+    critic = SuccessCritic(2, 6, steps=3)
+    rows = walk(20, seed=0)
+    unfitted = {key: value.clone() for key, value in critic.state_dict().items()}
+    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
+        critic.fit(rows[:1])
+    broken = rows.clone()
+    broken["observation", "state"][8, 1] = float("nan")
+    for call in (critic.fit, critic.advantage, critic):
+        with pytest.raises(ValueError, match=r"not finite at row 8, episode_id 1, chunk_id 2"):
+            call(broken)
+    with pytest.raises(ValueError, match=r"must have shape \[120, 2\], got \(120, 3\)"):
+        critic.fit(rows.clone().set(FEATURES, torch.zeros(120, 3)))
+    for call in (critic.fit, critic.advantage):
+        with pytest.raises(ValueError, match="chunk_id is 5 at row 0, where chunk 0 of episode 0"):
+            call(rows[torch.tensor([5, 1, 2, 3, 4, 0])])
+        with pytest.raises(KeyError, match="success"):
+            call(rows.exclude("success"))
+    assert all(torch.equal(value, unfitted[key]) for key, value in critic.state_dict().items())
+    assert critic.advantage(rows[:1]).isfinite()
+
+
+def test_a_critic_that_diverges_keeps_its_weights() -> None:
+    critic = SuccessCritic(2, 6, steps=50)
+    rows = walk(20, seed=0)
+    fresh = SuccessCritic(2, 6, lr=1e30)
+    with pytest.raises(FloatingPointError, match=r"diverged at a learning rate of 1e\+30"):
+        fresh.fit(rows)
+    assert not fresh.fitted
+    critic.fit(rows)
+    before = critic.advantage(rows)
+    for critic.lr, error in ((1e30, FloatingPointError), (1e38, RuntimeError)):  # the second is torch's own
+        with pytest.raises(error):
+            critic.fit(rows)
+        assert torch.equal(critic.advantage(rows), before)
+
+
+def test_a_restored_critic_learns_on_bit_for_bit() -> None:
+    rows = [walk(20, seed=seed) for seed in range(3)]
+    whole, resumed = SuccessCritic(2, 6, steps=5), SuccessCritic(2, 6, steps=5, seed=9)
+    for batch in rows[:2]:
+        whole.fit(batch)
+    resumed.load_state_dict(whole.state_dict())
+    for critic in (whole, resumed):
+        critic.fit(rows[2])
+    assert torch.equal(whole.advantage(rows[0]), resumed.advantage(rows[0]))
+    older = {key: value for key, value in whole.state_dict().items() if key != "_extra_state"}
+    resumed.load_state_dict(older)  # saved before the generator was part of it
+
+
+def test_columns_with_a_last_dimension_of_1_are_the_same_to_it() -> None:
+    rows = walk(20, seed=0)
+    columns = rows.clone()
+    for key in ("success", "chunk_id", "episode_id"):
+        columns[key] = columns[key].unsqueeze(-1)
+    first, second = SuccessCritic(2, 6, steps=5), SuccessCritic(2, 6, steps=5)
+    first.fit(rows)
+    second.fit(columns)
+    assert torch.equal(first.advantage(rows), second.advantage(columns))
+    groups = rows.set("group_id", torch.zeros(120, dtype=torch.int64))
+    expected = outcome_credit(groups)
+    assert torch.equal(outcome_credit(columns.set("group_id", groups["group_id"].unsqueeze(-1))), expected)
+    with pytest.raises(KeyError, match="group_id"):
+        outcome_credit(columns.exclude("group_id"))

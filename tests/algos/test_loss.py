@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from torchrl.objectives import ClipPPOLoss
 
+from pcm_rl import RULES
 from pcm_rl.algos import ChunkGRPOLoss, PCMSampler
 from pcm_rl.episodes import pad_episodes
 
@@ -255,3 +258,99 @@ def test_calling_the_network_as_it_is_gives_the_same_gradient(make_openvla, reco
     assert set(gradients) == set(expected)
     for name, value in expected.items():
         assert value.abs().sum() > 0 and torch.equal(gradients[name], value), name
+
+
+def test_no_rows_are_zero_with_a_word_and_no_gradient(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    loss = ChunkGRPOLoss(policy, entropy_coeff=0.1)
+    with pytest.warns(UserWarning, match="the loss got no rows"):
+        out = loss(batch[:0])
+    assert {key: float(value.detach()) for key, value in out.items()} == {
+        "loss_objective": 0.0, "loss_entropy": 0.0, "clip_fraction": 0.0, "kl_approx": 0.0, "mean_ratio": 0.0,
+        "max_ratio": 1.0, "entropy": 0.0,
+    }  # fmt: skip
+    (out["loss_objective"] + out["loss_entropy"]).backward()
+    assert not any(p.grad is not None and p.grad.any() for p in loss.parameters())
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (1, 27), (27, 4, 3), (27, 1, 1)])
+@pytest.mark.parametrize("key", ["advantage", "weight"])
+def test_advantage_and_weight_are_one_number_a_row(policy, make_batch, key, shape):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    batch["weight"] = batch["advantage"].clone()
+    value = torch.ones(27, dtype=torch.float64).view(shape) if math.prod(shape) == 27 else torch.ones(shape)
+    wrong = TensorDict({**batch, key: value}, batch_size=[])
+    with pytest.raises(ValueError, match=rf"{key} must have shape \[27\] or \[27, 1\], one entry a row"):
+        ChunkGRPOLoss(policy)(wrong)
+
+
+@pytest.mark.parametrize("key", [("vla_action", "tokens"), ("vla_action", "log_probs"), "action_is_pad", "advantage"])
+def test_a_missing_entry_is_named(policy, make_batch, key):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP).exclude(key)
+    name = key if isinstance(key, str) else key[1]
+    with pytest.raises(KeyError, match=rf"the batch lacks .*{name}"):
+        ChunkGRPOLoss(policy)(batch)
+    with pytest.raises(KeyError, match=r"the batch lacks .*ref_log_probs"):
+        ChunkGRPOLoss(policy, kl_coeff=0.1)(make_batch(policy, LENGTHS, SUCCESS, GROUP))
+
+
+def test_tokens_of_padded_steps_are_never_looked_up(policy, moved, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    loss = ChunkGRPOLoss(moved, entropy_coeff=1e-3)
+    clean = gradients(loss, batch)
+    batch["vla_action", "tokens"][batch["action_is_pad"]] = -100
+    assert_same(clean, gradients(loss, batch), 0.0)
+    batch["vla_action", "tokens"][batch["action_is_pad"]] = 10**6
+    assert_same(clean, gradients(loss, batch), 0.0)
+
+
+def test_the_largest_ratio_is_of_executed_steps(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    batch["vla_action", "log_probs"] += 0.5  # every ratio is below 1
+    out = ChunkGRPOLoss(policy)(batch)
+    assert float(out["max_ratio"]) == pytest.approx(math.exp(-0.5)) == pytest.approx(float(out["mean_ratio"]))
+
+
+def test_the_weight_by_keyword_counts(policy, moved, make_batch):
+    batch = PCMSampler(2)(make_batch(policy, LENGTHS, SUCCESS, GROUP))
+    expected = ChunkGRPOLoss(moved)(batch)["loss_objective"].detach()
+    tensors = {
+        "observation_state": batch["observation", "state"],
+        "vla_action_tokens": batch["vla_action", "tokens"],
+        "vla_action_log_probs": batch["vla_action", "log_probs"],
+        "action_is_pad": batch["action_is_pad"],
+        "advantage": batch["advantage"],
+    }
+    for weight in (batch["weight"], batch["weight"].unsqueeze(-1)):
+        assert torch.equal(ChunkGRPOLoss(moved)(**tensors, weight=weight)[0].detach(), expected)
+        assert torch.equal(ChunkGRPOLoss(moved)(*tensors.values(), weight)[0].detach(), expected)
+    assert not torch.equal(ChunkGRPOLoss(moved)(**tensors)[0].detach(), expected)
+    loss = ChunkGRPOLoss(moved)
+    loss.set_keys(weight="importance")
+    assert torch.equal(loss(**tensors, importance=batch["weight"])[0].detach(), expected)
+    assert "weight" not in loss.in_keys
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 1e-3])
+def test_the_entropy_has_a_graph_only_where_it_is_used(policy, make_batch, monkeypatch, coefficient):
+    graph = []
+    entropy = torch.distributions.Categorical.entropy
+    monkeypatch.setattr(
+        torch.distributions.Categorical, "entropy", lambda d: graph.append(torch.is_grad_enabled()) or entropy(d)
+    )
+    out = ChunkGRPOLoss(policy, entropy_coeff=coefficient)(make_batch(policy, LENGTHS, SUCCESS, GROUP))
+    assert graph == [coefficient > 0]
+    assert not out["entropy"].requires_grad and float(out["entropy"]) > 0
+
+
+@pytest.mark.parametrize("selection", RULES)
+def test_all_of_it_is_all_of_it_whichever_rule_takes_it(policy, moved, make_batch, selection):
+    """Also where a group has one outcome: one mean over trajectories for all rules."""
+    batch = make_batch(policy, LENGTHS, [1, 0, 1, 1, 1, 1], GROUP)
+    keep = {"top-phase": {"num_phases": 1}}.get(selection, {})
+    if keep:
+        batch["phase"][:] = 0
+    kept = PCMSampler(max(LENGTHS), selection=selection, **keep)(batch)
+    everything = gradients(ChunkGRPOLoss(moved), PCMSampler(1, selection="none")(batch))
+    assert_same(gradients(ChunkGRPOLoss(moved), kept), everything, 1e-7)
+    assert_same(everything, full_grpo(copy.deepcopy(moved), batch), 1e-7)

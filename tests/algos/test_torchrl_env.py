@@ -39,8 +39,8 @@ def pipeline():
     for transform in (
         sampler,
         LabelPhases(),
-        EpisodeKeys(),
         MCAdvantage(grpo_size=4, prompt_key="group_id", trajectory_return="sum"),
+        EpisodeKeys(),
     ):
         buffer.append_transform(transform)  # writing runs them from last to first
     return buffer, sampler
@@ -52,7 +52,8 @@ def test_rollouts_through_the_write_path_to_a_gradient():
     for i in range(8):
         trajectory = env.rollout(100, policy)
         trajectory["group_id"] = torch.full((len(trajectory),), i // 4)
-        trajectory["next", "reward"][-1] = float(i % 2)  # an outcome for the advantage to work on
+        trajectory["next", "reward"][-1] = float(i % 2)  # an outcome to work on
+        trajectory["next", "success"][-1] = bool(i % 2)
         buffer.extend(trajectory)
     stored = buffer[:]
     assert len(stored) == 8 * 3

@@ -209,3 +209,11 @@ def test_top_advantage_goes_by_torchrls_gae(policy, make_batch):
     size = expected.abs() * steps / of_episode[batch["episode_id"]]
     best = size.argsort(descending=True)[: len(LENGTHS)]
     assert rows_of(kept) == rows_of(batch[best])
+
+
+def test_locked_and_memory_mapped_rows_are_labelled(policy, make_batch, tmp_path):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    phase = batch.pop("phase")
+    for rows in (batch.clone().lock_(), batch.clone().memmap_(tmp_path / "rows")):
+        assert torch.equal(LabelPhases()(rows)["phase"], phase)
+        assert "phase" not in rows.keys(), "what is locked stays as it is"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -57,3 +58,70 @@ def test_nan_stops_with_the_episode_named_and_leaves_the_policy(policy, make_bat
         grpo_update(ChunkGRPOLoss(learner), optimizer, batch, minibatches=1)
     for a, b in zip(learner.parameters(), policy.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_a_loss_that_is_no_mean_is_refused(policy, make_batch, reduction):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    loss = ChunkGRPOLoss(policy, reduction=reduction)
+    with pytest.raises(ValueError, match=f"expected a loss with reduction='mean', got '{reduction}'"):
+        grpo_update(loss, torch.optim.SGD(policy.parameters(), lr=0.5), batch)
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"minibatches": 0}, "minibatches must be at least 1, got 0"),
+        ({"micro_rows": 0}, "micro_rows must be at least 1, got 0"),
+        ({"micro_tokens": 0}, "micro_tokens must be at least 1, got 0"),
+        ({"micro_rows": 1, "micro_tokens": 9}, "give one of them"),
+        ({"grad_clip": 0}, "grad_clip must be a positive number, got 0"),
+        ({"grad_clip": -1.0}, "grad_clip must be a positive number"),
+        ({"grad_clip": math.nan}, "grad_clip must be a positive number"),
+    ],
+)
+def test_options_that_do_nothing_are_refused(policy, make_batch, options, text):
+    with pytest.raises(ValueError, match=text):
+        updated(policy, make_batch(policy, LENGTHS, SUCCESS, GROUP), **options)
+
+
+def test_an_infinite_clip_clips_nothing(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    assert_equal = torch.testing.assert_close
+    for a, b in zip(
+        updated(policy, batch, grad_clip=math.inf)[1], updated(policy, batch, grad_clip=1e9)[1], strict=True
+    ):
+        assert_equal(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("key", ["action_is_pad", "advantage", ("vla_action", "log_probs")])
+def test_a_missing_entry_is_named(policy, make_batch, key):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP).exclude(key)
+    with pytest.raises(KeyError, match="the batch lacks"):
+        updated(policy, batch)
+
+
+def test_a_nan_without_an_episode_is_named_by_its_row(policy, make_batch):
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP).exclude("episode_id")
+    batch["vla_action", "log_probs"][3] = torch.nan
+    with pytest.raises(FloatingPointError, match=r"row [0-9]+ of a minibatch"):
+        updated(policy, batch, minibatches=1)
+
+
+def test_the_largest_ratio_is_of_executed_steps(policy, make_batch):
+    """Micro-batches of padding alone, as the baseline that keeps padding has them, have no ratio."""
+    batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
+    batch["vla_action", "log_probs"] += 0.5
+    batch["action_is_pad"][8:] = True
+    batch["advantage"][:] = 0.0  # the parameters stay
+    metrics, _ = updated(policy, batch, minibatches=5, micro_rows=1)
+    executed = ~batch["action_is_pad"].unsqueeze(-1).expand_as(batch["vla_action", "log_probs"])
+    with torch.no_grad():
+        ratio = (
+            policy.get_dist(batch).log_prob(batch["vla_action", "tokens"]) - batch["vla_action", "log_probs"]
+        ).exp()
+    assert metrics["max_ratio"] < 0.7
+    assert metrics["max_ratio"] == pytest.approx(float(ratio[executed].max()), rel=1e-2)
+    batch["action_is_pad"][:] = True
+    assert updated(policy, batch)[0]["max_ratio"] == 1.0

@@ -91,8 +91,8 @@ def test_success_at_every_offset_pays_once_and_pads_the_rest(success_at, termina
     assert infos[0]["action_is_pad"].tolist() == [False] * L
     assert infos[1]["action_is_pad"].tolist() == [False] * (success_at - L) + [True] * (2 * L - success_at)
     assert [info["success"] for info in infos] == [False, True]
-    assert "episode" not in infos[0]
-    episode = infos[1]["episode"]
+    assert "trajectory" not in infos[0]
+    episode = infos[1]["trajectory"]
     assert episode["next", "reward"].sum() == 1.0 and episode["success"].tolist() == [True, True]
     assert (~episode["action_is_pad"]).sum() == success_at
 
@@ -102,7 +102,7 @@ def test_truncation_inside_a_chunk(horizon):
     rewards, infos, flags = run(ChunkedEnv(ScriptedEnv(None, horizon)))
     assert rewards == [0.0, 0.0] and flags == (False, True) and infos[-1]["success"] is False
     assert (~infos[1]["action_is_pad"]).sum() == horizon - L
-    episode = infos[1]["episode"]
+    episode = infos[1]["trajectory"]
     assert episode["next", "truncated"].flatten().tolist() == [False, True]
     assert episode["next", "done"].flatten().tolist() == [False, True]
     assert not episode["next", "terminated"].any() and not episode["success"].any()
@@ -119,7 +119,7 @@ def test_episode_holds_what_was_seen_and_sent():
     options = {"group_id": 5, "other": 1}
     for number in range(2):
         _, infos, _ = run(env, seed=3, options=options)
-        episode = infos[-1]["episode"]
+        episode = infos[-1]["trajectory"]
         assert options == {"group_id": 5, "other": 1} and base.reset_options[-1] == {"other": 1}
         episodes.check_batch(episode)
         assert episode.batch_size == (3,)
@@ -139,7 +139,7 @@ def test_episode_holds_what_was_seen_and_sent():
 
 
 def test_episodes_concatenate_with_their_own_instructions():
-    both = [run(ChunkedEnv(ScriptedEnv(9), instruction=text))[1][-1]["episode"] for text in ("a", "b")]
+    both = [run(ChunkedEnv(ScriptedEnv(9), instruction=text))[1][-1]["trajectory"] for text in ("a", "b")]
     batch = torch.cat(both)
     assert batch.batch_size == (4,) and batch[3]["language_instruction"] == "b"
 
@@ -154,9 +154,9 @@ def test_group_from_the_info_and_an_unfinished_episode_is_dropped():
     env.reset()
     env.step(chunk(3))
     _, infos, _ = run(env)
-    assert infos[-1]["episode"]["group_id"].tolist() == [4, 4]
-    assert infos[-1]["episode"]["episode_id"].tolist() == [0, 0]
-    assert infos[-1]["episode"]["vla_action", "chunk"][:, 0, 0].tolist() == pytest.approx([0.0, 0.1])
+    assert infos[-1]["trajectory"]["group_id"].tolist() == [4, 4]
+    assert infos[-1]["trajectory"]["episode_id"].tolist() == [0, 0]
+    assert infos[-1]["trajectory"]["vla_action", "chunk"][:, 0, 0].tolist() == pytest.approx([0.0, 0.1])
 
 
 def test_default_phases_follow_the_gripper():
@@ -164,8 +164,8 @@ def test_default_phases_follow_the_gripper():
     env.reset()
     for number, close in enumerate((False, False, True, True, False)):
         *_, info = env.step(chunk(number, close))
-    assert torch.equal(info["episode"]["phase"], label_phases(torch.tensor([0.0, 0, 1, 1, 0])))
-    assert info["episode"]["phase"].unique().numel() > 2
+    assert torch.equal(info["trajectory"]["phase"], label_phases(torch.tensor([0.0, 0, 1, 1, 0])))
+    assert info["trajectory"]["phase"].unique().numel() > 2
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_default_phases_follow_the_gripper():
 )
 def test_another_rule_of_closing(rule):
     _, infos, _ = run(ChunkedEnv(ScriptedEnv(16), **rule))
-    assert infos[-1]["episode"]["phase"].tolist() == [Phase.ACTIVE_GRIP] * 2  # 4 of 8 steps close
+    assert infos[-1]["trajectory"]["phase"].tolist() == [Phase.ACTIVE_GRIP] * 2  # 4 of 8 steps close
 
 
 def test_a_labeller_by_time_gets_the_episode():
@@ -188,10 +188,11 @@ def test_a_labeller_by_time_gets_the_episode():
         return episode["chunk_id"] * 3 // len(episode)
 
     _, infos, _ = run(ChunkedEnv(ScriptedEnv(horizon=48), labeller=thirds))
-    assert infos[-1]["episode"]["phase"].tolist() == [0, 0, 1, 1, 2, 2]
+    assert infos[-1]["trajectory"]["phase"].tolist() == [0, 0, 1, 1, 2, 2]
     assert ("observation", "state") in seen[0].keys(include_nested=True)
 
 
+@pytest.mark.filterwarnings("ignore:a step paid 1")
 def test_success_by_key_by_callable_and_by_fallback():
     assert run(ChunkedEnv(ScriptedEnv(11, key="solved"), success="solved"))[0] == [0.0, 1.0]
     by_state = ChunkedEnv(ScriptedEnv(key=None), success=lambda env, info: env.unwrapped.steps == 13)
@@ -205,7 +206,7 @@ def test_without_stopping_success_stays_and_is_paid_once():
     rewards, infos, flags = run(ChunkedEnv(ScriptedEnv(11, horizon=30), stop_on_success=False))
     assert rewards == [0.0, 1.0, 0.0, 0.0] and flags == (False, True)
     assert [info["success"] for info in infos] == [False, True, True, True]
-    assert infos[-1]["episode"]["success"].all()
+    assert infos[-1]["trajectory"]["success"].all()
 
 
 def test_reward_success_replaces_a_shaped_reward():
@@ -226,7 +227,7 @@ def test_dict_observations():
     first.pop("proprio")  # TorchRL's GymWrapper does so
     env.step(chunk(0))
     *_, info = env.step(chunk(1))
-    seen = info["episode"]["observation"]
+    seen = info["trajectory"]["observation"]
     assert set(seen.keys()) == {"state", "image", "depth", "stage"}
     assert seen["state"][:, 0].tolist() == [0, 8]
     assert seen["image"].shape == (2, 3, 4, 5) and seen["image"].dtype == torch.uint8
@@ -235,12 +236,17 @@ def test_dict_observations():
 
 
 def test_image_observations_of_both_layouts():
-    assert run(ChunkedEnv(ScriptedEnv(9, kind="image")))[1][-1]["episode"]["observation", "image"].shape == (2, 3, 4, 5)
+    assert run(ChunkedEnv(ScriptedEnv(9, kind="image")))[1][-1]["trajectory"]["observation", "image"].shape == (
+        2,
+        3,
+        4,
+        5,
+    )
     base = ScriptedEnv(9, kind="image")
     first = gymnasium.wrappers.TransformObservation(
         base, lambda image: image.transpose(2, 0, 1), spaces.Box(0, 255, (3, 4, 5), np.uint8)
     )
-    image = run(ChunkedEnv(first))[1][-1]["episode"]["observation", "image"]
+    image = run(ChunkedEnv(first))[1][-1]["trajectory"]["observation", "image"]
     assert image.shape == (2, 3, 4, 5) and image[1, :, 0, 0].tolist() == [80, 81, 82]
 
 
@@ -265,7 +271,7 @@ def test_record_false_leaves_the_episode_out_and_takes_any_observation():
     strange = gymnasium.wrappers.TransformObservation(ScriptedEnv(9), lambda _: 1, spaces.Discrete(3))
     with pytest.raises(ValueError, match="record=False"):
         ChunkedEnv(strange)
-    assert "episode" not in run(ChunkedEnv(strange, record=False))[1][-1]
+    assert "trajectory" not in run(ChunkedEnv(strange, record=False))[1][-1]
 
 
 @pytest.mark.parametrize(
@@ -280,12 +286,6 @@ def test_dict_observations_that_do_not_fit_are_refused(space, message):
     base.observation_space = spaces.Dict(space)
     with pytest.raises(ValueError, match=message):
         ChunkedEnv(base)
-
-
-def test_statistics_of_the_base_environment_are_kept():
-    base = gymnasium.wrappers.RecordEpisodeStatistics(ScriptedEnv(11, terminates=True))
-    info = run(ChunkedEnv(base))[1][-1]
-    assert info["episode_statistics"]["l"] == 11 and info["episode"].batch_size == (2,)
 
 
 def test_action_space_repeats_the_bounds():
@@ -413,8 +413,8 @@ def test_without_a_gripper_nothing_closes_it():
     env.reset()
     for number in range(5):
         *_, info = env.step(chunk(number, close=True))
-    assert info["episode"]["phase"].tolist() == [1] * 5
-    assert run(ChunkedEnv(ScriptedEnv(9), gripper_index=None))[1][-1]["episode"]["phase"].tolist() == [3, 3]
+    assert info["trajectory"]["phase"].tolist() == [1] * 5
+    assert run(ChunkedEnv(ScriptedEnv(9), gripper_index=None))[1][-1]["trajectory"]["phase"].tolist() == [3, 3]
 
 
 def test_is_success_is_known_and_success_is_binary():

@@ -234,7 +234,7 @@ def test_the_expert_on_metaworlds_own_environment(make_mt1):
         rewards.append(reward)
         ended = terminated or truncated
     assert terminated and info["success"] and rewards == [0.0] * (len(actions) - 1) + [1.0]
-    assert info["episode"]["observation", "state"].shape == (len(actions), 39)
+    assert info["trajectory"]["observation", "state"].shape == (len(actions), 39)
 
     chunked = make_mt1(chunk_length=L, reward="success", instruction="pick up the puck")
     chunked.reset(seed=0, options={"group_id": 2})
@@ -244,7 +244,7 @@ def test_the_expert_on_metaworlds_own_environment(make_mt1):
         _, reward, terminated, _, info = chunked.step(chunk)
         rewards.append(reward)
     assert terminated and rewards == [0.0] * (len(rewards) - 1) + [1.0]
-    episode = info["episode"]
+    episode = info["trajectory"]
     assert (~episode["action_is_pad"]).sum() == len(actions)  # stopped at the very step of the demonstration
     assert {Phase.APPROACH, Phase.ACTIVE_GRIP} <= set(episode["phase"].tolist())
     assert episode["success"].all() and episode["group_id"].tolist() == [2] * len(rewards)
@@ -258,4 +258,4 @@ def test_random_chunks_fail_and_are_truncated(make_mt1):
         *_, terminated, truncated, info = env.step(env.action_space.sample())
     assert truncated and not terminated and not info["success"]
     assert info["action_is_pad"].tolist() == [False] * 4 + [True] * 4  # 500 = 62 x 8 + 4
-    assert info["episode"].batch_size == (63,)
+    assert info["trajectory"].batch_size == (63,)

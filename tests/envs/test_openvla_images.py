@@ -216,7 +216,7 @@ def test_a_chunk_processes_its_last_frame_only(processed):
         _, _, _, truncated, info = env.step(np.zeros((4, 2), np.float32))
     assert truncated
     assert len(processed) == 6, "two cameras at the reset and at the end of two chunks"
-    episode = info["episode"]
+    episode = info["trajectory"]
     assert episode["observation", "image"].shape == (2, 3, 16, 16)
     assert episode["observation", "image"].dtype == torch.uint8
     first = openvla_image(noise(32, 32, 3, seed=0), size=16)

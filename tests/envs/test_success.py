@@ -25,16 +25,19 @@ def high(env, info):
         (None, {}, (True, 0.0), False),
         (None, {}, (False, 1.0), False),
         ("solved", {"solved": 1, "success": False}, (False, 0.0), True),
+        ("positive_reward", {}, (False, 1.0), True),  # robosuite: pays, and goes on to its horizon
+        ("positive_reward", {"success": True}, (True, 0.0), False),
         (high, {"height": 3}, (False, 0.0), True),
         (f"{__name__}:high", {"height": 3}, (False, 0.0), True),
         (f"{__name__}:high", {"height": 1}, (True, 1.0), False),
     ],
 )
+@pytest.mark.filterwarnings("ignore:a step paid 1")
 def test_rules(success, info, ended, expected):
     assert SuccessRule(success)(ENV, info, *ended) is expected
 
 
-@pytest.mark.parametrize("value", [float("nan"), 0.3, None, "yes", np.array([True, False])])
+@pytest.mark.parametrize("value", [float("nan"), 0.3, None, "yes", "1", np.array([True, False])])
 def test_success_is_binary(value):
     with pytest.raises(ValueError, match=r"info\['success'\] is .* at chunk 3.*True or False"):
         SuccessRule()(ENV, {"success": value}, False, 0.0, "chunk 3")
@@ -54,11 +57,31 @@ def test_a_name_of_nothing_is_refused():
         SuccessRule(f"{__name__}:ENV")
 
 
+def warned(rule, *steps):
+    """Texts of the warnings over steps `(info, terminated, reward)`."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert not any(rule(ENV, *step) for step in steps)
+    return [str(warning.message) for warning in caught]
+
+
 def test_what_looks_like_success_and_is_not_read_is_named_once():
-    rule = SuccessRule()
-    with pytest.warns(RuntimeWarning, match=r"'task_success', which may tell success.*env\.success=task_success"):
-        assert not rule(ENV, {"task_success": True, "steps": 1}, False, 0.0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        rule(ENV, {"task_success": True}, False, 0.0)
-        SuccessRule()(ENV, {"steps": 1}, False, 0.0)
+    late = [({"steps": 1}, False, 0.0), ({"steps": 2, "task_success": np.True_}, False, 0.0)] * 2
+    (text,) = warned(SuccessRule(), *late)
+    assert "'task_success', which may tell success" in text and "env.success=task_success" in text
+    (text,) = warned(SuccessRule(), *[({}, False, 0.5)] * 3)
+    assert "a step paid 0.5 and the environment goes on" in text and "env.success=positive_reward" in text
+
+
+@pytest.mark.parametrize(
+    "step", [({"steps": 1}, False, -1.0), ({"goal_reached": [3, 4], "success_rate": 0.4}, True, 0)]
+)
+def test_nothing_is_named_that_tells_no_success(step):
+    assert not warned(SuccessRule(), step)
+    assert not warned(SuccessRule("won"), ({"won": False, "task_success": True}, False, 1.0))
+
+
+def test_a_reward_that_is_no_number_tells_nothing():
+    for success, terminated in (("positive_reward", False), (None, True)):
+        with pytest.raises(ValueError, match="the reward is nan at this step"):
+            SuccessRule(success)(ENV, {}, terminated, float("nan"))

@@ -69,7 +69,7 @@ def test_group_id_reaches_the_episode():
     env = slot()
     env.reset(options={"init_state": np.array([3, 4]), "group_id": np.array([7, 8])})
     *_, info = env.step(np.zeros((L, D), np.float32))
-    assert info["episode"]["group_id"].tolist() == [8]
+    assert info["trajectory"]["group_id"].tolist() == [8]
 
 
 def test_step_after_the_end_idles():
@@ -127,7 +127,7 @@ def check_vector_env(envs, workers):
     assert not np.stack(truncated).any()
     for info in infos:
         assert info["action_is_pad"].dtype == bool and info["action_is_pad"].shape == (2, L)
-        assert info["success"].dtype == bool and info["_success"].all() and "episode" not in info
+        assert info["success"].dtype == bool and info["_success"].all() and "trajectory" not in info
     assert [info["success"].tolist() for info in infos] == [[True, False], [True, False], [True, True]]
     executed = L - np.stack([info["action_is_pad"] for info in infos]).sum(-1)
     assert executed.tolist() == [[3, 4], [0, 4], [0, 1]]

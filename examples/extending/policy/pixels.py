@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchrl.data.vla import UniformActionTokenizer
 from torchrl.modules.vla import VLAWrapperBase
 
+from pcm_rl.policies import action_range
+
 BINS = 16
 
 
@@ -29,14 +31,15 @@ def cnn(
     shape = getattr(observation_space, "shape", None) or ()
     if len(shape) != 3:
         raise ValueError(f"expected an image [H, W, 3], got {observation_space}")
-    return CNNPolicy(shape[:2], action_space.shape, width, temperature).to(device)
+    return CNNPolicy(shape[:2], action_space, width, temperature).to(device)
 
 
 class CNNPolicy(VLAWrapperBase):
     """Image ``[M, 3, H, W]`` uint8 -> ``L * D`` action tokens."""
 
-    def __init__(self, image: tuple[int, ...], chunk: tuple[int, ...], width: int, temperature: float) -> None:
-        length, dimensions = chunk
+    def __init__(self, image: tuple[int, ...], actions: spaces.Box, width: int, temperature: float) -> None:
+        length, dimensions = actions.shape
+        low, high = action_range(actions)
         channels = (3, width, 2 * width, 2 * width)
         layers: list[nn.Module] = []
         for before, after in itertools.pairwise(channels):
@@ -49,7 +52,7 @@ class CNNPolicy(VLAWrapperBase):
             chunk_size=length,
             action_head="tokens",
             vocab_size=BINS,
-            action_tokenizer=UniformActionTokenizer(BINS, low=-1.0, high=1.0),
+            action_tokenizer=UniformActionTokenizer(BINS, low=low, high=high),
             output_mode="both",
             log_probs_mode="token",
             return_vla_action_container=False,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from gymnasium import spaces
 
+from pcm_rl.policies.bins import action_range
 from pcm_rl.policies.state.policy import StateTokenPolicy
 
 
@@ -21,29 +23,37 @@ def make_policy(
 
     Args:
         observation_space: ``Box [S]``.
-        action_space: ``Box [L, D]``.
+        action_space: ``Box [L, D]``, which the bins cover.
         device: Of its weights.
         settings: Further arguments of :class:`StateTokenPolicy`.
 
     Raises:
-        ValueError: If the observation is not a vector; the message says what to do.
+        ValueError: If the observation is not a vector or the actions are unbounded; the message says what to do.
     """
     shape, chunk = getattr(observation_space, "shape", None), action_space.shape
     if shape is None or len(shape) != 1 or len(chunk) != 2:
         raise ValueError(f"expected a vector [S] as observation, got {_described(observation_space)}")
-    return StateTokenPolicy(shape[0], chunk[1], chunk[0], **settings).to(device)
+    low, high = action_range(action_space)
+    return StateTokenPolicy(shape[0], chunk[1], chunk[0], low=low, high=high, **settings).to(device)
 
 
 def _described(space: spaces.Space[Any] | None) -> str:
     if space is None:
         return "no observation: such a policy cannot be built, and so not exported, without its environment"
-    if isinstance(space, spaces.Dict):
-        vectors = all(isinstance(part, spaces.Box) and len(part.shape) == 1 for part in space.spaces.values())
-        names = ", ".join(space.spaces)
-        if vectors:
-            return (
-                f"several ({names}): flatten them with env.wrappers=[gymnasium.wrappers:FlattenObservation], or read "
-                "one with a family of your own"
-            )
-        return f"{names}: images need a policy that sees, such as policy.family=openvla or one of your own"
-    return f"shape {space.shape}: images need a policy that sees, such as policy.family=openvla or one of your own"
+    if not isinstance(space, spaces.Dict):
+        return f"{space}: images need a policy that sees, such as policy.family=openvla or one of your own"
+    vectors = [name for name, part in _parts(space) if isinstance(part, spaces.Box) and len(part.shape) == 1]
+    others = [name for name, part in _parts(space) if name not in vectors]
+    if not vectors:
+        return f"{', '.join(others)}: images need a policy that sees, such as policy.family=openvla or one of your own"
+    names = f"several parts ({', '.join(vectors)}): name those that it reads, env.observation=[{','.join(vectors)}]"
+    seen = f". {', '.join(others)} would not be seen: that needs a policy.family that sees images"
+    return names + (seen if others else "")
+
+
+def _parts(space: spaces.Dict, prefix: str = "") -> Iterator[tuple[str, spaces.Space[Any]]]:
+    for name, part in space.spaces.items():
+        if isinstance(part, spaces.Dict):
+            yield from _parts(part, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", part

@@ -16,8 +16,9 @@ from torchrl.modules.vla import VLAWrapperBase
 class StateTokenPolicy(VLAWrapperBase):
     """State ``[M, S]`` -> ``L * D`` categorical action tokens, all in one forward.
 
-    Each action dimension is cut into ``num_bins`` uniform bins of [-1, 1]. Writes ``("vla_action", "tokens")``,
-    ``("vla_action", "chunk")`` (bin centres) and, at sampling, ``("vla_action", "log_probs")`` of each token.
+    Each action dimension is cut into ``num_bins`` uniform bins from ``low`` to ``high``, the environment's action box.
+    Writes ``("vla_action", "tokens")``, ``("vla_action", "chunk")`` (bin centres, in the environment's units) and, at
+    sampling, ``("vla_action", "log_probs")`` of each token.
 
     Args:
         state_dim: S.
@@ -28,9 +29,11 @@ class StateTokenPolicy(VLAWrapperBase):
         depth: Number of hidden layers or transformer blocks.
         num_bins: Bins of each dimension.
         temperature: Divides the logits, in rollout and loss alike.
+        low: Lower end of the bins, a number or ``[D]`` or ``[L, D]``; see :func:`~pcm_rl.policies.bins.action_range`.
+        high: Upper end of the bins.
 
     Raises:
-        ValueError: For an unknown network or a temperature that is not positive.
+        ValueError: For an unknown network, a temperature that is not positive, or bins without width.
     """
 
     def __init__(
@@ -44,6 +47,8 @@ class StateTokenPolicy(VLAWrapperBase):
         depth: int = 2,
         num_bins: int = 16,
         temperature: float = 1.0,
+        low: float | Tensor = -1.0,
+        high: float | Tensor = 1.0,
     ) -> None:
         if network not in NETWORKS:
             raise ValueError(f"unknown network {network!r}; choose one of {', '.join(NETWORKS)}")
@@ -55,7 +60,7 @@ class StateTokenPolicy(VLAWrapperBase):
             chunk_size=chunk_length,
             action_head="tokens",
             vocab_size=num_bins,
-            action_tokenizer=UniformActionTokenizer(num_bins, low=-1.0, high=1.0),
+            action_tokenizer=UniformActionTokenizer(num_bins, low=low, high=high),
             output_mode="both",
             log_probs_mode="token",
             return_vla_action_container=False,

@@ -240,9 +240,9 @@ def test_a_chunk_draws_its_last_frame_only(seeing, monkeypatch):
         done, chunks = terminated or truncated, chunks + 1
     assert chunks == 3, "20 steps are three chunks, the last cut short"
     assert drawn == ["agentview", "robot0_eye_in_hand"] * 4
-    assert info["episode"]["observation", "image"].shape == (3, 3, 48, 64)
-    assert info["episode"]["observation", "wrist_image"].shape == (3, 3, 48, 64)
-    assert info["episode"]["observation", "state"].shape == (3, 40)
+    assert info["trajectory"]["observation", "image"].shape == (3, 3, 48, 64)
+    assert info["trajectory"]["observation", "wrist_image"].shape == (3, 3, 48, 64)
+    assert info["trajectory"]["observation", "state"].shape == (3, 40)
     seeing.draw_cameras = True
 
 
