@@ -138,19 +138,25 @@ def _entries(folder: Path) -> dict[str, Any]:
 
 
 def _check(folder: Path, run_id: str | None) -> None:
-    """Raise ``DamagedError`` unless all files are what was written, for this run, and the weights are finite."""
+    """Raise ``DamagedError`` unless all files are what was written, for this run."""
     state = _entries(folder)
     written = state.get("format", _FIRST_FORMAT if state else FORMAT)
     if written not in (_FIRST_FORMAT, FORMAT):
         raise CheckpointError(f"{folder} has checkpoint format {written}, this version reads {FORMAT}")
-    if written != _FIRST_FORMAT:
-        manifest = check_files(folder)
-        if run_id is not None and manifest.get("run") != run_id:
-            raise DamagedError(f"it belongs to another run, {manifest.get('run')}, and this is {run_id}")
+    if written == _FIRST_FORMAT:
+        _check_finite(folder / "policy.safetensors")
+        return
+    manifest = check_files(folder)
+    if run_id is not None and manifest.get("run") != run_id:
+        raise DamagedError(f"it belongs to another run, {manifest.get('run')}, and this is {run_id}")
+
+
+def _check_finite(path: Path) -> None:
+    """Of a version that saved without trying."""
     try:
-        tensors = load_file(folder / "policy.safetensors")
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise DamagedError(f"policy.safetensors cannot be read ({error})") from error
+        raise DamagedError(f"{path.name} cannot be read ({error})") from error
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise DamagedError(f"policy.safetensors: {name} is not finite")
+            raise DamagedError(f"{path.name}: {name} is not finite")

@@ -31,7 +31,8 @@ def check_sane(
 
     Args:
         step: For the message.
-        policy: Its trained parameters and buffers must be finite, and its log-probs of the tokens of ``rows``.
+        policy: Its trained parameters must be finite, its buffers no nan, and its log-probs of the tokens of ``rows``
+            finite.
         optimizer: Its state must be finite.
         critic: Its weights must be finite.
         rows: Of :func:`rows_at_hand`; None where nothing was played yet.
@@ -41,9 +42,11 @@ def check_sane(
     """
     modules = {"the policy": policy} if critic is None else {"the policy": policy, "the critic": critic}
     for owner, module in modules.items():
-        trained = [(name, value) for name, value in module.named_parameters() if value.requires_grad]
-        for name, value in (*trained, *module.named_buffers()):
-            _check_finite(step, f"{name} of {owner}", value)
+        for name, value in module.named_parameters():
+            if value.requires_grad:
+                _check_finite(step, f"{name} of {owner}", value)
+        for name, value in module.named_buffers():  # a mask may hold infinities
+            _check_finite(step, f"{name} of {owner}", torch.where(torch.isinf(value), 0, value))
     for entry in optimizer.state.values():
         for name, value in entry.items():
             _check_finite(step, f"{name} of the optimiser", torch.as_tensor(value))
