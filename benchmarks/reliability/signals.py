@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     trials = parser.parse_args().trials
     _, expected, seconds = reference(KIND)
-    for trial in range(trials_done("signals"), trials):
+    trial = trials_done("signals")
+    while trial < trials:
         draw, folder = random.Random(trial), WORK / "signals"
         shutil.rmtree(folder, ignore_errors=True)
         recipe, log = WORK / "signals.yaml", WORK / "signals.log"
@@ -45,13 +46,15 @@ def main() -> None:
         log.unlink(missing_ok=True)
         number = SIGNALS[trial % len(SIGNALS)]
         child = typed(["train", "--config", str(recipe)])
-        status, started = wait(child, draw.uniform(0.1, 0.9) * seconds), time.monotonic()
-        if status is None:
+        if wait(child, draw.uniform(0.1, 0.9) * seconds) is not None:
+            seconds *= 0.7  # the run was at its end before: again, with an earlier signal
+            continue
+        started = time.monotonic()
+        os.kill(child, number)
+        if trial % 5 == 4:
+            time.sleep(0.01)
             os.kill(child, number)
-            if trial % 5 == 4:
-                time.sleep(0.01)
-                os.kill(child, number)
-            status = wait(child)
+        status = wait(child)
         took = time.monotonic() - started
         said = next((line for line in log.read_text().splitlines() if line.startswith("pcm-rl: ")), "")
         again = re.search(r"with `pcm-rl (.*)`", said)
@@ -60,6 +63,7 @@ def main() -> None:
         row = {"trial": trial, "seed": trial, "signal": signal.Signals(number).name, "second": trial % 5 == 4}
         row |= {"status": status, "seconds": round(took, 2), "said": said.replace(str(WORK), "WORK")}
         record("signals", {**row, "equal": rest == 0 and digest(folder) == expected})
+        trial += 1
 
 
 if __name__ == "__main__":

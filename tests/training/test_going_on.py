@@ -123,7 +123,7 @@ def test_an_error_saves_what_was_complete_and_numbers_that_became_nan_do_not(tin
 )
 def test_what_has_diverged_replaces_nothing(tiny, overrides):
     config = tiny(f"diverged-{len(overrides[0])}", "save_every=1", "eval_every=0", *overrides)
-    with pytest.raises(FloatingPointError, match="training has diverged"):
+    with pytest.raises(FloatingPointError, match="diverged"):
         train(config, say=silent)
     for folder in generations(config.folder):
         assert all(torch.isfinite(value).all() for value in load_file(folder / "policy.safetensors").values())
