@@ -7,6 +7,7 @@
 # make setup   what the others need, in the versions of constraints.txt; each of them does it by itself, once
 # make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
 # make test-newest   all tests with the newest versions, in an environment of their own
+# make test-envs     other people's environments, with those that cannot be installed beside LIBERO
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest lint format figures gpu reference wheel clean
+.PHONY: setup lock train test test-newest test-envs lint format figures gpu reference wheel clean
 
 setup: $(READY)
 
@@ -38,6 +39,18 @@ test: $(READY)
 test-newest:
 	rm -rf $(VENV)/newest
 	$(MAKE) test VENV=$(VENV)/newest LOCKED=
+
+# robosuite 1.5 in place of LIBERO's 1.4; panda-gym brings PyBullet, which has no wheels for every Python
+test-envs: $(VENV)/envs/.ready
+	MUJOCO_GL=$${MUJOCO_GL:-osmesa} $(VENV)/envs/bin/python -m pytest -m others tests/envs/test_others.py $(ARGS)
+
+$(VENV)/envs/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/envs
+	sed "/^robosuite==/d" constraints.txt > $(VENV)/envs/constraints.txt
+	PIP_CONSTRAINT=$(VENV)/envs/constraints.txt $(VENV)/envs/bin/python -m pip install --quiet \
+		--disable-pip-version-check --editable ".[examples]" pytest pytest-timeout \
+		panda-gym==3.0.7 robosuite==1.5.1 mink==0.0.13 h5py
+	@touch $@
 
 lint: $(READY)
 	$(BIN)/ruff check .

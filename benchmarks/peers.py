@@ -100,7 +100,7 @@ def update_table(seed: int, repeats: int) -> list[dict[str, object]]:
         config = configure(method, seed)
         chosen = config.selection
         sampler = PCMSampler(chosen.budget, selection=chosen.name, padding=chosen.padding)
-        kept = sampler(pad_episodes(batch, config.env.max_chunks) if chosen.padding == "keep" else batch)
+        kept = sampler(pad_episodes(batch, config.env.slots) if chosen.padding == "keep" else batch)
         rows[method], steps[method] = len(kept), config.update.minibatches
         trials[method] = our_update(copy.deepcopy(trainer.policy), config, kept)
     for name in ("torchrl", "torchrl-4"):

@@ -23,6 +23,7 @@ from tensordict import TensorDictBase
 from torch import Tensor, nn
 from torchrl.modules.vla import VLAWrapperBase
 
+from pcm_rl.algos.sb3 import PCMCallback, PCMRolloutBuffer
 from pcm_rl.episodes import CHUNK, LOG_PROBS, STATE, TOKENS
 
 DECISIONS = 32  # a rollout, in each environment
@@ -69,10 +70,11 @@ class ChunkVecEnv(VecEnv):
         seen, reward, terminated, truncated, info = self.env.step(self.decode(self.actions))
         self.steps += int((~info["action_is_pad"]).sum())
         done = terminated | truncated
-        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        told = zip(info["action_is_pad"], info["success"], strict=True)
+        infos: list[dict[str, Any]] = [{"action_is_pad": pad, "success": bool(success)} for pad, success in told]
         for e in np.flatnonzero(done):
             cut = bool(truncated[e] and not terminated[e])
-            infos[e] = {"terminal_observation": seen[e].copy(), "TimeLimit.truncated": cut}
+            infos[e] |= {"terminal_observation": seen[e].copy(), "TimeLimit.truncated": cut}
         if done.any():
             seen = self._start(done)
         return seen, reward.astype(np.float32), done, infos
@@ -129,6 +131,7 @@ class SB3Peer:
         tokens: 56 categorical variables instead of a box.
         start: Copy ``policy``'s weights into the actor; needs ``tokens``.
         seed: Of weights, actions and minibatches.
+        budget: Chunks of each episode in a rollout that are trained on; None takes its own buffer, and all of them.
     """
 
     def __init__(
@@ -140,6 +143,7 @@ class SB3Peer:
         tokens: bool,
         start: bool,
         seed: int,
+        budget: int | None = None,
     ) -> None:
         chunk = env.single_action_space.shape
         assert chunk is not None
@@ -152,7 +156,12 @@ class SB3Peer:
 
         self.env = ChunkVecEnv(env, deal, decode, space)
         net = {"net_arch": [256, 256], "activation_fn": nn.SiLU}
-        self.model = PPO("MlpPolicy", self.env, n_steps=DECISIONS, policy_kwargs=net, seed=seed, device="cpu")
+        ours: dict[str, Any] = {}
+        if budget is not None:
+            buffer = {"budget": budget, "decode": decode, "seed": seed}
+            ours = {"rollout_buffer_class": PCMRolloutBuffer, "rollout_buffer_kwargs": buffer}
+        self.callback = None if budget is None else PCMCallback()
+        self.model = PPO("MlpPolicy", self.env, n_steps=DECISIONS, policy_kwargs=net, seed=seed, device="cpu", **ours)
         if start:
             copy_actor(policy, self.model)
         self.policy = SB3Policy(self.model, decode)
@@ -162,7 +171,7 @@ class SB3Peer:
     def advance(self) -> int:
         """One rollout and its update; environment steps done."""
         before = self.env.steps
-        self.model.learn(DECISIONS * self.env.num_envs, reset_num_timesteps=False)
+        self.model.learn(DECISIONS * self.env.num_envs, self.callback, reset_num_timesteps=False)
         return self.env.steps - before
 
 

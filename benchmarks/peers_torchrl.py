@@ -95,7 +95,7 @@ def executed(rollout: TensorDictBase) -> TensorDictBase:
 def recipe_buffer(config: Config) -> TensorDictReplayBuffer:
     """Takes whole trajectories, drops groups without both outcomes, and gives every decision once."""
     buffer = TensorDictReplayBuffer(
-        storage=LazyTensorStorage(config.groups * config.group_size * config.env.max_chunks),
+        storage=LazyTensorStorage(config.groups * config.group_size * config.env.slots),
         consume_after_n_samples=1,
     )
     buffer.append_transform(
@@ -174,7 +174,7 @@ class RecipePeer:
         self.env.init_state = self.deal(groups).repeat_interleave(size)
         with torch.no_grad():
             rollout = self.env.rollout(
-                self.config.env.max_chunks, self.policy, break_when_any_done=False, break_when_all_done=True
+                self.config.env.slots, self.policy, break_when_any_done=False, break_when_all_done=True
             )
         group = (self.waves * groups + torch.arange(groups)).repeat_interleave(size)
         rollout.set(GROUP, group.unsqueeze(-1).expand(rollout.shape))

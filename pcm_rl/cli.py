@@ -1,4 +1,4 @@
-"""The command line: ``pcm-rl train|demos|sft|eval|compare|profile|plot``."""
+"""The command line: ``pcm-rl train|check|demos|sft|eval|compare|profile|plot``."""
 
 from __future__ import annotations
 
@@ -100,7 +100,12 @@ def _refuse_several_processes(options: argparse.Namespace) -> None:
 def _train(options: argparse.Namespace) -> None:
     from pcm_rl.training.trainer import train
 
-    if options.resume:
+    if options.resume is not None:
+        if options.config is not None:
+            raise ConfigError(
+                f"--resume takes the configuration of {options.resume}; leave --config {options.config} out, and give "
+                "changes as key=value"
+            )
         config = _config_of_run(options.resume, options.overrides)
     else:
         config = load_config(options.config, options.overrides)
@@ -119,6 +124,12 @@ def _config_of_run(folder: str, overrides: Sequence[str]) -> Config:
         raise
 
 
+def _check(options: argparse.Namespace) -> None:
+    from pcm_rl.checks.run import check
+
+    check(options.config, options.overrides, as_json=options.json)
+
+
 def _demos(options: argparse.Namespace) -> None:
     from pcm_rl.rollouts.demonstrations import demonstrations
 
@@ -131,15 +142,19 @@ def _demos(options: argparse.Namespace) -> None:
 
 
 def _sft(options: argparse.Namespace) -> None:
+    from pcm_rl.support.room import check_room
     from pcm_rl.training.checkpoint import save_policy
     from pcm_rl.training.trainer import Trainer
 
     config = load_config(options.config, options.overrides)
+    path = config.folder / "policy.safetensors"
+    if (config.folder / "config.yaml").exists() or path.exists():
+        raise FileExistsError(f"{config.folder} holds a run or a policy; give another name=..., or delete it")
+    check_room(config.folder)
     trainer = Trainer(config)
     with contextlib.closing(trainer.env):
         trainer.supervised_start()
         trainer.evaluate()
-        path = config.folder / "policy.safetensors"
         save_policy(trainer.policy, path, trainer.origin())
         save_config(config, config.folder / "config.yaml")
     print(f"policy: {path} (train from it with policy.init={path})")
@@ -150,7 +165,7 @@ def _eval(options: argparse.Namespace) -> None:
 
     columns = _named(options.also, "--also")
     protocol = Protocol(options.states, options.episodes, options.greedy, options.films, columns)
-    evaluate_run(options.folder, options.overrides, protocol)
+    evaluate_run(options.folder, options.overrides, protocol, overwrite=options.overwrite)
 
 
 def _profile(options: argparse.Namespace) -> None:
@@ -180,7 +195,7 @@ def _profile(options: argparse.Namespace) -> None:
         trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as before the first update
     # the cost of an update does not depend on the advantages
     named_methods = {name: method for name, method in METHODS.items() if method.advantage == "group"}
-    costs = profile_update(trainer.policy, batch, config, methods=compared_methods(config) | named_methods)
+    costs = profile_update(trainer.policy, batch, trainer.grpo.config, methods=compared_methods(config) | named_methods)
     table_console().print(update_cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
 
@@ -272,6 +287,9 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("train", _train, "demonstrations, supervised start, GRPO with chunk selection, report")
     sub.add_argument("--resume", metavar="RUN", help="continue this run folder from its checkpoint")
     sub.add_argument("overrides", nargs="*", help=_KEYS)
+    sub = command("check", _check, "try the machine, and a recipe without training: one line a check, with the remedy")
+    sub.add_argument("--json", action="store_true", help="as a JSON list")
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
     for name, run, text in (
         ("demos", _demos, "record demonstrations of the scripted expert to demos.path"),
         ("sft", _sft, "supervised start only; writes policy.safetensors"),
@@ -293,6 +311,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("eval", _eval, "success of a run's policy, task by task; writes eval.json", config=False)
+    sub.add_argument(
+        "--overwrite", action="store_true", help="replace eval.json also where it holds another evaluation"
+    )
     sub.add_argument("folder", metavar="RUN")
     sub.add_argument(
         "--states", choices=("held-out", "all"), default="held-out", help="initial states of each task to start from"

@@ -21,6 +21,7 @@ from pcm_rl.episodes import (
     SUCCESS,
     EpisodeIndex,
     check_batch,
+    check_order,
     column_of,
     number_ids,
     shares_of_steps,
@@ -75,8 +76,8 @@ def select_chunks(
         batch: ``[M]`` rows in the schema, one row a chunk: actions ``("vla_action", "chunk") [M, L, D]``,
             ``"action_is_pad" [M, L]``, ``"phase"`` (-1 for a chunk never executed), ``"success"``, ``"group_id"`` and
             ``"episode_id"`` ``[M]``, ``"advantage"`` if there is one (otherwise a rule that asks for it gets equation
-            1), and what the rule reads. Complete groups only: a trajectory missing from its group would bias C.
-            Observations are not read.
+            1), and what the rule reads. Complete groups only: a trajectory missing from its group would bias C. With
+            ``"chunk_id"``, the chunks of an episode must be in their order. Observations are not read.
         keep: The keep probabilities; its buffers take this batch's score.
         budget: B, chunks a trajectory, at least 1.
         selection: A name in :data:`pcm_rl.rules.RULES`, or ``module:function`` of a rule of one's own.
@@ -96,10 +97,11 @@ def select_chunks(
         PhaseWarning: If a rule that weighs phases gets a batch in which all chunks have one phase.
     """
     rule = check_options(budget, selection, padding)
-    batch = _columns(batch, rule)
+    given, batch = batch, _columns(batch, rule)
     valid, phase = ~batch.get(IS_PAD), batch.get(PHASE)
     success, group = batch.get(SUCCESS), batch.get(GROUP)
     rows = EpisodeIndex(batch.get(EPISODE))
+    check_order(given, rows)
     _check_constant(SUCCESS, success, rows)
     _check_constant(GROUP, group, rows)
     steps = valid.sum(-1)

@@ -50,7 +50,7 @@ def test_eval_options(run, capsys):
     folder, _ = run
     path = folder / "run" / "eval.json"
     also = ["--also", "short:env.kwargs.horizon=8,env.tasks={stop_on_success: [true]}", "--also", "b:env.num_envs=3"]
-    assert main(["eval", str(folder / "run"), "--greedy", "--episodes", "2", *also]) == 0
+    assert main(["eval", str(folder / "run"), "--overwrite", "--greedy", "--episodes", "2", *also]) == 0
     result = json.loads(path.read_text())
     assert result["actions"] == "greedy"
     assert [column["name"] for column in result["columns"]] == ["run", "short", "b"]
@@ -140,6 +140,8 @@ def test_demos_are_not_overwritten(tmp_path, capsys):
         (["train", "selection.buget=3"], "did you mean 'selection.budget'"),
         (["train", "--config", "no.yaml"], "no configuration file"),
         (["train", "--resume", "no-run"], "holds no run"),
+        (["train", "--resume", ""], "got an empty name"),
+        (["train", "--resume", "run", "--config", "recipe.yaml"], "leave --config recipe.yaml out"),
         (["train", "env.id=pcm_rl/Nothing-v0"], "env.id=pcm_rl/Nothing-v0"),
         (["eval", "no-run"], "holds no run"),
         (["plot", "no-run"], "no-run"),
@@ -215,6 +217,15 @@ def test_a_bug_of_ours_is_told_from_one_of_the_users_own_code(where, status, tex
     assert cli._explain(KeyError("x")) == status
     printed = capsys.readouterr().err
     assert text in printed and printed.startswith("Traceback")
+
+
+def test_a_supervised_start_replaces_no_run(run, capsys):
+    folder, _ = run
+    before = {path: path.read_bytes() for path in folder.glob("*/config.yaml")}
+    for name in ("start", "run"):
+        assert main(["sft", *TINY, f"run_dir={folder}", f"name={name}"]) == 2
+        assert "holds a run or a policy; give another name=" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in folder.glob("*/config.yaml")}
 
 
 def test_unknown_method_is_refused(capsys):

@@ -189,6 +189,12 @@ def test_openvla_commands_follow_from_each_other():
     assert len(listed) == 6 and len(runs) == len(folders) - 1 == 2
 
 
+def test_the_example_with_stable_baselines3_runs(capsys):
+    pytest.importorskip("stable_baselines3")
+    model = runpy.run_path(str(ROOT / "examples" / "sb3_ppo.py"))["main"](rollouts=1)
+    assert model.num_timesteps == 128 and "of 128 chunks of the last rollout" in capsys.readouterr().out
+
+
 def test_the_example_runs(capsys):
     space = runpy.run_path(str(ROOT / "examples" / "minimal_loop.py"))
     history = space["main"](steps=2)

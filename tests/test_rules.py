@@ -222,6 +222,15 @@ def test_what_a_rule_must_not_do_is_refused(name: str, text: str) -> None:
         choose(f"{HERE}:{name}", 1, valid=valid)
 
 
+def undecided(candidates: Candidates, budget: int, generator: Generator | None) -> Tensor:
+    return candidates.largest(torch.where(torch.arange(12) == 4, torch.nan, 1.0), budget, generator)
+
+
+def test_scores_that_are_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match="scores must not be NaN, got one at row 4"):
+        choose(f"{HERE}:undecided", 1)
+
+
 def test_a_budget_is_one_of_three() -> None:
     with pytest.raises(ValueError, match="one of trajectory, batch, none, got 'group'"):
         Rule(last_chunks, budget="group")

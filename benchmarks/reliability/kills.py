@@ -75,9 +75,9 @@ class Killer:
     def __init__(self, at: int, folder: Path, into: Path) -> None:
         self.at, self.folder, self.into, self.saving, self.seen = at, folder, into, False, 0
         sys.addaudithook(self._hook)
-        fsync, save_file, write = os.fsync, checkpoint.save_file, Trainer._write_checkpoint
+        fsync, save_file, write = os.fsync, checkpoint.save_tensors, Trainer._write_checkpoint
         os.fsync = self._counted("fsync", fsync)  # type: ignore[assignment]
-        checkpoint.save_file = self._halved(save_file)
+        checkpoint.save_tensors = self._halved(save_file)
 
         def saving(trainer: Trainer) -> None:
             self.saving = trainer.step == 4

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torchrl.objectives import LossModule
 
+from pcm_rl.algos.weights import over_the_batch
 from pcm_rl.inputs import entry
 from pcm_rl.objective import (
     check_tokens,
@@ -175,7 +176,7 @@ class ChunkGRPOLoss(LossModule):
         if not len(tokens):
             warnings.warn("the loss got no rows: it is 0 and has no gradient; skip this update", stacklevel=2)
         executed = ~pad
-        weight = tensordict.get(keys.weight, None)
+        weight = over_the_batch(tensordict, keys.weight).get(keys.weight, None)
         dist = self._distribution(tensordict)
         # what stands in steps that were never executed, such as -100, is no token: it is never looked up
         new = dist.log_prob(tokens.masked_fill(~executed.unsqueeze(-1), 0))

@@ -20,13 +20,8 @@ from pcm_rl.episodes import (
     ADVANTAGE,
     CHUNK_ID,
     DONE,
-    EPISODE,
     TRAJECTORIES,
     WEIGHT,
-    EpisodeIndex,
-    check_batch,
-    check_order,
-    column_of,
 )
 from pcm_rl.phases import Phase
 from pcm_rl.rules import ALWAYS_READ
@@ -101,8 +96,6 @@ class PCMSampler(Transform):
 
     def select(self, batch: TensorDictBase) -> Selection:
         """Choose the rows of ``batch [M]``, of whole episodes, to keep; its observations are not read."""
-        check_batch(batch, (EPISODE,))
-        check_order(batch, EpisodeIndex(column_of(batch, EPISODE)))
         selection = select_chunks(
             batch,
             self.keep,

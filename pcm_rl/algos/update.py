@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.packing import micro_batches, row_tokens
+from pcm_rl.algos.weights import over_the_batch
 from pcm_rl.episodes import EPISODE
 from pcm_rl.inputs import entry, mask, positive_number, whole_number
 from pcm_rl.processes.ranks import ALONE, Ranks
@@ -37,7 +38,8 @@ def grpo_update(
     Args:
         loss: Its ``reduction`` must be ``"mean"``.
         optimizer: Over the loss's parameters.
-        batch: ``[R]`` rows with advantage and weight, on any device; each micro-batch is moved to the parameters'.
+        batch: ``[R]`` rows with advantage and weight, on any device; each micro-batch is moved to the parameters'. Rows
+            of several selections are weighted for one mean over the trajectories of all of them.
         minibatches: Optimiser steps per pass, at least 1; fewer if there are fewer rows.
         epochs: Passes over the batch, at least 1.
         micro_rows: Rows in one forward and backward; None takes a whole minibatch.
@@ -63,6 +65,7 @@ def grpo_update(
     executed = ~mask(str(loss.tensor_keys.is_pad), pad, pad.shape[:2])
     if not len(batch):
         return {}
+    batch = over_the_batch(batch)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     tokens = None if micro_tokens is None else row_tokens(loss.actor_network, batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from tensordict import TensorDictBase
+from tensordict import NestedKey, TensorDictBase
 from torch import Tensor
 from torchrl.data import ReplayBuffer
 from torchrl.envs.transforms import Transform
@@ -32,18 +32,22 @@ def trajectories_per_row(batch: TensorDictBase, selection: Selection, rule: Rule
     return float(steps[row]) / (float(total) * float(weight[heaviest]))
 
 
-def over_the_batch(rows: TensorDictBase) -> TensorDictBase:
+def over_the_batch(rows: TensorDictBase, key: NestedKey = WEIGHT) -> TensorDictBase:
     """Rows ``[R]`` of one or several selections, weighted for a mean over the trajectories of all of them.
 
     A selection has weights for a mean over its own rows: concatenated with another, one that kept few rows a trajectory
     would weigh too little. ``weight * t / mean(t)``, with ``t`` the trajectories over the rows of each row's selection,
     is right for the union.
 
+    Args:
+        rows: ``[R]``, the batch of one update.
+        key: Of the weights.
+
     Returns:
         ``rows`` itself where they are of one selection.
     """
     own = rows.get(TRAJECTORIES, None)
-    return rows if own is None else _reweighted(rows, own)
+    return rows if own is None or rows.get(key, None) is None else _reweighted(rows, own, key)
 
 
 def over_the_buffer(rows: TensorDictBase, buffer: ReplayBuffer, transform: Transform) -> TensorDictBase:
@@ -55,14 +59,14 @@ def over_the_buffer(rows: TensorDictBase, buffer: ReplayBuffer, transform: Trans
     return _reweighted(rows, _column(holder, TRAJECTORIES))
 
 
-def _reweighted(rows: TensorDictBase, union: Tensor) -> TensorDictBase:
+def _reweighted(rows: TensorDictBase, union: Tensor, key: NestedKey = WEIGHT) -> TensorDictBase:
     """``weight * t / mean of t over the union``; then ``t`` is that mean, since these are weights of one selection."""
     if not union.numel() or bool((union == union[0]).all()):
         return rows
     mean = union.double().mean()
     own = rows.get(TRAJECTORIES)
-    weight = rows.get(WEIGHT) * (own.double() / mean.to(own.device))
-    return rows.copy().update({WEIGHT: weight.float(), TRAJECTORIES: torch.full_like(own, float(mean))})
+    weight = rows.get(key) * (own.double() / mean.to(own.device))
+    return rows.copy().update({key: weight.float(), TRAJECTORIES: torch.full_like(own, float(mean))})
 
 
 def _column(buffer: ReplayBuffer, key: str) -> Tensor:

@@ -10,12 +10,21 @@ from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
 
-from pcm_rl.config import METHODS, SET_BY_METHODS, Config, ConfigError, config_keys, load_config, save_config
+from pcm_rl.config import (
+    METHODS,
+    SET_BY_METHODS,
+    Config,
+    ConfigError,
+    as_written,
+    config_keys,
+    load_config,
+    save_config,
+)
 from pcm_rl.training.generations import generations
 
 _SET_BY_COMPARE = {"seed": "--seeds", "name": "name=... for all columns", "run_dir": "run_dir=... for all columns"}
 _TRAIN = (sys.executable, "-m", "pcm_rl.cli", "train")
-_NOT_COMPARED = ("run_dir", "name")  # where a run lies
+_NOT_COMPARED = ("run_dir", "name", "patience")  # where a run lies, and when it is given up
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,8 @@ def column_name(method: str, budget: int | str | None) -> str:
 def plan_runs(comparison: Comparison) -> list[PlannedRun]:
     """Every run, all columns of the first seed first, so that an interrupted comparison holds whole pairs.
 
-    Runs use one thread where the recipe does not say how many, and make no films unless an override says so.
+    Runs use one thread where the recipe does not say how many. Unless an override says so, they make no films, and go
+    on without a success: a table needs all its rows.
 
     Raises:
         ConfigError: A method is unknown, two columns have one name, or an override is the comparison's to set.
@@ -144,7 +154,7 @@ def _with_budgets(comparison: Comparison, method: str, changes: tuple[str, ...])
 
 
 def _load(comparison: Comparison, changes: Sequence[str]) -> Config:
-    config = load_config(comparison.recipe, ["record=false", *comparison.overrides, *changes])
+    config = load_config(comparison.recipe, ["record=false", "patience=0", *comparison.overrides, *changes])
     return config if config.threads is not None else dataclasses.replace(config, threads=1)
 
 
@@ -186,7 +196,7 @@ def changed_keys(made: Config, planned: Config) -> dict[str, tuple[object, objec
 
 
 def _value(config: Config, key: str) -> object:
-    value: object = reduce(getattr, key.split("."), config)
+    value: object = as_written(reduce(getattr, key.split("."), config))
     return value
 
 

@@ -14,6 +14,7 @@ from pcm_rl.config import Config, ConfigError
 from pcm_rl.reports.console import table_console
 from pcm_rl.reports.numbers import duration
 from pcm_rl.rollouts.demonstrations import demonstrations
+from pcm_rl.support.room import check_room
 from pcm_rl.training.trainer import say_now
 
 BASELINE = "full-valid"
@@ -41,6 +42,7 @@ def compare(
     Raises:
         ConfigError: The plan is not possible, or a folder holds a run of another configuration.
         FileNotFoundError: There is no such recipe.
+        OSError: The folder cannot be written to.
         ChildProcessError: Runs failed; the others are done, and the tables are of them.
     """
     runs = plan_runs(comparison)
@@ -51,6 +53,7 @@ def compare(
     if jobs < 1:
         raise ConfigError(f"jobs must be at least 1, got {jobs}")
     folder = comparison.folder
+    check_room(folder)
     todo = [run for run in runs if run_state(run) != "finished"]
     say(f"{len(runs)} runs in {folder}: {len(runs) - len(todo)} finished, {len(todo)} to do, {jobs} at a time")
     _record_demonstrations(todo, say)

@@ -7,6 +7,7 @@ from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, 
 from pcm_rl.config.methods import METHODS, SET_BY_METHODS, Method
 from pcm_rl.config.policy import FAMILIES, LoraConfig, OpenVLAConfig, PolicyConfig, StateConfig
 from pcm_rl.config.schema import Config
+from pcm_rl.config.written import as_written
 
 __all__ = [
     "FAMILIES",
@@ -25,6 +26,7 @@ __all__ = [
     "SelectionConfig",
     "StateConfig",
     "UpdateConfig",
+    "as_written",
     "config_keys",
     "load_config",
     "load_run_config",

@@ -18,10 +18,21 @@ def _key(config: Any, name: str) -> str:
 
 
 def at_least(least: float, config: Any, *names: str) -> None:
-    """Raise :class:`ConfigError` if one of the fields ``names`` is below ``least``."""
+    """Raise :class:`ConfigError` if one of the fields ``names`` is below ``least``, or no int64 and no finite float."""
     for name in names:
-        if not least <= getattr(config, name) < math.inf:
-            raise ConfigError(f"{_key(config, name)} must be at least {least:g}, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if not least <= value < math.inf:
+            raise ConfigError(f"{_key(config, name)} must be at least {least:g}, got {value}")
+        if isinstance(value, int) and value >= 2**63:
+            raise ConfigError(f"{_key(config, name)} must be below 2**63, got {value}")
+
+
+def finite(config: Any, *names: str) -> None:
+    """Raise :class:`ConfigError` unless each of the fields ``names`` is finite, or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not math.isfinite(value):
+            raise ConfigError(f"{_key(config, name)} must be a finite number, got {value}")
 
 
 def positive(config: Any, *names: str) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
-from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
+from pcm_rl.config.checks import ConfigError, at_least, finite, one_of, positive, within
 from pcm_rl.support.plugins import is_plugin
 
 _LABELLERS = "pcm_rl.labellers:label_by_time (periods of time) or pcm_rl.labellers:label_by_distance (hand and object)"
@@ -32,7 +32,8 @@ class EnvConfig:
         workers: One process an environment (simulators); False steps the environment's own vectorised core.
         timeout: Seconds without an answer after which a worker is taken for hung and restarted.
         chunk_length: L, steps a chunk.
-        max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to.
+        max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to. null follows from the horizon and
+            ``chunk_length``; it is 64 where the environment does not tell its horizon.
         gripper_index: Action dimension that commands the gripper; null where there is no gripper, which needs a
             ``labeller`` or ``closed``.
         close_above: Gripper commands strictly above close, in the environment's own units (after ``wrappers``).
@@ -44,6 +45,8 @@ class EnvConfig:
         labeller_kwargs: Keyword arguments of that function, such as ``{near: 0.6}``.
         init_state: How the environment names initial states: ``option`` (``reset(options={"init_state": k})``) or
             ``seed`` (``reset(seed=k)``).
+        same_starts: Refuse groups whose episodes begin with different observations; false where observations are noisy
+            on purpose.
         success: Key of ``info`` that tells success, or ``module:function``, called as ``function(env, info) -> bool``
             after every step; ``positive_reward`` is a reward above 0, also where the episode goes on; null is
             ``success`` or ``is_success``, else an end with a positive reward.
@@ -66,7 +69,7 @@ class EnvConfig:
     workers: bool = False
     timeout: float = 120.0
     chunk_length: int = 8
-    max_chunks: int = 64
+    max_chunks: Optional[int] = None  # noqa: UP045
     gripper_index: Optional[int] = -1  # noqa: UP045
     close_above: float = 0.0
     close_below: Optional[float] = None  # noqa: UP045
@@ -74,6 +77,7 @@ class EnvConfig:
     labeller: Optional[str] = None  # noqa: UP045
     labeller_kwargs: dict[str, Any] = field(default_factory=dict)
     init_state: str = "option"
+    same_starts: bool = True
     success: Optional[str] = None  # noqa: UP045
     reward: str = "sum"
     num_states: Optional[int] = None  # noqa: UP045
@@ -81,8 +85,13 @@ class EnvConfig:
     images: Optional[dict[str, Any]] = None  # noqa: UP045
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_envs", "chunk_length", "max_chunks", "eval_states")
+        at_least(1, self, "num_envs", "chunk_length", "eval_states")
+        if self.max_chunks is not None:
+            at_least(1, self, "max_chunks")
         positive(self, "timeout")
+        finite(self, "close_above", "close_below")
+        if self.num_states is not None:
+            at_least(1, self, "num_states")
         if self.num_states is not None and not self.eval_states < self.num_states:
             raise ConfigError(
                 f"eval_states must be below num_states={self.num_states}, so that some are left for training; "
@@ -135,6 +144,11 @@ class EnvConfig:
             (entry, {}) if isinstance(entry, str) else (entry["name"], dict(entry.get("kwargs") or {}))
             for entry in self.wrappers
         ]
+
+    @property
+    def slots(self) -> int:
+        """Chunk slots of a full episode: ``max_chunks``, 64 where it is not known."""
+        return 64 if self.max_chunks is None else self.max_chunks
 
     @property
     def num_tasks(self) -> int:

@@ -14,6 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pcm_rl.config.checks import ConfigError
 from pcm_rl.config.schema import Config
+from pcm_rl.config.written import as_written, mark
+from pcm_rl.support.writing import replacing
+
+_HEAD = "# Every option of this run; the last line is a comment, too.\n"
+_END = "# end\n"
 
 
 def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -39,23 +44,37 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
 def load_run_config(folder: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Configuration of an existing run, with overrides such as ``steps=120``.
 
+    Args:
+        folder: The run's folder. Its name is a text, whatever it looks like: ``007`` is not ``7``.
+        overrides: Changes; not of ``name`` and ``run_dir``, which say which run it is.
+
     Raises:
+        ConfigError: If an override does not fit, or the folder's name is empty.
         FileNotFoundError: If the folder holds no run.
     """
+    if not str(folder).strip():
+        raise ConfigError("expected the folder of a run, got an empty name")
+    if moved := [override for override in overrides if override.partition("=")[0] in ("name", "run_dir")]:
+        raise ConfigError(f"{folder} is the run, and {moved[0]} would name another one; rename the folder instead")
     folder = Path(folder)
     if folder.name in ("", ".."):
         folder = folder.resolve()
     path = folder / "config.yaml"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no run (no config.yaml)")
+    _refuse_cut(path)
     here = [("run_dir", str(folder.parent)), ("name", folder.name)]
     # the checkpoint holds the policy: the file that the run once started from may be gone
     return _load(path, [*here, *(_parsed(override) for override in overrides), ("policy.init", None)])
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write every field as YAML; :func:`load_config` gives an equal configuration."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    """Write every field as YAML; :func:`load_config` gives an equal configuration.
+
+    What the recipe takes from the environment, ``${oc.env:TOKEN}``, is written as the recipe has it.
+    """
+    with replacing(path) as partial:
+        partial.write_text(f"{_HEAD}{OmegaConf.to_yaml(OmegaConf.create(as_written(config)))}{_END}")
 
 
 def config_keys(cls: type = Config, prefix: str = "") -> list[str]:
@@ -74,17 +93,50 @@ def _load(path: str | Path | None, changes: Iterable[tuple[str, Any]]) -> Config
     base = OmegaConf.structured(Config)
     _unlock(base)
     try:
-        given: Any = OmegaConf.load(path) if path is not None else OmegaConf.create({})
+        given: Any = OmegaConf.create({}) if path is None else _read_mapping(Path(path))
         for key, value in changes:
             OmegaConf.update(given, key, value, merge=_is_section(key), force_add=True)
         _check_keys(given, Config, "")
-        config = OmegaConf.to_object(OmegaConf.merge(base, given))
+        merged = OmegaConf.merge(base, given)
+        config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'configuration'}: {str(error).splitlines()[0]}") from error
+    except TypeError as error:  # OmegaConf's word for a mapping in place of a list
+        raise ConfigError(f"{path or 'configuration'}: {error}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     assert isinstance(config, Config)
+    mark(config, merged)
     return config
+
+
+def _refuse_cut(path: Path) -> None:
+    """A part of a configuration is one, too, with defaults for all that is missing."""
+    text = _text(path)
+    if not text.strip() or (text.startswith(_HEAD) and not text.endswith(_END)):
+        raise ConfigError(
+            f"{path} is cut: a part of it is missing, and defaults would take its place; restore the file"
+        )
+
+
+def _read_mapping(path: Path) -> DictConfig:
+    if not _text(path).strip():
+        raise ConfigError(f"{path} is empty; expected YAML such as `steps: 60`")
+    try:
+        given = OmegaConf.load(path)
+    except OSError:  # OmegaConf's word for a number or a date alone
+        given = None
+    if not isinstance(given, DictConfig):
+        raise ConfigError(f"{path} holds no options; expected YAML such as `steps: 60`")
+    OmegaConf.to_container(given, throw_on_missing=True)  # refuses ???, which a merge would pass over
+    return given
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is no text: {error}") from error
 
 
 def _parsed(override: str) -> tuple[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Optional
 
 import torch
@@ -14,6 +14,8 @@ from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, Method
 from pcm_rl.config.policy import PolicyConfig
+
+MAX_NAME = 200  # file systems allow 255, and folders beside a run's have a suffix
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,9 @@ class Config:
         eval_episodes: Rollouts of an evaluation on the held-out initial states.
         save_every: Steps between checkpoints; 0 saves only at the end.
         save_keep: Newest checkpoints that stay; the one with the best evaluation stays besides.
+        patience: Steps in a row without any success after which the run stops, saved, with exit status 2; 0 goes on.
         run_dir: Folder that holds the runs.
-        name: Folder of this run; None makes one from the environment, the method and the seed.
+        name: Folder of this run, within ``run_dir``; None makes one from the environment, the method and the seed.
         threads: Torch threads; None leaves torch's choice.
         device: Torch device of the policy and the update; ``cuda`` is with several processes the GPU of each.
         logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``; ``metrics.csv`` is always written.
@@ -52,6 +55,7 @@ class Config:
     eval_episodes: int = 256
     save_every: int = 10
     save_keep: int = 2
+    patience: int = 10
     run_dir: str = "runs"
     name: Optional[str] = None  # noqa: UP045
     threads: Optional[int] = None  # noqa: UP045
@@ -67,7 +71,7 @@ class Config:
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
     def __post_init__(self) -> None:
-        at_least(0, self, "seed", "steps", "eval_every", "save_every")
+        at_least(0, self, "seed", "steps", "eval_every", "save_every", "patience")
         at_least(1, self, "groups", "eval_episodes", "save_keep")
         if self.threads is not None:
             at_least(1, self, "threads")
@@ -77,6 +81,8 @@ class Config:
             raise ConfigError(f"device must be cpu, cuda or cuda:N, got {self.device!r}") from error
         at_least(2, self, "group_size")
         one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
+        if self.name is not None:
+            _check_name(self.name)
 
     @property
     def folder(self) -> Path:
@@ -90,3 +96,11 @@ class Config:
         """Name of selection, padding and advantage in :data:`METHODS`, or all three where they have no name."""
         mine = Method(self.selection.name, self.selection.padding, self.advantage.name)
         return next((name for name, value in METHODS.items() if value == mine), "-".join(mine))
+
+
+def _check_name(name: str) -> None:
+    path = PurePath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or not name.isprintable():
+        raise ConfigError(f"name must be that of a folder within run_dir, got {name!r}; run_dir may lie anywhere")
+    if longest := [part for part in path.parts if len(part.encode()) > MAX_NAME]:
+        raise ConfigError(f"name must have at most {MAX_NAME} bytes, got {len(longest[0].encode())} in {name!r}")

@@ -6,6 +6,7 @@ end of each chunk only, seven of eight successes would be paid late, twice or ne
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -48,8 +49,9 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
       :mod:`pcm_rl.episodes`, phases labelled, with `("next", "reward" | "done" | "terminated" | "truncated")`.
 
     `"episode"` is left to wrappers that write statistics there, Gymnasium's `RecordEpisodeStatistics` and
-    Stable-Baselines3's `Monitor`. Outside of this wrapper they count chunks. Inside they count steps, and do not see
-    an episode that ends at its success while the environment would go on; a warning says so.
+    Stable-Baselines3's `Monitor`. Outside of this wrapper they count chunks, inside they count steps. Inside they do
+    not see an episode that ends at its success while the environment would go on: its statistics are written here, and
+    a warning says that their own lists lack it.
 
     A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
     channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
@@ -116,7 +118,8 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         self.chunk_length, self.record, self.instruction = chunk_length, record, instruction
         self.stop_on_success, self.reward = stop_on_success, reward
         self._success_rule = SuccessRule(success)
-        self._recorder = _recorder_inside(env)
+        self._recorder, self._told = _recorder_inside(env), False
+        self._return, self._steps, self._started = 0.0, 0, 0.0
         self._skips_frames = hasattr(env.unwrapped, "draw_cameras")
         self._label: Callable[[TensorDict], Tensor] = partial(label_episodes, labeller=labeller, **gripper)
         self._readers = observation_readers(env.observation_space) if record else {}
@@ -148,6 +151,7 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
         self._instruction = info.get("instruction") if self.instruction is None else self.instruction
         self._running, self._succeeded = True, False
         self._group_id, self._chunk_id, self._rows = int(group), 0, []
+        self._return, self._steps, self._started = 0.0, 0, time.perf_counter()
         return self._observed(observation), dict(info)
 
     def step(self, action: NDArray[np.floating]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -190,23 +194,27 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
             self._succeeded |= self._success_rule(self.env, info, bool(terminated), float(reward), self._where)
             if terminated or truncated or (self._succeeded and self.stop_on_success):
                 break
+        self._return, self._steps = self._return + total, self._steps + executed
         if self.reward == "success":
             total = float(self._succeeded and not was_success)
+        info = ChunkInfo(info)
         if self._succeeded and self.stop_on_success:
-            if not (terminated or truncated):
-                self._warn_of_unseen_end()
+            if not (terminated or truncated) and self._recorder is not None:
+                self._complete(info, self._recorder)
             terminated = True
-        return observation, total, bool(terminated), bool(truncated), executed, ChunkInfo(info)
+        return observation, total, bool(terminated), bool(truncated), executed, info
 
-    def _warn_of_unseen_end(self) -> None:
-        if self._recorder is not None:
+    def _complete(self, info: dict[str, Any], recorder: str) -> None:
+        """Writes the statistics of an episode whose end a recorder inside does not see."""
+        info["episode"] = {"r": self._return, "l": self._steps, "t": time.perf_counter() - self._started}
+        if not self._told:
             warnings.warn(
-                f"{self._recorder} inside of ChunkedEnv does not see that an episode ends at its success, so it counts "
-                "the others only; put it outside, where it counts chunks, or give stop_on_success=False",
+                f"{recorder} inside of ChunkedEnv does not see that an episode ends at its success: "
+                'info["episode"] is complete, its own lists and files are not. Put it outside, where it counts chunks',
                 RuntimeWarning,
                 stacklevel=4,
             )
-            self._recorder = None
+        self._told = True
 
     @property
     def _where(self) -> str:

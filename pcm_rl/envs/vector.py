@@ -41,6 +41,9 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
         index: Position in the vector environment, from 0.
         num_envs: E, to have the length of options checked.
 
+    Attributes:
+        failed: Whether its last call has raised an error: a vector of environments does not say which one did.
+
     Raises:
         ValueError: The action space is not one of chunks, or `index` is outside its range.
     """
@@ -57,6 +60,7 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
         self.index, self._num_envs = index, num_envs
         self._chunk_length = env.action_space.shape[0]
         self._last: tuple[Any, bool, bool, bool] | None = None
+        self.failed = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Starts an episode.
@@ -71,8 +75,10 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
         Raises:
             ValueError: An option does not have E entries.
         """
-        self._last = None
-        return self.env.reset(seed=seed, options=entry_options(options, self.index, self._num_envs))
+        self._last, self.failed = None, True
+        answer = self.env.reset(seed=seed, options=entry_options(options, self.index, self._num_envs))
+        self.failed = False
+        return answer
 
     def step(self, action: NDArray[np.floating]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Executes one chunk, or idles if the episode has ended.
@@ -88,7 +94,9 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
             observation, terminated, truncated, success = self._last
             info = {"action_is_pad": np.ones(self._chunk_length, dtype=bool), "success": success}
             return deepcopy(observation), 0.0, terminated, truncated, info
+        self.failed = True
         observation, reward, terminated, truncated, info = self.env.step(action)
+        self.failed = False
         if terminated or truncated:
             self._last = deepcopy(observation), bool(terminated), bool(truncated), bool(info["success"])
         return observation, float(reward), terminated, truncated, info

@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import secrets
 import signal
 import sys
 import time
@@ -22,7 +21,8 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector.utils import CloudpickleWrapper
 
-from pcm_rl.envs.shared import SharedObservation, free_memory
+from pcm_rl.envs.horizon import horizon_of
+from pcm_rl.envs.shared import SharedObservation, free_memory, new_name
 
 _THREAD_COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 _MISUSE = (ValueError, TypeError, LookupError, gymnasium.error.Error)
@@ -33,6 +33,7 @@ class Built(NamedTuple):
 
     observation_space: spaces.Space[Any]
     action_space: spaces.Space[Any]
+    horizon: int | None
 
 
 class Done(NamedTuple):
@@ -68,7 +69,11 @@ class Raised(NamedTuple):
 
 
 def serve(
-    pipe: Connection, parents_end: Connection, make_env: Callable[[], gymnasium.Env[Any, Any]], memory_name: str
+    pipe: Connection,
+    parents_end: Connection,
+    make_env: Callable[[], gymnasium.Env[Any, Any]],
+    memory_name: str,
+    workers: int,
 ) -> None:
     """Runs a worker: builds its environment, then answers commands until the pipe closes or None arrives."""
     parents_end.close()  # inherited by a fork; while it is open, this process cannot notice the parent's death
@@ -76,12 +81,12 @@ def serve(
     torch.set_num_threads(1)
     try:
         env = make_env()
-        memory = SharedObservation(env.observation_space, memory_name, create=True)
+        memory = SharedObservation(env.observation_space, memory_name, create=True, workers=workers)
     except Exception as error:
         pipe.send(_raised(0, error))
         return
     with contextlib.suppress(EOFError, OSError):  # the parent has ended
-        pipe.send(Built(env.observation_space, env.action_space))
+        pipe.send(Built(env.observation_space, env.action_space, horizon_of(env)))
         while (command := pipe.recv()) is not None:
             pipe.send_bytes(_answer(env, memory, *command))
     env.close()
@@ -107,11 +112,11 @@ def _raised(ticket: int, error: Exception) -> Raised:
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)  # a KeyError quotes itself
     # Linear algebra of a simulation that has diverged; NumPy makes it a ValueError.
     misuse = isinstance(error, _MISUSE) and not isinstance(error, np.linalg.LinAlgError)
-    return Raised(ticket, _portable_type(error), text, misuse, traceback.format_exc())
+    return Raised(ticket, portable_type(error), text, misuse, traceback.format_exc())
 
 
-def _portable_type(error: Exception) -> type[Exception]:
-    """The nearest class of `error` that the parent can import and make from a message."""
+def portable_type(error: Exception) -> type[Exception]:
+    """The nearest class of `error` that another process can import, and that can be made from a message."""
     for kind in type(error).__mro__:
         if kind.__module__ == "__mp_main__":  # the parent's script, under a name that exists in workers only
             continue
@@ -133,6 +138,7 @@ class Worker:
         context: Start method of the process.
         timeout: Seconds for the answer to a command.
         build_timeout: Seconds for the environment to be built.
+        workers: How many workers there are.
     """
 
     def __init__(
@@ -143,8 +149,9 @@ class Worker:
         *,
         timeout: float,
         build_timeout: float,
+        workers: int = 1,
     ) -> None:
-        self.index, self._make_env = index, make_env
+        self.index, self._make_env, self._workers = index, make_env, workers
         self._context = multiprocessing.get_context(context)
         self._timeout, self._build_timeout = timeout, build_timeout
         self._ticket = 0
@@ -155,10 +162,10 @@ class Worker:
     def launch(self) -> None:
         """Starts the process and returns at once; :class:`Built` will come through the pipe."""
         self.pipe, workers_end = self._context.Pipe()
-        self._memory_name = f"pcm_rl-{secrets.token_hex(8)}"
+        self._memory_name = new_name()
         self.process = self._context.Process(  # type: ignore[attr-defined]
             target=serve,
-            args=(workers_end, self.pipe, CloudpickleWrapper(self._make_env), self._memory_name),
+            args=(workers_end, self.pipe, CloudpickleWrapper(self._make_env), self._memory_name, self._workers),
             name=f"pcm_rl-worker-{self.index}",
             daemon=True,
         )

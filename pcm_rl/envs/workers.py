@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from pcm_rl.envs.options import entry_options
+from pcm_rl.envs.shared import sweep_memory
 from pcm_rl.envs.worker import Built, Done, Raised, Worker
 
 MAX_BUILDS = 3  # failures in a row to build an environment again, before the run stops
@@ -46,16 +48,19 @@ class Answer(NamedTuple):
     info: dict[str, Any]
 
 
-class Failure(NamedTuple):
+@dataclass(frozen=True)
+class Failure:
     """A worker died, failed or hung while it executed a command. Its episode is lost; a new process is being built.
 
     Attributes:
         worker: Index of the worker.
         reason: One line.
+        error: What the environment raised, with the worker's traceback as its cause; None where it raised nothing.
     """
 
     worker: int
     reason: str
+    error: Exception | None = field(default=None, compare=False)
 
 
 class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
@@ -91,12 +96,14 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         build_timeout: Seconds that building an environment may take.
 
     Attributes:
+        horizon: Steps after which an episode is cut off; None where the environment does not tell.
         restarts: Workers started again so far.
         played: For each worker, the tasks it has played since its process started; for the caller, who assigns tasks.
 
     Raises:
         ValueError: An argument does not fit, the actions are not chunks, or the spaces of two workers differ.
         TimeoutError: An environment was not built in time.
+        NoRoom: There is too little shared memory for the observations.
         Exception: What `make_env` raised in a worker.
     """
 
@@ -118,12 +125,14 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
                 "more than 0 seconds"
             )
         resource_tracker.ensure_running()  # before any fork: a worker's own tracker would free memory in use
+        sweep_memory()
+        patience = {"timeout": timeout, "build_timeout": build_timeout}
         self.num_envs, self.restarts = num_envs, 0
         self.played: list[set[int]] = [set() for _ in range(num_envs)]
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         try:
             for index in range(num_envs):
-                self._workers.append(Worker(index, make_env, context, timeout=timeout, build_timeout=build_timeout))
+                self._workers.append(Worker(index, make_env, context, workers=num_envs, **patience))
             for worker in self._workers:
                 self._adopt(worker.first_build(), worker.index)
         except BaseException:
@@ -163,8 +172,22 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         for worker in self._workers:
             worker.forget()
 
-    def wait(self) -> list[Answer | Failure]:
+    def lose(self, worker: int, reason: str) -> Failure:
+        """Builds a worker again whose answer cannot be used; the :class:`Failure` of its episode.
+
+        Args:
+            worker: Index.
+            reason: One line.
+        """
+        self._restart(self._open(worker))
+        return Failure(worker, reason)
+
+    def wait(self, *, complaints: bool = True) -> list[Answer | Failure]:
         """Blocks until there is an answer, a failure, or a worker whose state has changed.
+
+        Args:
+            complaints: Raise here what an environment says of its arguments, and leave its worker as it is. False makes
+                it a failure like any other: also a simulator that breaks may raise a `ValueError`.
 
         Returns:
             Every answer and failure there is by now. The list is empty after other changes, such as a worker that is
@@ -183,7 +206,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         for worker in self._workers:
             try:
                 if worker.pipe in ready:
-                    results.append(self._hear(worker))
+                    results.append(self._hear(worker, complaints))
                 elif worker.deadline is not None and worker.deadline <= time.monotonic():
                     results.append(self._lose(worker, worker.lateness))
             except Exception as error:  # raised below, or by the next call, so that no answer of another worker is lost
@@ -273,9 +296,10 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
 
     def _adopt(self, built: Built, index: int) -> None:
         if index:
-            if built != (self.single_observation_space, self.single_action_space):
-                raise ValueError(f"worker {index} has other spaces than worker 0: {tuple(built)}")
+            if built[:2] != (self.single_observation_space, self.single_action_space):
+                raise ValueError(f"worker {index} has other spaces than worker 0: {built[:2]}")
             return
+        self.horizon = built.horizon
         chunks = built.action_space
         if not isinstance(chunks, spaces.Box) or len(chunks.shape) != 2:
             raise ValueError(f"workers need chunks, an action space Box [L, D], got {chunks}: wrap it in ChunkedEnv")
@@ -284,10 +308,12 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(chunks, self.num_envs)
 
-    def _hear(self, worker: Worker) -> Answer | Failure | None:
+    def _hear(self, worker: Worker, complaints: bool) -> Answer | Failure | None:
         message = worker.receive()
-        if isinstance(message, Raised) and (not message.misuse or not worker.built):
-            return self._lose(worker, message.reason)
+        if isinstance(message, Raised):
+            complaint = message.misuse and worker.built
+            if not complaint or (not complaints and message.ticket == worker.pending):
+                return self._lose(worker, message.reason, message.exception() if message.trace else None)
         if isinstance(message, Built) or message.ticket != worker.pending:
             return None
         worker.forget()
@@ -298,18 +324,21 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         self._last[worker.index] = answer
         return answer
 
-    def _lose(self, worker: Worker, reason: str) -> Failure | None:
+    def _lose(self, worker: Worker, reason: str, error: Exception | None = None) -> Failure | None:
         """Starts the process again; the failure of the pending command, None if there was none."""
         worker.failed_builds += not worker.built
         if worker.failed_builds >= MAX_BUILDS:
             raise RuntimeError(f"worker {worker.index} could not be built again, {MAX_BUILDS} times in a row: {reason}")
-        failure = Failure(worker.index, reason) if worker.pending is not None else None
+        failure = Failure(worker.index, reason, error) if worker.pending is not None else None
+        self._restart(worker)
+        return failure
+
+    def _restart(self, worker: Worker) -> None:
         worker.end()
         worker.launch()
         self.restarts += 1
         self.played[worker.index].clear()
         self._last[worker.index] = self._never_started(worker.index)
-        return failure
 
     def _gather(self, indices: list[int]) -> list[Answer]:
         answers: dict[int, Answer] = {}

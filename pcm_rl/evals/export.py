@@ -8,6 +8,7 @@ from gymnasium import spaces
 
 from pcm_rl.config import ConfigError, load_run_config
 from pcm_rl.policies.family import Exports
+from pcm_rl.support.room import check_room
 from pcm_rl.training.build import policy_for
 from pcm_rl.training.checkpoint import load_policy, policy_metadata
 from pcm_rl.training.generations import generations, newest_whole
@@ -28,6 +29,7 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
         ConfigError: The run's policy cannot be exported, or has no adapters where they are asked for.
         FileExistsError: ``folder`` holds files.
         FileNotFoundError: There is no run, or it has saved nothing yet.
+        OSError: ``folder`` cannot be written to, or its disk has too little room.
     """
     run, folder = Path(run), Path(folder)
     config = load_run_config(run, ["device=cpu"])
@@ -37,6 +39,7 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
         raise FileNotFoundError(f"{run} has saved no policy yet (no checkpoint and no policy.safetensors)")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
+    check_room(folder)
     chunk = tuple(int(size) for size in policy_metadata(saved).get("chunk", "").split())
     if not chunk:
         raise ConfigError(f"{saved} does not say which chunks its policy acts in: an older version wrote it")

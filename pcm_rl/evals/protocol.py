@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,13 +14,14 @@ import torch
 from torch import Tensor
 
 from pcm_rl.config import Config, ConfigError, load_run_config
+from pcm_rl.evals.result_file import choose_file, head_of, write_result
 from pcm_rl.evals.scorecard import column_record, result_table, versions
 from pcm_rl.reports.console import table_console
 from pcm_rl.reports.films import film_tasks, require_video
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
-from pcm_rl.support.writing import replacing
+from pcm_rl.support.room import check_room
 from pcm_rl.training.build import make_policy
 from pcm_rl.training.checkpoint import load_policy, policy_metadata
 from pcm_rl.training.generations import generations, newest_whole, step_of
@@ -91,23 +90,31 @@ class Column:
 
 
 def evaluate_run(
-    folder: str | Path, overrides: Sequence[str], protocol: Protocol, say: Callable[[str], None] = say_now
+    folder: str | Path,
+    overrides: Sequence[str],
+    protocol: Protocol,
+    say: Callable[[str], None] = say_now,
+    *,
+    overwrite: bool = False,
 ) -> Path:
     """Evaluate a run's policy, print a table and write ``eval.json`` into the run's folder.
 
     The file holds what is needed to do it again, and every episode's outcome; the same command gives the same file.
+    Where ``eval.json`` holds another evaluation it stays, and this one goes to ``eval-2.json``, and so on.
 
     Args:
         folder: Folder of the run.
         overrides: ``key=value`` changes of the run's configuration, for all columns.
         protocol: What is evaluated, and how.
         say: Gets each line for a person.
+        overwrite: Write to ``eval.json`` whatever it holds.
 
     Returns:
-        The path of ``eval.json``.
+        The path of the file.
 
     Raises:
         ConfigError: An override does not fit the run, or its held-out states may have been trained on.
+        OSError: The folder cannot be written to.
         FileNotFoundError: The folder holds no run, or no checkpoint yet.
         ImportError: Films are asked for and cannot be written.
         RuntimeError: Not one episode of a column came back.
@@ -125,29 +132,28 @@ def evaluate_run(
         "actions": protocol.actions,
         "seed": EVALUATION_SEED,
         "init_states": protocol.states,
+        "episodes": protocol.episodes or len(columns[0].states),
+        "overrides": {column.name: column.overrides for column in columns},
         "device": columns[0].config.device,
         "versions": versions(columns[0].config.env.id),
         "columns": [],
     }
+    check_room(folder)
+    path = choose_file(folder, head_of(record), overwrite=overwrite)
+    if path.name != "eval.json":
+        say(f"eval.json holds another evaluation and stays (--overwrite replaces it); this one goes to {path.name}")
     evaluations: list[Evaluation] = []
     for column in columns:
         env, held_out = column.config.env, column.split.evaluation
         evaluations.append(_roll_out(column, policy_file, protocol, say))
         record["columns"].append(column_record(column.name, column.overrides, env, held_out, evaluations[-1]))
-        _write_json(folder / "eval.json", record)  # a column that fails does not take the others with it
+        write_result(path, record)  # a column that fails does not take the others with it
     table_console().print(result_table({column.name: column.config.env for column in columns}, evaluations))
-    say(f"written: {folder / 'eval.json'}")
+    say(f"written: {path}")
     if protocol.films:
         number = film_tasks(columns[0].config.env, evaluations[0], folder / "films", RUN_COLUMN)
         say(f"written: {number} film{'s' * (number != 1)} in {folder / 'films'}")
-    return folder / "eval.json"
-
-
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write in one move, an episode a line."""
-    text = re.sub(r"\[\s+(\d+),\s+(true|false),\s+(\d+)\s+\]", r"[\1, \2, \3]", json.dumps(record, indent=1))
-    with replacing(path) as partial:
-        partial.write_text(text)
+    return path
 
 
 def _policy_file(folder: Path, say: Callable[[str], None]) -> Path:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from pcm_rl.config import EnvConfig
+from pcm_rl.config import EnvConfig, as_written
 from pcm_rl.envs.libero.package import find_libero
 from pcm_rl.rollouts.evaluate import Evaluation, place
 
@@ -70,7 +70,7 @@ def column_record(
         tasks.append(
             {
                 "task": task,
-                "arguments": {key: values[task] for key, values in env.tasks.items()},
+                "arguments": as_written({key: values[task] for key, values in env.tasks.items()}),
                 "instruction": evaluation.instruction_of(task),
                 "success": None if success is None else success.as_dict(),
                 "episodes": [episodes[i] for i in (evaluation.task == task).nonzero().flatten().tolist()],
@@ -79,7 +79,7 @@ def column_record(
     return {
         "name": name,
         "overrides": overrides,
-        "environment": {"id": env.id, "kwargs": env.kwargs},
+        "environment": {"id": env.id, "kwargs": as_written(env.kwargs)},
         "success": evaluation.success.as_dict(),
         "mean_over_tasks": mean_over_tasks(evaluation),
         "from_training_states": int((~torch.isin(evaluation.init_state, held_out)).sum()),
@@ -99,5 +99,5 @@ def versions(env_id: str) -> dict[str, str]:
 
 def _label(env: EnvConfig, evaluation: Evaluation, task: int) -> str:
     """Index of a task and what it is: its instruction, or the arguments that make it."""
-    arguments = ", ".join(f"{key}={values[task]}" for key, values in env.tasks.items())
+    arguments = ", ".join(f"{key}={as_written(values[task])}" for key, values in env.tasks.items())
     return f"{task}  {evaluation.instruction_of(task) or arguments}".rstrip()

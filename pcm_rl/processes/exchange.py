@@ -29,17 +29,21 @@ def exchange(ranks: Ranks, rows: TensorDict, also: tuple[NestedKey, ...] = ()) -
     Args:
         ranks: The processes.
         rows: ``[m]`` rows of the whole groups that this process has collected, phases labelled, episodes numbered from
-            0 without gaps.
+            0 without gaps; none, without any entry, where all its groups were dropped.
         also: Further entries of the light part, such as what a critic reads.
 
     Returns:
         The light rows ``[M]`` of all processes, in the order of ranks, with episodes numbered over all processes; and a
         function that adds all other entries to rows taken from them, in any order and also repeated. All processes call
         it with the same rows.
+
+    Raises:
+        RuntimeError: No process has a row.
     """
     number_episodes(ranks, rows)
     light_keys = (*LIGHT, *also)
     light = ranks.gather_rows(rows.select(*light_keys, strict=False))
+    refuse_nothing(light)
     light.set(SOURCE, torch.arange(len(light)))
     first = sum(ranks.gather_json(len(rows))[: ranks.rank])
     return light, functools.partial(_complete, ranks, rows.exclude(*light_keys), first)
@@ -48,9 +52,16 @@ def exchange(ranks: Ranks, rows: TensorDict, also: tuple[NestedKey, ...] = ()) -
 def number_episodes(ranks: Ranks, rows: TensorDict) -> TensorDict:
     """Number the episodes of ``rows [m]`` over all processes, in the order of ranks; in place."""
     if ranks.size > 1:
-        episodes = ranks.gather_json(int(rows.get(EPISODE).max()) + 1)
-        rows.set(EPISODE, rows.get(EPISODE) + sum(episodes[: ranks.rank]))
+        episodes = ranks.gather_json(int(rows.get(EPISODE).max()) + 1 if len(rows) else 0)
+        if len(rows):
+            rows.set(EPISODE, rows.get(EPISODE) + sum(episodes[: ranks.rank]))
     return rows
+
+
+def refuse_nothing(rows: TensorDictBase) -> None:
+    """Raise ``RuntimeError`` if there is no row: every group of every process was dropped."""
+    if not len(rows):
+        raise RuntimeError("no process has an episode left: every group was given up; the warnings say why")
 
 
 def _complete(ranks: Ranks, observations: TensorDict, first: int, light: TensorDictBase) -> TensorDictBase:

@@ -43,18 +43,20 @@ def rows_to_fill(header: Header) -> TensorDict:
 
 
 def join_rows(parts: Sequence[TensorDictBase]) -> TensorDict:
-    """Rows ``[m_r]`` of several processes, one after the other: ``[M]``.
+    """Rows ``[m_r]`` of several processes, one after the other: ``[M]``; one that has no entries has no rows.
 
     Raises:
         ValueError: If they do not have the same entries.
     """
     names = [{*part.keys(include_nested=True, leaves_only=True), *texts_of(part)} for part in parts]
-    for rank, entries in enumerate(names):
-        if entries != names[0]:
+    filled = [rank for rank, entries in enumerate(names) if entries] or [0]
+    for rank in filled:
+        if names[rank] != names[filled[0]]:
             raise ValueError(
-                f"rows of process {rank} differ from those of process 0 in the entries {_listed(entries ^ names[0])}; "
-                "all processes must run the same configuration"
+                f"rows of process {rank} differ from those of process {filled[0]} in the entries "
+                f"{_listed(names[rank] ^ names[filled[0]])}; all processes must run the same configuration"
             )
+    parts = [parts[rank] for rank in filled]
     texts = {key: [text for part in parts for text in _texts(part, key)] for key in texts_of(parts[0])}
     tensors = {key: torch.cat([part.get(key) for part in parts]) for key in parts[0].keys(True, leaves_only=True)}
     return set_texts(TensorDict(tensors, batch_size=[sum(map(len, parts))]), texts)

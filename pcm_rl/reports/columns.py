@@ -58,7 +58,9 @@ METRICS = (
     Column("update_s", "s", "time of the forward and backward passes and the optimiser"),
     Column("step_s", "s", "time of the whole step"),
     Column("env_steps", "steps", "environment steps executed in the step"),
-    Column("worker_restarts", "count", "simulators that died or hung and were built anew, since the run began", "0"),
+    Column(
+        "worker_restarts", "count", "simulators that failed, whose episodes were played again, since the run began", "0"
+    ),
     Column(
         f"score/{EACH_PHASE}",
         "action units",

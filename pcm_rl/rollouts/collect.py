@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from tensordict import TensorDict
 from torch import Tensor
 
 from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
-from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
+from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, GROUP
+from pcm_rl.policies.bins import check_reach
+from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.free_running import collect_from_workers
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, episode_outcomes, outcome
+from pcm_rl.rollouts.starts import check_starts
 
 __all__ = ["Policy", "collect_episodes", "episode_outcomes"]
 
@@ -29,6 +35,8 @@ def collect_episodes(
     device: str | torch.device = "cpu",
     task: Tensor | None = None,
     max_tries: int = 3,
+    same_starts: bool = True,
+    may_be_empty: bool = False,
 ) -> TensorDict:
     """One episode from each initial state; the policy does not change meanwhile.
 
@@ -38,10 +46,13 @@ def collect_episodes(
     A :class:`~pcm_rl.envs.workers.WorkerVectorEnv` runs asynchronously: a worker continues as soon as its chunk is
     decided. The actions of chunk k of episode i are drawn with a seed made from i, k and one number from torch's global
     generator. The policy is called with one row at a time, so the rows depend neither on timing nor on the number of
-    workers. An episode whose worker has died is repeated and gives the same rows. A large policy with a method
-    ``seeded(seeds)`` (OpenVLA) is called with the rows of all waiting workers and draws each row with its seed; then
-    timing affects only the rounding of a forward pass of one or several rows. Other vector environments run
-    synchronously: one call of the policy for all, with torch's global generator.
+    workers. A large policy with a method ``seeded(seeds)`` (OpenVLA) is called with the rows of all waiting workers
+    and draws each row with its seed; then timing affects only the rounding of a forward pass of one or several rows.
+    Other vector environments run synchronously: one call of the policy for all, with torch's global generator.
+
+    An episode fails if its worker dies or hangs, its environment raises an error, or a reward or an observation that
+    the policy reads is not finite. It is played again; where environments run synchronously all episodes are, so that
+    the same actions are drawn. Either way the rows are those of a collection without the failure.
 
     Args:
         env: Vector of environments whose action is a chunk ``[L, D]``, without autoreset; ``reset`` takes the options
@@ -54,21 +65,27 @@ def collect_episodes(
         device: Where the policy runs; the rows stay on the CPU.
         task: Task of each episode, ``[I]`` int64, where an environment builds a simulator for each: a worker prefers
             tasks that it has played before. It changes which worker plays an episode, never the rows.
-        max_tries: Failures of workers in one episode, at least 1, until its group is dropped.
+        max_tries: Failures of one episode, at least 1, until its group is dropped.
+        same_starts: Refuse episodes from one initial state that begin with different observations.
+        may_be_empty: Give no row, without any entry, where every group was dropped: other processes may have some.
 
     Returns:
         ``[M]`` rows, episodes in the order of ``init_state``, each ending with ``("next", "done")``. Episodes are
         numbered from 0 without gaps, also where groups are missing.
 
     Raises:
+        DifferentStarts: Episodes from one initial state begin with different observations; a ``ValueError``.
         FloatingPointError: The policy gave a log-prob or an action that is not finite; it names initial state and
             chunk.
-        RuntimeError: Every group was dropped, or a worker could not be built again.
-        ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, or an environment refuses an
-            initial state or a chunk.
+        RuntimeError: Every group was dropped because workers died, or a worker could not be built again.
+        ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, or the policy's actions lie far
+            outside of the environment's action box.
+        Exception: Of the type that an environment raises, which is its cause: every group was dropped, the first
+            ``max_tries`` groups before any episode was complete, or the error is one of programming (such as
+            ``TypeError``) and came ``max_tries`` times. The message names worker and initial state.
 
     Warns:
-        RuntimeWarning: A group was dropped and is missing from the rows.
+        RuntimeWarning: An episode is played again, or a group was dropped and is missing from the rows.
     """
     lengths = {len(values) for values in (init_state, group, task) if values is not None}
     if len(lengths) > 1 or 0 in lengths or max_tries < 1:
@@ -76,15 +93,59 @@ def collect_episodes(
             f"expected as many initial states as groups (and tasks), at least one, and max_tries of at least 1; got "
             f"{len(init_state)}, {len(group)}, {None if task is None else len(task)} and {max_tries}"
         )
+    if isinstance(env.single_action_space, spaces.Box):
+        check_reach(getattr(policy, "action_tokenizer", None), env.single_action_space)
+    failures = Failures(max_tries, may_drop_all=may_be_empty)
     if isinstance(env, WorkerVectorEnv):
-        return collect_from_workers(
-            env, policy, init_state, group, task=task, device=torch.device(device), max_tries=max_tries
+        rows = collect_from_workers(
+            env, policy, init_state, group, task=task, device=torch.device(device), failures=failures
         )
-    return _collect_in_step(env, policy, init_state, group, device)
+    else:
+        rows = _collect_in_step(env, policy, init_state, group, device, failures)
+    if same_starts and len(rows):
+        check_starts(rows, init_state[torch.isin(group, rows.get(GROUP))])  # of groups that were not dropped
+    return rows
+
+
+class _Stopped(Exception):
+    """Environments failed in the middle of a collection.
+
+    Attributes:
+        episodes: Those that they played, a single one where it is known which has failed.
+        where: Which environment.
+        reason: What happened, in one line.
+        error: What was raised, if anything.
+    """
+
+    def __init__(self, episodes: list[int], where: str, reason: str, error: Exception | None = None) -> None:
+        super().__init__(reason)
+        self.episodes, self.where, self.reason, self.error = episodes, where, reason, error
 
 
 def _collect_in_step(
-    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device
+    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device, failures: Failures
+) -> TensorDict:
+    """Play all episodes, and all of them again after a failure, so that the same actions are drawn."""
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    while True:
+        kept = torch.tensor([int(number) not in failures.dropped_groups for number in group])
+        if not kept.any():
+            return failures.nothing_left()
+        random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
+        try:
+            return _play_in_step(env, policy, init_state[kept], group[kept], device, failures)
+        except _Stopped as stopped:
+            torch.set_rng_state(random[0])
+            for cuda, state in zip(devices, random[1:], strict=True):
+                torch.cuda.set_rng_state(state, cuda)
+            env.restarts = getattr(env, "restarts", 0) + 1  # type: ignore[attr-defined]
+            episodes = kept.nonzero().flatten()[stopped.episodes]
+            failed = stopped.where, stopped.reason, stopped.error
+            failures.add(episodes.tolist(), init_state[episodes].tolist(), int(group[episodes[0]]), failed)
+
+
+def _play_in_step(
+    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device, failures: Failures
 ) -> TensorDict:
     readers = observation_readers(env.single_observation_space)
     queue = deque(range(len(init_state)))
@@ -100,7 +161,8 @@ def _collect_in_step(
         mask = _assign_episodes(episode_of, queue, len(init_state))
         if mask.any():
             states = init_state.numpy()[np.where(episode_of >= 0, episode_of, 0)]
-            reset_observation, infos = env.reset(options={"init_state": states, "reset_mask": mask.copy()})
+            with _stopping(env, episode_of):
+                reset_observation, infos = env.reset(options={"init_state": states, "reset_mask": mask.copy()})
             starts = read_observation(readers, reset_observation)
             observation = _merged(observation, starts, torch.from_numpy(mask))
             for e in np.flatnonzero(mask & (episode_of >= 0)):
@@ -110,9 +172,12 @@ def _collect_in_step(
             break
         episode = episode_of[active]
         count = torch.from_numpy(chunk_id[episode])
+        seen = {key: value[active] for key, value in observation.items()}
+        for row in not_finite(policy, seen):
+            raise _Stopped([int(episode[row])], f"environment {active[row]}", NOT_FINITE)
         part = decide(
             policy,
-            {key: value[active] for key, value in observation.items()},
+            seen,
             [instructions[i] for i in episode],
             init_state=init_state[episode],
             chunk=count,
@@ -120,14 +185,32 @@ def _collect_in_step(
         )
         action = np.zeros((env.num_envs, *shape), dtype=np.float32)
         action[active] = part[CHUNK].numpy()
-        raw_observation, reward, terminated, truncated, info = env.step(action)
+        with _stopping(env, episode_of):
+            raw_observation, reward, terminated, truncated, info = env.step(action)
+        for row in np.flatnonzero(~np.isfinite(reward[active])).tolist():
+            raise _Stopped([int(episode[row])], f"environment {active[row]}", NOT_FINITE)
         observation = read_observation(readers, raw_observation)
         answers = (reward, terminated, truncated, info["action_is_pad"], info["success"])
         part |= outcome(*(np.asarray(answer)[active] for answer in answers))
         parts.append({**part, EPISODE: torch.from_numpy(episode), CHUNK_ID: count})
         chunk_id[episode] += 1
-        episode_of[(terminated | truncated) & (episode_of >= 0)] = -1
+        ended = (terminated | truncated) & (episode_of >= 0)
+        failures.completed |= bool(ended.any())
+        episode_of[ended] = -1
     return assemble(parts, group, instructions)
+
+
+@contextlib.contextmanager
+def _stopping(env: VectorEnv, episode_of: np.ndarray) -> Iterator[None]:
+    """What an environment raises becomes a :class:`_Stopped` that names it, where it can be told."""
+    try:
+        yield
+    except Exception as error:
+        members = [e for e, member in enumerate(getattr(env.unwrapped, "envs", ())) if getattr(member, "failed", False)]
+        envs = [e for e in members if episode_of[e] >= 0] or np.flatnonzero(episode_of >= 0).tolist()
+        where = f"environment {members[0]}" if members else "the environments, which are stepped as one"
+        stopped = [int(episode_of[e]) for e in envs]
+        raise _Stopped(stopped, where, f"{type(error).__name__}: {error}", error) from error
 
 
 def _assign_episodes(episode_of: np.ndarray, queue: deque[int], episodes: int) -> np.ndarray:

@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from tensordict import TensorDict
 from torch import Tensor
 
-from pcm_rl.config import Config, ConfigError
+from pcm_rl.config import Config, ConfigError, as_written
 from pcm_rl.episodes import EPISODE, INSTRUCTION
 from pcm_rl.processes.messages import set_texts
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.support.tensors import save_tensors
 from pcm_rl.support.writing import replacing
 
 _TEXT = f"{INSTRUCTION}.utf8"
@@ -44,18 +45,24 @@ def save_demonstrations(demos: TensorDict, path: str | Path, metadata: dict[str,
     if texts is not None:
         tensors[_TEXT] = _bytes(texts.tolist())
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
+        save_tensors(tensors, partial, metadata)
 
 
 def load_demonstrations(path: str | Path) -> TensorDict:
     """Read what :func:`save_demonstrations` wrote.
 
     Raises:
+        ConfigError: If the file is damaged.
         FileNotFoundError: If the file does not exist.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no demonstrations at {path}; record them with `pcm-rl demos`")
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(
+            f"the demonstrations at {path} are damaged: {error}; delete the file and record again"
+        ) from error
     coded = tensors.pop(_TEXT, None)
     flat: dict[Any, Any] = {tuple(key.split(".")) if "." in key else key: value for key, value in tensors.items()}
     rows = TensorDict(flat, batch_size=[len(next(iter(flat.values())))])
@@ -78,15 +85,15 @@ def _texts(coded: Tensor) -> list[str]:
 def recording_settings(config: Config) -> dict[str, str]:
     """The settings that determine a recording; written into the dataset."""
     env, demos = config.env, config.demos
-    texts = {"kwargs": dict(env.kwargs), "tasks": dict(env.tasks), "wrappers": env.wrapper_calls}
+    texts = as_written({"kwargs": env.kwargs, "tasks": env.tasks, "wrappers": env.wrapper_calls})
     numbers = {"noise": demos.noise, "mistakes": demos.mistakes, "episodes": demos.episodes, "seed": config.seed}
     split = {"num_states": env.num_states, "eval_states": env.eval_states}
     rules = {"expert": demos.expert, "success": env.success, "gripper_index": env.gripper_index}
     return {
         "env": env.id,
         **{key: json.dumps(value, sort_keys=True) for key, value in texts.items()},
-        "observation": json.dumps(env.observation),
-        "images": json.dumps(env.images if env.images is None else dict(env.images), sort_keys=True),
+        "observation": json.dumps(as_written(env.observation)),
+        "images": json.dumps(as_written(env.images), sort_keys=True),
         "chunk_length": str(env.chunk_length),
         **{key: str(value) for key, value in (numbers | split | rules).items()},
     }
@@ -101,9 +108,13 @@ def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
     path = parts / "settings.json"
     if not path.is_file():
         parts.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=1))
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(settings, indent=1))
         return
-    begun = _OLD_DEFAULTS | json.loads(path.read_text())
+    try:
+        begun = _OLD_DEFAULTS | json.loads(path.read_text())
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path} is damaged: {error}; delete {parts}, and record again") from error
     changed = [f"{key}={begun.get(key)}" for key in settings if begun.get(key) != settings[key]]
     if changed:
         raise ConfigError(

@@ -32,6 +32,7 @@ from pcm_rl.rollouts.dataset import (
 )
 from pcm_rl.rollouts.environments import make_task
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.support.room import check_room
 
 
 class TooFewSuccesses(RuntimeError):
@@ -197,6 +198,7 @@ def demonstrations(config: Config, say: Callable[[str], None] = print) -> Tensor
         return demos
     if path is None:
         return _record(config, None, say)
+    check_room(path.parent)
     parts = path.with_name(path.name + ".parts")
     begin_or_continue(parts, recording_settings(config))
     demos = _record(config, parts, say)

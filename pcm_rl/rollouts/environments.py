@@ -13,9 +13,10 @@ import gymnasium as gym
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pcm_rl.config import ConfigError, EnvConfig
+from pcm_rl.config import ConfigError, EnvConfig, as_written
 from pcm_rl.envs import MultiTaskEnv, ObservationParts, OpenVLAImages, SeededStates, chunked_vector_env
 from pcm_rl.envs.gripper import check_threshold, no_gripper
+from pcm_rl.envs.shared import NoRoom
 from pcm_rl.envs.success import SuccessRule
 from pcm_rl.support.plugins import load_callable
 
@@ -174,7 +175,7 @@ def _wrapped(env: gym.Env, name: str, kwargs: dict[str, Any]) -> gym.Env:
             raise TypeError(f"expected a wrapped environment, got {wrapped!r}")
     except (gym.error.Error, AssertionError, TypeError, ValueError) as error:  # Gymnasium's wrappers use assert
         env.close()
-        raise ConfigError(f"env.wrappers: {name} with {kwargs}: {error}") from error
+        raise ConfigError(f"env.wrappers: {name} with {as_written(kwargs)}: {error}") from error
     return wrapped
 
 
@@ -201,6 +202,6 @@ def _refused_as_config_error(config: EnvConfig) -> Iterator[None]:
         yield
     except ConfigError:  # raised by an environment that was built inside
         raise
-    except (gym.error.Error, TypeError, ValueError) as error:
-        arguments = {**config.kwargs, **config.tasks}
+    except (gym.error.Error, NoRoom, TypeError, ValueError) as error:
+        arguments = as_written({**config.kwargs, **config.tasks})
         raise ConfigError(f"env.id={config.id} with {arguments}: {error}") from error

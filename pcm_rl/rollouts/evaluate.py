@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pcm_rl.config import EnvConfig
 from pcm_rl.episodes import CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
-from pcm_rl.processes.exchange import number_episodes
+from pcm_rl.processes.exchange import number_episodes, refuse_nothing
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.rollouts.collect import Policy, collect_episodes, episode_outcomes
 
@@ -169,8 +169,18 @@ def evaluate(
     with torch.random.fork_rng(devices), interaction:
         torch.manual_seed(seed)
         ranks.draw_apart(seed)
-        rows = collect_episodes(env, policy, states[share], share, device=device, task=tasks[share])
+        rows = collect_episodes(
+            env,
+            policy,
+            states[share],
+            share,
+            device=device,
+            task=tasks[share],
+            same_starts=False,
+            may_be_empty=ranks.size > 1,
+        )
     rows = ranks.gather_rows(number_episodes(ranks, rows))
+    refuse_nothing(rows)
     outcome, index = episode_outcomes(rows)  # each episode is its own group, whose number is the episode's
     missing = torch.ones(episodes, dtype=torch.bool).index_fill(0, index, False)
     executed = (~rows.get(IS_PAD)).sum(-1)

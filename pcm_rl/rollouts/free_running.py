@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -16,6 +16,7 @@ from pcm_rl.envs.observation import Reader, observation_readers, read_observatio
 from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 from pcm_rl.policies.family import SamplesRows
+from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
 
 
@@ -29,7 +30,6 @@ class _Episode:
     task: int
     instruction: str | None = None
     parts: list[Part] = field(default_factory=list)
-    failures: int = 0
 
     def restart(self) -> None:
         self.parts, self.instruction = [], None
@@ -38,11 +38,14 @@ class _Episode:
 class _Schedule:
     """The episodes that wait, the episode that each worker plays, and the groups that are dropped."""
 
-    def __init__(self, episodes: list[_Episode], played: list[set[int]], max_tries: int) -> None:
+    def __init__(self, episodes: list[_Episode], played: list[set[int]], failures: Failures) -> None:
         self.waiting = list(episodes)
         self.playing: dict[int, _Episode] = {}
-        self.dropped_groups: set[int] = set()
-        self._played, self._max_tries = played, max_tries
+        self.failures, self._played = failures, played
+
+    @property
+    def dropped_groups(self) -> set[int]:
+        return self.failures.dropped_groups
 
     def next(self, worker: int) -> _Episode | None:
         """The first waiting episode of a task that this worker has played, else that no worker has, else the first."""
@@ -59,17 +62,11 @@ class _Schedule:
         """Queues the episode again, or drops its group."""
         episode = self.playing.pop(failure.worker)
         episode.restart()
-        episode.failures += 1
-        if episode.failures < self._max_tries:
-            self.waiting.insert(0, episode)
-        elif episode.group not in self.dropped_groups:
-            self.dropped_groups.add(episode.group)
-            warnings.warn(
-                f"group {episode.group} is left out: the episode from initial state {episode.init_state} failed "
-                f"{episode.failures} times, the last time because of: {failure.reason}",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        if episode.group in self.dropped_groups:
+            return
+        self.waiting.insert(0, episode)
+        failed = f"worker {failure.worker}", failure.reason, failure.error
+        self.failures.add([episode.id], [episode.init_state], episode.group, failed)
         self.waiting = [e for e in self.waiting if e.group not in self.dropped_groups]
 
 
@@ -81,16 +78,16 @@ def collect_from_workers(
     *,
     task: Tensor | None,
     device: torch.device,
-    max_tries: int,
+    failures: Failures,
 ) -> TensorDict:
-    """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; arguments as there."""
+    """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; ``failures`` says what follows from each."""
     base = int(torch.randint(2**62, ()))
     readers = observation_readers(env.single_observation_space)
     tasks = [0] * len(init_state) if task is None else task.tolist()
     episodes = [
         _Episode(i, *fields) for i, fields in enumerate(zip(init_state.tolist(), group.tolist(), tasks, strict=True))
     ]
-    schedule = _Schedule(episodes, env.played, max_tries)
+    schedule = _Schedule(episodes, env.played, failures)
     env.cancel()  # commands that an interrupted caller may have left
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while schedule.waiting or schedule.playing:
@@ -98,23 +95,39 @@ def collect_from_workers(
                 if (episode := schedule.next(worker)) is not None:
                     env.start(worker, {"init_state": episode.init_state})
             ready: list[tuple[_Episode, Answer]] = []
-            for result in env.wait():
+            for result in env.wait(complaints=False):
+                result = _read(env, policy, readers, result)
                 if isinstance(result, Failure):
                     schedule.failed(result)
                     continue
                 episode = schedule.playing[result.worker]
                 _record(episode, result)
-                if result.terminated or result.truncated or episode.group in schedule.dropped_groups:
+                ended = result.terminated or result.truncated
+                failures.completed |= ended
+                if ended or episode.group in schedule.dropped_groups:
                     del schedule.playing[result.worker]
                     continue
                 ready.append((episode, result))
             for pairs in _calls(policy, ready):
                 seeds = [_seed_of(base, episode.id, len(episode.parts)) for episode, _ in pairs]
                 with _sampling(policy, seeds, device):
-                    chunks = _act(policy, pairs, readers, device)
+                    chunks = _act(policy, pairs, device)
                 for (_, answer), chunk in zip(pairs, chunks, strict=True):
                     env.send(answer.worker, chunk)
-    return _rows(episodes, schedule.dropped_groups, group)
+    return _rows(episodes, failures, group)
+
+
+def _read(
+    env: WorkerVectorEnv, policy: Policy, readers: dict[NestedKey, Reader], result: Answer | Failure
+) -> Answer | Failure:
+    """The answer with its observation as tensors ``[1, ...]``; a failure where it has a number that is not finite."""
+    if isinstance(result, Failure):
+        return result
+    read = {key: value[None] for key, value in read_observation(readers, result.observation).items()}
+    ended = result.terminated or result.truncated  # nothing is decided upon the last observation
+    if not math.isfinite(result.reward) or (not ended and not_finite(policy, read)):
+        return env.lose(result.worker, NOT_FINITE)
+    return result._replace(observation=read)
 
 
 def _record(episode: _Episode, answer: Answer) -> None:
@@ -134,15 +147,12 @@ def _calls(policy: Policy, ready: list[tuple[_Episode, Answer]]) -> list[list[tu
     return [ready] if isinstance(policy, SamplesRows) else [[pair] for pair in ready]
 
 
-def _act(
-    policy: Policy, pairs: list[tuple[_Episode, Answer]], readers: dict[NestedKey, Reader], device: torch.device
-) -> np.ndarray:
+def _act(policy: Policy, pairs: list[tuple[_Episode, Answer]], device: torch.device) -> np.ndarray:
     """The next chunk of each episode, ``[n, L, D]``; starts its row."""
     count = torch.tensor([len(episode.parts) for episode, _ in pairs])
-    observations = [read_observation(readers, answer.observation) for _, answer in pairs]
     part = decide(
         policy,
-        {key: torch.stack([observation[key] for observation in observations]) for key in observations[0]},
+        {key: torch.cat([answer.observation[key] for _, answer in pairs]) for key in pairs[0][1].observation},
         [episode.instruction for episode, _ in pairs],
         init_state=torch.tensor([episode.init_state for episode, _ in pairs]),
         chunk=count,
@@ -172,10 +182,10 @@ def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterato
     yield
 
 
-def _rows(episodes: list[_Episode], dropped_groups: set[int], group: Tensor) -> TensorDict:
-    complete = [episode for episode in episodes if episode.group not in dropped_groups]
+def _rows(episodes: list[_Episode], failures: Failures, group: Tensor) -> TensorDict:
+    complete = [episode for episode in episodes if episode.group not in failures.dropped_groups]
     if not complete:
-        raise RuntimeError("no episode is left: every group was given up; the warnings say why")
+        return failures.nothing_left()
     for i, episode in enumerate(complete):
         for part in episode.parts:
             part[EPISODE].fill_(i)

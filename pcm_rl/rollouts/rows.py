@@ -78,10 +78,17 @@ def decide(
 
 
 def outcome(reward: Any, terminated: Any, truncated: Any, action_is_pad: Any, success: Any) -> Part:
-    """The outcome of a chunk in each of n environments: arrays ``[n]``, ``action_is_pad [n, L]``."""
+    """The outcome of a chunk in each of n environments: arrays ``[n]``, ``action_is_pad [n, L]``.
+
+    Raises:
+        ValueError: A success is not binary.
+    """
+    succeeded = np.asarray(success)
+    if succeeded.dtype != bool and not np.isin(succeeded.astype(float), (0.0, 1.0)).all():
+        raise ValueError(f"success is {succeeded.tolist()}; expected True or False, 1 or 0, for each environment")
     return {
         IS_PAD: torch.from_numpy(np.asarray(action_is_pad, dtype=bool)),
-        SUCCESS: torch.from_numpy(np.asarray(success, dtype=bool)),
+        SUCCESS: torch.from_numpy(succeeded.astype(bool)),
         REWARD: torch.from_numpy(np.asarray(reward)).float().unsqueeze(-1),
         ("next", "terminated"): torch.from_numpy(np.asarray(terminated)).unsqueeze(-1),
         ("next", "truncated"): torch.from_numpy(np.asarray(truncated)).unsqueeze(-1),

@@ -134,7 +134,7 @@ def make_credit(config: Config, env: VectorEnv, policy: VLAWrapperBase) -> Credi
         raise ConfigError(f"advantage.features={section.features} gives {tuple(width)} for one row, expected [1, F]")
     critic = SuccessCritic(
         width[1],
-        config.env.max_chunks,
+        config.env.slots,
         lam=section.lam,
         steps=section.steps,
         lr=section.lr,

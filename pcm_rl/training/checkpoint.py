@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from pcm_rl.config import ConfigError
 from pcm_rl.support.manifest import MANIFEST, DamagedError, check_files, write_manifest
+from pcm_rl.support.tensors import save_tensors
 from pcm_rl.support.writing import replacing
 from pcm_rl.training.generations import FORMAT
 
@@ -95,11 +96,11 @@ class Snapshot:
             run_id: The run that it belongs to.
             copies: Content by name of files in the run's folder, of which a copy is kept: configuration and tables.
         """
-        _save(self.policy, folder / "policy.safetensors", self.metadata)
-        _save(self.optimizer, folder / "optimizer.safetensors", {"parameters": json.dumps(self.names)})
+        save_tensors(self.policy, folder / "policy.safetensors", self.metadata)
+        save_tensors(self.optimizer, folder / "optimizer.safetensors", {"parameters": json.dumps(self.names)})
         if self.critic is not None:
-            _save(self.critic, folder / "critic.safetensors")
-        _save(self.random, folder / "random.safetensors")
+            save_tensors(self.critic, folder / "critic.safetensors")
+        save_tensors(self.random, folder / "random.safetensors")
         (folder / "state.json").write_text(self.state)
         for name, content in copies.items():
             (folder / name).write_bytes(content)
@@ -143,7 +144,7 @@ def save_policy(policy: nn.Module, path: Path, metadata: dict[str, str] | None =
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
-        _save(_copied(_trained_state(policy)), partial, metadata)
+        save_tensors(_copied(_trained_state(policy)), partial, metadata)
 
 
 def load_policy(policy: nn.Module, path: str | Path) -> None:
@@ -189,13 +190,6 @@ def policy_metadata(path: str | Path) -> dict[str, str]:
             return file.metadata() or {}
     except SafetensorError as error:
         raise ConfigError(f"{path} is no file of weights, or is cut: {error}") from error
-
-
-def _save(tensors: Tensors, path: Path, metadata: dict[str, str] | None = None) -> None:
-    try:
-        save_file(tensors, path, metadata)
-    except SafetensorError as error:  # of the writing itself, such as a full disk
-        raise OSError(f"cannot write {path}: {error}") from error
 
 
 def _trained_names(policy: nn.Module) -> list[str]:

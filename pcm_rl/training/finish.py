@@ -40,9 +40,12 @@ def report_run(
         say: Called with each line of text.
     """
     if len(batch):
-        write_budget(config, batch)
-        costs = profile_update(policy, batch, config, probs=probs, room=memory_had())
-        summary["profile"] = [cost.as_dict() for cost in costs]
+        try:
+            write_budget(config, batch)
+            costs = profile_update(policy, batch, config, probs=probs, room=memory_had())
+            summary["profile"] = [cost.as_dict() for cost in costs]
+        except Exception as error:  # such as too little memory: the run itself is complete
+            say(f"the cost of an update was not measured: {error}")
     else:
         say("no group had both outcomes, so the cost of an update was not measured")
     with replacing(config.folder / "summary.json") as partial:

@@ -20,12 +20,13 @@ from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config, ConfigError, UpdateConfig
-from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, IS_PAD, WEIGHT, pad_episodes
+from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, IS_PAD, WEIGHT
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.build import make_credit, make_policy
 from pcm_rl.training.memory import wants_checkpointing
 from pcm_rl.training.probe import check_log_probs
+from pcm_rl.training.slots import pad_to_slots, with_slots
 
 
 class GRPO:
@@ -38,7 +39,8 @@ class GRPO:
     """
 
     def __init__(self, config: Config, env: VectorEnv, ranks: Ranks = ALONE) -> None:
-        self.config, self.ranks = config, ranks
+        self.config = config = with_slots(config, env)
+        self.ranks = ranks
         self.policy = make_policy(config, env)
         self.credit = make_credit(config, env, self.policy)
         self.half_box = half_box(env.single_action_space)
@@ -81,7 +83,7 @@ class GRPO:
         """
         candidates = self.sampler.rule.input(rows, signal)
         if self.sampler.padding == "keep":
-            candidates = pad_episodes(candidates, self.config.env.max_chunks)
+            candidates = pad_to_slots(candidates, self.config.env.slots)
         seen = candidates
         if self.half_box is not None:
             seen = candidates.copy().set(CHUNK, candidates.get(CHUNK) / self.half_box)

@@ -106,7 +106,7 @@ def micro_batch_rows(policy: VLAWrapperBase, rows: TensorDictBase, config: Confi
     if update.micro_tokens is not None:
         return update.micro_tokens // int(policy.row_tokens(rows).min())
     limited = config.selection.rule.budget != "none"
-    chunks = config.selection.budget if limited else config.env.max_chunks
+    chunks = config.selection.budget if limited else config.env.slots
     return -(-config.groups * config.group_size * chunks // update.minibatches)
 
 

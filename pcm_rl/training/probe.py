@@ -1,12 +1,19 @@
-"""A check before training: the log-probs recorded at sampling are those that the update computes."""
+"""Checks before training: what the first episodes show, and that recorded log-probs are those of the update."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from gymnasium import spaces
+from gymnasium.vector import VectorEnv
 from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.episodes import IS_PAD, LOG_PROBS, TOKENS
+from pcm_rl.config import Config, ConfigError
+from pcm_rl.episodes import IS_PAD, LOG_PROBS, PHASE, TOKENS
+from pcm_rl.processes.ranks import Ranks
+from pcm_rl.rollouts.first_look import Finding, first_look, look_at_phases
 
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-2}  # bfloat16 rounds differently at other batch sizes
 
@@ -44,3 +51,34 @@ def check_log_probs(policy: VLAWrapperBase, rows: TensorDictBase, *, probes: int
             "the clipping wrong. Is the temperature, the image processing or the dtype another one in the update?"
         )
     return distance
+
+
+def heed_first_look(
+    rows: TensorDictBase, env: VectorEnv, config: Config, ranks: Ranks, say: Callable[[str], None]
+) -> None:
+    """Look at the first episodes of a run: refuse what cannot be right, say what may be useless.
+
+    Args:
+        rows: ``[M]`` rows that this process recorded, with phases.
+        env: Where they were played.
+        config: The run, its slots as a number.
+        ranks: The processes; all heed the findings of all.
+        say: Called with each warning.
+
+    Raises:
+        ConfigError: The first finding that fails; see :mod:`pcm_rl.rollouts.first_look`.
+    """
+    space = env.single_action_space
+    assert isinstance(space, spaces.Box)
+    mine = []
+    if len(rows):  # the groups of this process may all have been dropped
+        mine = [finding.as_dict() for finding in first_look(rows, space, config.env.slots)]
+        if config.selection.rule.by_phase:
+            mine.append(look_at_phases(rows.get(PHASE)).as_dict())
+    everyones = [Finding(**found) for findings in ranks.gather_json(mine) for found in findings]
+    for finding in everyones:
+        if finding.level == "fail":
+            raise ConfigError(f"{finding.name}: {finding.text}")
+    for finding in dict.fromkeys(everyones):
+        if finding.level == "warn":
+            say(f"first look at {finding.name}: {finding.text}")

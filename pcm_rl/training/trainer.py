@@ -32,6 +32,8 @@ from pcm_rl.training.finish import report_run
 from pcm_rl.training.generations import NEWEST, add_generation, best, newest_whole, set_damaged_aside
 from pcm_rl.training.grpo import GRPO
 from pcm_rl.training.lock import locked
+from pcm_rl.training.patience import Patience
+from pcm_rl.training.probe import heed_first_look
 from pcm_rl.training.run_folder import (
     CONFIG,
     adopt,
@@ -91,9 +93,13 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
                 trainer.evaluate_and_save()
                 if trainer.step >= config.steps:
                     break
-                trainer.record(trainer.train_step())
+                metrics = trainer.train_step()
+                trainer.record(metrics)
+                hopeless = trainer.patience.ends(metrics["success"])
                 trainer.hold()
                 listener.check()
+                if hopeless and trainer.step < config.steps:
+                    raise trainer.patience.error(config.folder, metrics["trajectories"])
             trainer.finish()
     return trainer
 
@@ -126,7 +132,9 @@ class Trainer:
         self.saved: int | None = None  # step of the newest checkpoint
         self.held: Snapshot | None = None  # the last completed step
         self.at_hand: TensorDictBase | None = None  # a few rows to try the policy on
+        self.patience = Patience(config.patience)
         self.probed = False  # whether recorded log-probs were computed again and found equal
+        self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
 
     @property
@@ -142,7 +150,10 @@ class Trainer:
         grpo, recorded = self.grpo, self.collect()
         if len(recorded):
             self.at_hand = rows_at_hand(self.policy, recorded)
-        if not self.probed:
+        if not self.looked:
+            heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
+            self.looked = True
+        if not self.probed and len(recorded):
             grpo.probe(recorded, self.say)
             self.probed = True
         rows, complete = self.ranks.exchange(recorded, self.shared_entries)
@@ -169,7 +180,18 @@ class Trainer:
         groups = self.ranks.share(torch.arange(config.groups))
         init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
-        rows = collect_episodes(self.env, self.policy, init_state, group, device=config.device, task=task)
+        rows = collect_episodes(
+            self.env,
+            self.policy,
+            init_state,
+            group,
+            device=config.device,
+            task=task,
+            same_starts=config.env.same_starts,
+            may_be_empty=self.ranks.size > 1,
+        )
+        if not len(rows):
+            return rows
         if not listens(self.policy):
             rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than an update
         rows.set(PHASE, label_episodes(rows, **phase_rule(config.env)))
@@ -262,6 +284,7 @@ class Trainer:
             "seconds": self.seconds,
             "keep": self.grpo.sampler.keep.state_dict(),
             "states": self.states.state_dict(),
+            "steps_without_success": self.patience.steps,
             "summary": self.summary,
             "evaluated": self.evaluated[0],
         }
@@ -309,6 +332,7 @@ class Trainer:
         self.evaluated, self.saved = (state.get("evaluated", self.step), None), self.step
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
+        self.patience.steps = state.get("steps_without_success", 0)  # older checkpoints have none
         self._open_folder(checkpoint)
         self.say(f"resumed {self.folder} after step {self.step}")
 
@@ -326,7 +350,9 @@ class Trainer:
 
     @on_first_rank
     def _report(self, evaluation: Evaluation, batch: TensorDictBase) -> None:
-        report_run(self.config, self.policy, batch, self.grpo.sampler.keep.probs, evaluation, self.summary, self.say)
+        report_run(
+            self.grpo.config, self.policy, batch, self.grpo.sampler.keep.probs, evaluation, self.summary, self.say
+        )
 
     @on_first_rank
     def _name_best(self) -> None:

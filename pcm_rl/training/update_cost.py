@@ -17,7 +17,7 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.config import METHODS, Config, Method
-from pcm_rl.episodes import EPISODE, GROUP, pad_episodes
+from pcm_rl.episodes import CHUNK_ID, EPISODE, GROUP, pad_episodes
 from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
 from pcm_rl.training.memory import ActivationMeter, row_bytes
 
@@ -71,7 +71,7 @@ def profile_update(
     Args:
         policy: The policy; not changed in the end.
         batch: ``[M]`` rows of complete groups with phases and advantages, no padding rows.
-        config: Its ``selection``, ``update`` and ``env.max_chunks`` are used.
+        config: Its ``selection``, ``update`` and ``env.slots`` are used.
         methods: Name -> selection and padding; None takes :func:`compared_methods`. Advantages are those of ``batch``.
         repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift affects all of
             them.
@@ -85,8 +85,10 @@ def profile_update(
         A cost for each method, in their order.
     """
     methods = compared_methods(config) if methods is None else methods
-    batch = batch if room is None else _affordable(policy, batch, config, room)
-    padded = pad_episodes(batch, config.env.max_chunks)
+    longest = int(batch.get(CHUNK_ID).max()) + 1  # an episode may have become longer than the slots
+    slots = max(config.env.slots, longest)
+    batch = batch if room is None else _affordable(policy, batch, config, slots, room)
+    padded = pad_episodes(batch, slots)
     trials: dict[str, list[tuple[int, float, float, int]]] = {name: [] for name in methods}
     started = time.perf_counter()
     for repeat in range(repeats + 1):
@@ -103,7 +105,7 @@ def profile_update(
     return costs
 
 
-def _affordable(policy: VLAWrapperBase, batch: TensorDictBase, config: Config, room: int) -> TensorDictBase:
+def _affordable(policy: VLAWrapperBase, batch: TensorDictBase, config: Config, slots: int, room: int) -> TensorDictBase:
     """The first whole groups of ``batch [M]`` whose padded update takes at most ``room`` bytes."""
     device = next(policy.parameters()).device
     micro_rows = config.update.micro_rows or math.inf if config.update.micro_tokens is None else 0
@@ -113,7 +115,7 @@ def _affordable(policy: VLAWrapperBase, batch: TensorDictBase, config: Config, r
     numbers = group.unique_consecutive().tolist()
     for count in range(len(numbers), 1, -1):
         part = torch.isin(group, torch.tensor(numbers[:count]))
-        rows = int(batch.get(EPISODE)[part].unique().numel()) * config.env.max_chunks
+        rows = int(batch.get(EPISODE)[part].unique().numel()) * slots
         if rows * kept + min(rows / config.update.minibatches, micro_rows) * activations <= room:
             return batch if count == len(numbers) else batch[part]
     return batch[group == numbers[0]]

@@ -19,7 +19,8 @@ from torchrl.data.replay_buffers import RandomSampler, SamplerWithoutReplacement
 from torchrl.envs import Compose
 from torchrl.objectives.llm import MCAdvantage
 
-from pcm_rl.algos import ChunkGRPOLoss, EpisodeKeys, LabelPhases, PCMSampler, PCMSampleUnit
+from pcm_rl import KeepProbabilities, select_chunks
+from pcm_rl.algos import ChunkGRPOLoss, EpisodeKeys, LabelPhases, PCMSampler, PCMSampleUnit, grpo_update
 from pcm_rl.algos.weights import over_the_batch
 
 LENGTHS = [5, 2, 7, 3, 4, 6, 8, 3]
@@ -102,6 +103,8 @@ def test_collections_that_number_their_episodes_alike_are_not_joined(batch) -> N
         with pytest.raises(ValueError, match="give whole episodes"):
             sampler(rows)
     assert torch.equal(sampler.get_extra_state()["generator"], before["generator"])
+    with pytest.raises(ValueError, match="give whole episodes"):
+        select_chunks(torch.cat([batch, batch]), KeepProbabilities())
     with pytest.raises(ValueError, match="give whole episodes"):
         LabelPhases()(batch[:-1])
     other = batch.clone().set("episode_id", batch["episode_id"] + 8).set("group_id", batch["group_id"] + 8)
@@ -221,11 +224,21 @@ def test_one_write_keeps_its_weights_bit_for_bit(batch) -> None:
     assert float(rb[:]["weight"].mean()) == pytest.approx(1.0), "what was emptied does not count"
 
 
-def test_selections_that_are_concatenated_can_be_weighed_as_one(policy, batch) -> None:
+def test_selections_that_are_concatenated_weigh_as_one(policy, batch) -> None:
     kept = torch.cat([PCMSampler(3)(batch[batch["group_id"] == group]) for group in (4, 7)])
     joint = over_the_batch(kept)
     expected = mean_over_trajectories(policy, kept)
-    torch.testing.assert_close(gradient(policy, joint), expected, rtol=1e-5, atol=1e-8)
+    for rows in (kept, joint):
+        torch.testing.assert_close(gradient(policy, rows), expected, rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(gradient(policy, *joint.split(4)), expected, rtol=1e-5, atol=1e-8)
+    norms = [
+        grpo_update(
+            ChunkGRPOLoss(policy, functional=False), torch.optim.SGD(policy.parameters(), lr=0.0), rows,
+            minibatches=1, micro_rows=micro_rows,
+        )["grad_norm"]
+        for rows, micro_rows in itertools.product((kept, joint), (None, 3))
+    ]  # fmt: skip
+    assert norms == pytest.approx([float(expected.norm())] * 4, rel=1e-5)
     assert over_the_batch(joint) is joint
     assert over_the_batch(batch) is batch
 

@@ -6,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tensordict import TensorDict
 from torchrl.collectors import Collector
 from torchrl.collectors.utils import split_trajectories
@@ -196,3 +198,49 @@ def test_ids_go_on_after_a_restore() -> None:
     given = EpisodeKeys()
     given(rows.clone().set("episode_id", rows["observation"][:, 0].long()))
     assert given(rows.clone())["episode_id"].min() == 4, "ids that a user gave are not taken again"
+
+
+def lines(lengths: list[int], width: int, told: str, cut: int | None) -> TensorDict:
+    """`[B, T]`, one trajectory a line, padded; `told` is what shows where a trajectory ends, beside done."""
+    rows = []
+    for number, length in enumerate(lengths):
+        step = torch.arange(width)
+        real = step < length
+        observation = torch.stack([step, torch.full_like(step, number)], -1).float() + 1
+        done = (step == length - 1) & (number != cut)
+        line = {
+            "action": observation.unsqueeze(1).expand(width, LENGTH, 2).clone(),
+            ("next", "done"): done.unsqueeze(-1),
+            ("next", "success"): done.unsqueeze(-1) & (number % 2 == 0),
+            ("next", "reward"): torch.zeros(width, 1),
+            "success": torch.zeros(width, 1, dtype=torch.bool),
+            ("collector", "mask"): real,
+        }
+        if told == "ids":
+            line["collector", "traj_ids"] = torch.full((width,), number)
+        if told == "observations":
+            line["observation"], line["next", "observation"] = observation, observation + torch.tensor([1.0, 0.0])
+        rows.append(TensorDict(line, [width]))
+    return torch.stack(rows)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(2, 6), min_size=1, max_size=5),
+    flat=st.booleans(),
+    told=st.sampled_from(["ids", "observations"]),
+    is_cut=st.booleans(),
+    which=st.integers(0, 4),
+)
+def test_any_lines(sizes: list[int], flat: bool, told: str, is_cut: bool, which: int) -> None:
+    cut = which % len(sizes) if is_cut else None
+    rows = lines(sizes, max(sizes), told, cut)
+    rows = rows.reshape(-1) if flat else rows
+    if is_cut:
+        with pytest.raises(ValueError, match="cut"):
+            EpisodeKeys()(rows)
+        return
+    done = EpisodeKeys()(rows)
+    assert lengths(done) == sizes
+    assert done["chunk_id"].tolist() == [i for size in sizes for i in range(size)]
+    assert done["success"].tolist() == [number % 2 == 0 for number, size in enumerate(sizes) for _ in range(size)]

@@ -43,6 +43,8 @@ def test_without_budgets_the_recipe_has_one(tmp_path):
     assert runs[0].config.threads == 3 and not runs[0].config.record
     assert str(runs[0].config.folder) == "runs/mine/pcm-b6-seed0"
     assert plan_runs(Comparison(None, ["record=true"]))[0].config.record  # asked for
+    assert runs[0].config.patience == 0, "a table needs all its rows"
+    assert plan_runs(Comparison(None, ["patience=7"]))[0].config.patience == 7
     assert plan_runs(Comparison())[0].config.threads == 1
 
 

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import reduce
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
@@ -119,6 +122,22 @@ def test_a_run_is_continued_by_its_own_name(tmp_path, monkeypatch):
     assert load_run_config("7").folder == Path("7")
 
 
+@pytest.mark.parametrize("name", ["..", ".", "../other", "/tmp/other", "a/../../b", "a\0b", "x" * 201, "a\nb"])
+def test_a_name_that_leads_out_of_the_folder_of_runs_is_refused(name):
+    with pytest.raises(ConfigError, match="name must"):
+        load_config(None, [f"name={name}"])
+
+
+def test_the_folder_says_which_run_is_continued(tmp_path):
+    (tmp_path / "7").mkdir()
+    save_config(Config(name="7"), tmp_path / "7" / "config.yaml")
+    for override in ("name=8", f"run_dir={tmp_path / 'other'}"):
+        with pytest.raises(ConfigError, match="would name another one; rename the folder"):
+            load_run_config(tmp_path / "7", [override])
+    with pytest.raises(ConfigError, match="got an empty name"):
+        load_run_config("")
+
+
 def test_quotes_around_text_are_left_out_and_null_is_none_where_that_is_possible():
     assert load_config(None, ["name='a b'"]).name == "a b" and load_config(None, ['name="null"']).name == "null"
     assert load_config(None, ["name=it's"]).name == "it's"
@@ -175,6 +194,52 @@ def test_a_mapping_or_a_list_takes_the_place_of_the_recipes(tmp_path):
     assert load_config(path).env.wrappers and load_config(path, ["env.wrappers=[]"]).env.wrappers == []
     assert load_config(path, ["env.images=null"]).env.images is None
     assert load_config(path, ["env={num_envs: 3}"]).env.num_states == 5
+
+
+FREE = {"env.gripper_index", "env.close_above", "env.close_below"}  # any number of the environment's own scale
+
+
+def section_of(key):
+    """The section with this key, with its defaults, and the field's name in it."""
+    *path, name = key.split(".")
+    return reduce(getattr, path, Config()), name
+
+
+def numeric_keys():
+    """Every key whose value is a number, with what of int and float it may be."""
+    for key in config_keys():
+        section, name = section_of(key)
+        hint = get_type_hints(type(section))[name]
+        if kinds := {int, float} & set(get_args(hint) or (hint,)):
+            yield key, float if float in kinds else int
+
+
+@pytest.mark.parametrize(("key", "kind"), list(numeric_keys()))
+def test_every_number_has_a_range(key, kind):
+    section, name = section_of(key)
+    absurd = [float("nan"), float("inf"), float("-inf")] if kind is float else [2**63]
+    for value in [*([] if key == "env.gripper_index" else absurd), *([] if key in FREE else [-1, -(10**9)])]:
+        with pytest.raises(ConfigError, match=name):
+            replace(section, **{name: value})
+
+
+def test_numbers_are_found():
+    keys = [key for key, _ in numeric_keys()]
+    assert {"seed", "update.micro_rows", "policy.openvla.lora.rank", "sft.target", "env.close_below"} <= set(keys)
+    assert FREE <= set(keys) and len(keys) > 40
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "update.lr=-1", "update.lr=0", "selection.floor=7", "policy.state.temperature=-1", "sft.lr=0",
+        "update.clip_low=5", "env.timeout=-3", "update.grad_clip=-1", "sft.target=0", "policy.state.num_bins=1",
+        "demos.mistakes=2", "update.jitter=2", "env.timeout=0",
+    ],
+)  # fmt: skip
+def test_numbers_that_mean_nothing_are_refused(override):
+    with pytest.raises(ConfigError, match=override.partition("=")[0].rsplit(".", 1)[-1]):
+        load_config(None, [override])
 
 
 def test_missing_files():

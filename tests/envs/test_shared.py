@@ -1,13 +1,23 @@
-"""SharedObservation: what is written on one side is read on the other."""
+"""SharedObservation: what is written on one side is read on the other, and nothing is left of dead processes."""
 
+import errno
+import fcntl
 import os
 import re
+import subprocess
+import sys
+from multiprocessing import resource_tracker
+from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from pcm_rl.envs.shared import SharedObservation, free_memory
+import pcm_rl.envs.shared as module
+from pcm_rl.envs import ChunkedEnv
+from pcm_rl.envs.shared import NoRoom, SharedObservation, free_memory, new_name, sweep_memory
+from pcm_rl.envs.workers import WorkerVectorEnv
 
 NAME = f"pcm_rl-test-{os.getpid()}"
 BOX = spaces.Box(-1, 1, (3,), np.float32)
@@ -57,3 +67,79 @@ def test_what_cannot_be_held_is_refused():
     finally:
         memory.close()
         free_memory(NAME)
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def memories():
+    return {path.name for path in Path("/dev/shm").glob(f"pcm_rl-*{os.getpid()}*")}
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is no folder here")
+def test_too_little_memory_is_refused_with_what_is_needed(monkeypatch):
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    space = spaces.Box(0, 255, (512, 1024, 3), np.uint8)
+    remedy = r"observations of 80 workers: they need 120\.0 MiB, .* free\. .* --shm-size=192m, or lower env\.num_envs"
+    with pytest.raises(NoRoom, match=remedy):
+        SharedObservation(space, NAME, create=True, workers=80)
+    with pytest.raises(NoRoom, match="observations of 2 workers"):  # the processes are forked, and meet the same
+        WorkerVectorEnv(lambda: ChunkedEnv(Still(), record=False), 2, context="fork")
+    assert not memories()
+
+
+class Still(gymnasium.Env):
+    observation_space, action_space = BOX, spaces.Box(-1, 1, (2,), np.float32)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is no folder here")
+def test_the_whole_space_is_taken_at_the_start():
+    memory = SharedObservation(spaces.Box(0, 255, (512, 1024, 3), np.uint8), NAME, create=True)
+    try:
+        assert Path("/dev/shm", NAME).stat().st_blocks * 512 >= 512 * 1024 * 3
+    finally:
+        memory.close()
+        free_memory(NAME)
+
+
+def test_leftovers_of_dead_processes_are_swept_and_nothing_else(monkeypatch, tmp_path):
+    monkeypatch.setattr(module, "FOLDER", tmp_path)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    pid = int(dead.stdout)
+
+    def left(name, age=3600.0):
+        path = tmp_path / name
+        path.touch()
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+        return path
+
+    swept = left(f"pcm_rl-{pid}-{'a' * 16}")
+    locked = left(f"pcm_rl-{pid}-{'b' * 16}")  # of a process that this one cannot see, as in another container
+    young, others = left(f"pcm_rl-{pid}-{'c' * 16}", age=-9.0), left(f"pcm_rl-{pid}-mine")
+    own, foreign = left(new_name()), left("sem.mp-1")
+    with locked.open() as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        assert sweep_memory() == 1
+    assert not swept.exists() and all(path.exists() for path in (locked, young, others, own, foreign))
+    assert sweep_memory() == 1 and not locked.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is no folder here")
+def test_a_memory_is_locked_while_its_process_lives_and_swept_afterwards(monkeypatch):
+    name = f"pcm_rl-{2**22 + 1}-{os.getpid():016x}"  # no process has such a number
+    monkeypatch.setattr(module, "_OLD", -1.0)
+    memory = SharedObservation(BOX, name, create=True)
+    sweep_memory()
+    assert Path("/dev/shm", name).exists()
+    memory.close()
+    sweep_memory()
+    assert not Path("/dev/shm", name).exists()
+    resource_tracker.unregister(f"/{name}", "shared_memory")  # this process lives on, and would miss it at its end
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is no folder here")
+def test_a_memory_whose_process_died_before_it_had_a_size_is_freed():
+    Path("/dev/shm", NAME).touch()
+    free_memory(NAME)
+    assert not Path("/dev/shm", NAME).exists()

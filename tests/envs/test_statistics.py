@@ -85,24 +85,26 @@ def test_the_old_name_is_read_with_a_warning_where_nobody_else_writes_it():
         assert info["episode"]["l"] == 6
 
 
-def test_a_recorder_that_misses_the_successes_is_named_once():
-    env = ChunkedEnv(RecordEpisodeStatistics(Walk(ends=False)), L)
+def test_what_a_recorder_inside_misses_is_written_and_named_once():
+    env = ChunkedEnv(RecordEpisodeStatistics(Walk(ends=False)), L, reward="success")
     with pytest.warns(RuntimeWarning, match="RecordEpisodeStatistics inside of ChunkedEnv does not see"):
-        assert "episode" not in play(env)
+        info = play(env)
+    assert info["episode"].keys() == {"r", "l", "t"} and (info["episode"]["r"], info["episode"]["l"]) == (1.0, 6)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        play(env)
-        play(ChunkedEnv(RecordEpisodeStatistics(Walk(ends=False)), L, stop_on_success=False))
-        play(RecordEpisodeStatistics(ChunkedEnv(Walk(ends=False), L)))
+        assert play(env)["episode"]["l"] == 6
+        info = play(ChunkedEnv(RecordEpisodeStatistics(Walk(ends=False)), L, stop_on_success=False))
+        assert info["episode"]["l"] == 10
+        assert play(RecordEpisodeStatistics(ChunkedEnv(Walk(ends=False), L)))["episode"]["l"] == 2
 
 
-def make(monitor):
+def make(monitor, ends=True):
     """One chunked environment, with Stable-Baselines3's Monitor nowhere, inside or outside."""
     if monitor == "none":
-        return ChunkedEnv(Walk(), L)
+        return ChunkedEnv(Walk(ends), L)
     from stable_baselines3.common.monitor import Monitor
 
-    return ChunkedEnv(Monitor(Walk()), L) if monitor == "inside" else Monitor(ChunkedEnv(Walk(), L))
+    return ChunkedEnv(Monitor(Walk(ends)), L) if monitor == "inside" else Monitor(ChunkedEnv(Walk(ends), L))
 
 
 @pytest.mark.parametrize("processes", [False, True], ids=["DummyVecEnv", "SubprocVecEnv"])
@@ -121,3 +123,20 @@ def test_ppo_of_stable_baselines3_learns_from_chunks(monitor, length, processes)
         *_, infos = env.step(np.zeros((2, L, 2), np.float32))
     assert [info["trajectory"].batch_size for info in infos] == [(2,), (2,)]
     assert [info["TimeLimit.truncated"] for info in infos] == [False, False]
+
+
+@pytest.mark.parametrize("ends", [True, False])
+@pytest.mark.filterwarnings("ignore:Monitor inside")
+def test_evaluation_of_stable_baselines3_counts_every_episode(ends):
+    evaluation, vectors = (
+        pytest.importorskip(f"stable_baselines3.common.{part}") for part in ("evaluation", "vec_env")
+    )
+
+    class Still:
+        def predict(self, observation, **options):
+            return np.zeros((len(observation), L, 2), np.float32), None
+
+    for monitor, length in (("inside", 6), ("outside", 2)):
+        with contextlib.closing(vectors.DummyVecEnv([functools.partial(make, monitor, ends)])) as env:
+            rewards, lengths = evaluation.evaluate_policy(Still(), env, 3, return_episode_rewards=True)
+        assert rewards == [1.0] * 3 and lengths == [length] * 3

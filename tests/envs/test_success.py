@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from pcm_rl.envs.success import SuccessRule
+from pcm_rl.episodes import SUCCESS
+from pcm_rl.rollouts.rows import outcome
 
 ENV = gymnasium.Env()
 
@@ -85,3 +87,13 @@ def test_a_reward_that_is_no_number_tells_nothing():
     for success, terminated in (("positive_reward", False), (None, True)):
         with pytest.raises(ValueError, match="the reward is nan at this step"):
             SuccessRule(success)(ENV, {}, terminated, float("nan"))
+
+
+def test_success_of_a_vector_of_somebody_else_is_binary_too():
+    def told(success):
+        return outcome([0.0, 0.0], [False] * 2, [False] * 2, [[False], [False]], success)[SUCCESS].tolist()
+
+    assert told(np.array([1.0, 0.0])) == told(np.array([True, False], dtype=object)) == [True, False]
+    for value in (float("nan"), 0.3):
+        with pytest.raises(ValueError, match=r"success is \[1\.0, .*\]; expected True or False"):
+            told(np.array([1.0, value]))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -92,6 +93,44 @@ def test_a_column_that_fails_leaves_the_others(run, monkeypatch):
         evaluated(run, also={"b": ["env.num_envs=2"]})
     (column,) = json.loads((run / "eval.json").read_text())["columns"]
     assert column["name"] == "run" and column["success"]["episodes"] == 4
+
+
+def test_a_second_evaluation_has_a_file_of_its_own(run):
+    for path in run.glob("eval*.json"):
+        path.unlink()
+    whole = evaluate_run(run, [], Protocol("all"), lambda _: None)
+    text, lines = whole.read_text(), []
+    second = evaluate_run(run, [], Protocol(episodes=1), lines.append)
+    third = evaluate_run(run, ["env.num_envs=1"], Protocol("all"), lambda _: None)
+    assert [path.name for path in (whole, second, third)] == ["eval.json", "eval-2.json", "eval-3.json"]
+    assert whole.read_text() == text and "eval.json holds another evaluation and stays" in "".join(lines)
+    assert evaluate_run(run, [], Protocol(episodes=1), lines.append) == second, "the same one takes its own file"
+    assert evaluate_run(run, [], Protocol(episodes=1), lines.append, overwrite=True) == whole
+    assert whole.read_text() == second.read_text()
+    whole.write_text(text[: len(text) // 2])
+    assert evaluate_run(run, [], Protocol("all"), lambda _: None).name == "eval-4.json"
+
+
+def test_an_interrupted_repetition_keeps_the_columns_that_were_there(run, monkeypatch):
+    for path in run.glob("eval*.json"):
+        path.unlink()
+    protocol = Protocol(also={"b": ["env.num_envs=2"]})
+    text = evaluate_run(run, [], protocol, lambda _: None).read_text()
+    calls = iter([module.evaluate, None])
+    monkeypatch.setattr(module, "evaluate", lambda *args, **more: next(calls)(*args, **more))
+    with pytest.raises(TypeError):
+        evaluate_run(run, [], protocol, lambda _: None)
+    assert (run / "eval.json").read_text() == text
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused_before_anything_is_rolled_out(run, monkeypatch):
+    def full(file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(module, "make_vector_env", None)
+    with pytest.raises(OSError, match="run cannot be written to: No space left on device"):
+        evaluated(run)
 
 
 def test_number_of_episodes(run):

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import gymnasium as gym
 import torch
 import torch.distributed as dist
 from tensordict import NonTensorData, NonTensorStack, TensorDict, is_non_tensor
@@ -18,10 +20,13 @@ from pcm_rl import Candidates, Rule
 from pcm_rl.algos import ChunkGRPOLoss, PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import METHODS, load_config, load_run_config
-from pcm_rl.episodes import EPISODE, INSTRUCTION, LOG_PROBS, PHASE, label_episodes, pad_episodes
+from pcm_rl.envs import chunked_vector_env
+from pcm_rl.episodes import EPISODE, GROUP, INSTRUCTION, LOG_PROBS, PHASE, label_episodes, pad_episodes
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.processes.exchange import LIGHT
 from pcm_rl.processes.ranks import ALONE, Ranks
+from pcm_rl.rollouts.collect import collect_episodes
+from pcm_rl.rollouts.evaluate import evaluate
 from pcm_rl.training.trainer import Trainer, train
 
 torch.set_num_threads(1)
@@ -230,6 +235,33 @@ def not_finite(ranks: Ranks) -> str:
     return ""
 
 
+class FailsOnTheSecond(gym.Wrapper):
+    def step(self, action):
+        if dist.get_rank():
+            raise ValueError("the physics broke")
+        return super().step(action)
+
+
+def dropped(ranks: Ranks) -> dict:
+    """The simulators of the second process never work: its groups are left out, and the first one's go on."""
+    warnings.simplefilter("ignore")
+    env = chunked_vector_env(
+        lambda: FailsOnTheSecond(gym.make("pcm_rl/Reach-v0", horizon=16)), 2, chunk_length=8, workers=False
+    )
+    policy = StateTokenPolicy(26, width=16)
+    evaluation = evaluate(env, policy, torch.arange(4), 4, seed=0, ranks=ranks)
+    share = ranks.share(torch.arange(4))
+    rows = collect_episodes(env, policy, share, share // 2, may_be_empty=True)
+    own = len(rows)
+    light, complete = ranks.exchange(rows)
+    return {
+        "evaluated": [evaluation.init_state.tolist(), evaluation.dropped],
+        "own": own,
+        "rows": light[GROUP].tolist(),
+        "completed": list(complete(light[:3])["observation", "state"].shape),
+    }
+
+
 def runs(ranks: Ranks, folder: Path) -> dict:
     """A whole run, and the same one cut after its third step and resumed from the checkpoint of the second."""
     whole = load_config(None, [*RUN, f"run_dir={folder}", "name=whole"])
@@ -275,6 +307,7 @@ if __name__ == "__main__":
         "gathers": gathers(here),
         "checks": checks(here),
         "not_finite": not_finite(here),
+        "dropped": dropped(here),
         "runs": runs(here, out),
         "share": here.share(torch.arange(3)).tolist(),
         "local": os.environ["LOCAL_RANK"],

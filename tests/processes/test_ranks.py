@@ -95,6 +95,12 @@ def test_a_nan_of_one_process_stops_all_with_the_episode_named(found):
     assert "episode 1" in found[0]["not_finite"] == found[1]["not_finite"]
 
 
+def test_a_process_whose_groups_are_all_left_out_goes_on_with_the_others_rows(found):
+    assert [one["dropped"].pop("own") for one in found] == [4, 0]
+    assert found[0]["dropped"] == found[1]["dropped"]
+    assert found[0]["dropped"] == {"evaluated": [[0, 1], [2, 3]], "rows": [0] * 4, "completed": [3, 26]}
+
+
 def test_training_keeps_parameters_equal_and_resumes_bit_for_bit(found):
     first, second = (one["runs"] for one in found)
     assert first["whole"] == first["resumed"] == second["whole"] == second["resumed"]

@@ -20,6 +20,7 @@ import pcm_rl.envs  # noqa: F401 - registers the ids
 from pcm_rl.envs import chunked_vector_env
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.rollouts.collect import collect_episodes, episode_outcomes
+from pcm_rl.rollouts.failures import Failures
 from pcm_rl.rollouts.free_running import _calls, _Episode, _Schedule
 
 
@@ -332,7 +333,7 @@ def test_nan_on_workers_names_initial_state_and_chunk_and_leaves_them_usable(und
 def test_a_worker_prefers_tasks_that_it_has_played():
     tasks = [0, 0, 1, 1, 2, 0, 3]
     played = [set(), {3}]
-    schedule = _Schedule([_Episode(i, 0, 0, task) for i, task in enumerate(tasks)], played, max_tries=3)
+    schedule = _Schedule([_Episode(i, 0, 0, task) for i, task in enumerate(tasks)], played, Failures(3))
     dealt = [schedule.next(worker).id for worker in (0, 0, 1, 0, 1, 1, 0)]
     assert dealt == [0, 1, 6, 5, 2, 3, 4]
     assert played == [{0, 2}, {1, 3}] and schedule.next(0) is None

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.policies import StateTokenPolicy, action_range
 from pcm_rl.policies.bins import check_reach
+from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.training.build import make_policy
 from pcm_rl.training.checkpoint import save_policy
@@ -187,6 +188,15 @@ def test_a_family_that_does_not_look_at_the_box_is_refused_or_named():
         ConfigError, match=r"from -0\.9375 to 0\.9375 in dimension 0, the environment takes 0 to 2; choose"
     ):
         make_policy(config, make_vector_env(config.env))
+
+
+def test_a_policy_of_another_box_is_refused_where_it_acts():
+    env = make_vector_env(
+        load_config(None, [*RUN, "env.kwargs.low=0.0", "env.kwargs.high=2.0", "env.close_above=1"]).env
+    )
+    start = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"the environment takes 0 to 2; choose bins that cover the box"):
+        collect_episodes(env, StateTokenPolicy(4, 3, 2), start, start)
 
 
 def test_actions_of_a_dataset_may_reach_a_little_beyond_the_box():

@@ -76,7 +76,7 @@ def test_signals_in_a_rollout_an_update_an_evaluation_and_a_save_change_nothing(
         ("pcm_rl.training.trainer.evaluate", 1, signal.SIGUSR1, 2),
         ("pcm_rl.rollouts.collect.decide", 20, signal.SIGHUP, 2),  # in that evaluation, done again
         ("pcm_rl.training.trainer.Trainer.record", 2, signal.SIGTERM, 3),
-        ("pcm_rl.training.checkpoint.save_file", 2, signal.SIGTERM, 5),  # in the last save
+        ("pcm_rl.training.checkpoint.save_tensors", 2, signal.SIGTERM, 5),  # in the last save
     ]
     for place, call, number, saved in places:
         with monkeypatch.context() as patch:

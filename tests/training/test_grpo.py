@@ -22,7 +22,7 @@ def test_with_room_for_all_every_rule_has_the_mean_of_full_grpo(policy, make_bat
     rows["phase"][:] = 0
     signal = rows["group_id"] == 0
     value = torch.randn(len(rows), generator=torch.Generator().manual_seed(0)).double()
-    part = SimpleNamespace(config=SimpleNamespace(env=SimpleNamespace(max_chunks=7)), half_box=None)
+    part = SimpleNamespace(config=SimpleNamespace(env=SimpleNamespace(slots=7)), half_box=None)
     part.sampler = PCMSampler(7, selection=selection, padding=padding)
     kept = GRPO.select(part, rows, signal)
     tokens = (~rows["action_is_pad"]).sum(-1)

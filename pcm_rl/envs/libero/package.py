@@ -22,6 +22,7 @@ import io
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -158,7 +159,7 @@ def import_libero(module: str) -> Any:
     if "LIBERO_CONFIG_PATH" not in os.environ:
         os.environ["LIBERO_CONFIG_PATH"] = _config_folder()
     backend = os.environ.setdefault("MUJOCO_GL", "egl")  # read by robosuite on import
-    _check_mujoco_version(importlib.metadata.version("mujoco"))
+    _check_mujoco()
     logger = logging.getLogger("robosuite_logs")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -209,8 +210,12 @@ def _temporary_folder() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="libero-config-")  # removed when the process ends
 
 
-def _check_mujoco_version(version: str) -> None:
-    if tuple(int(part) for part in version.split(".")[:3]) > (3, 3, 2):
+def _check_mujoco() -> None:
+    try:
+        version = importlib.metadata.version("mujoco")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise ImportError(f"LIBERO needs the package mujoco, which is missing; run: {INSTALL}") from error
+    if tuple(int(part) for part in re.findall(r"\d+", version)[:3]) > (3, 3, 2):
         warnings.warn(
             f"MuJoCo {version} is newer than 3.3.2, which changes LIBERO's physics and rendering (LIBERO issue 88): "
             "results will not compare with published ones; install mujoco==3.3.0",

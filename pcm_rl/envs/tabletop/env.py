@@ -36,7 +36,7 @@ class _TabletopEnv(gym.Env[Observation, Action]):
 
     def __init__(self, *, horizon: int = 512, stop_on_success: bool = True, render_mode: str | None = None) -> None:
         _check_render_mode(render_mode)
-        self.render_mode = render_mode
+        self.render_mode, self.horizon = render_mode, horizon
         self.observation_space = _observation_space()
         self.action_space = gym.spaces.Box(-1.0, 1.0, (ACTION_DIM,), np.float32)
         self._core = TabletopCore(1, self._task, horizon=horizon, stop_on_success=stop_on_success)
@@ -163,6 +163,7 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
         if chunk_length < 1:
             raise ValueError(f"chunk_length is {chunk_length}, must be at least 1.")
         self.num_envs, self.chunk_length, self.render_mode = num_envs, chunk_length, render_mode
+        self.horizon = horizon
         self._core = TabletopCore(num_envs, task, horizon=horizon, stop_on_success=stop_on_success)
         self.single_observation_space = _observation_space()
         self.single_action_space = gym.spaces.Box(-1.0, 1.0, (chunk_length, ACTION_DIM), np.float32)

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pcm_rl.policies.openvla.keys import HEAD, model_key
 from pcm_rl.policies.openvla.lora import lora_layers
-from pcm_rl.policies.openvla.model_folder import Checkpoint
+from pcm_rl.policies.openvla.model_folder import Checkpoint, opened
 from pcm_rl.policies.openvla.network.adapter import LoraLinear
+from pcm_rl.support.room import check_room
+from pcm_rl.support.tensors import save_tensors
 from pcm_rl.support.writing import new_folder
 
 COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
@@ -34,19 +34,23 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
         ``folder``.
 
     Raises:
+        CheckpointError: If a file of ``checkpoint`` is damaged.
         FileExistsError: If ``folder`` holds files.
+        OSError: If there is no room for the weights.
         ValueError: If the model is not of this checkpoint.
     """
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
+    shards = sorted(set(checkpoint.shards.values()))
+    check_room(folder, sum((checkpoint.folder / shard).stat().st_size for shard in shards))
     adapted = {f"{name}.weight": layer for name, layer in lora_layers(model).items()}
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name}
     if unknown := sorted({*adapted, *trained} - {model_key(key) for key in checkpoint.shards}):
         raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {unknown[0]}")
     with new_folder(folder) as partial:
-        for shard in sorted(set(checkpoint.shards.values())):
-            save_file(_merged(checkpoint, shard, adapted, trained), partial / shard, {"format": "pt"})
+        for shard in shards:
+            save_tensors(_merged(checkpoint, shard, adapted, trained), partial / shard, {"format": "pt"})
         for path in checkpoint.folder.iterdir():
             if path.suffix in COPIED and path.is_file():
                 shutil.copyfile(path, partial / path.name)
@@ -57,7 +61,7 @@ def _merged(
     checkpoint: Checkpoint, shard: str, adapted: Mapping[str, LoraLinear], trained: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
     """The weights of one file of the checkpoint, with the trained parts."""
-    with safe_open(checkpoint.folder / shard, "pt") as file:
+    with opened(checkpoint.folder / shard) as file:
         weights = {key: file.get_tensor(key) for key in file.keys()}
     for key, weight in weights.items():
         name = model_key(key)

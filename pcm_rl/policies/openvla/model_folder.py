@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,21 +66,32 @@ class Checkpoint:
         """
         known = sorted(self.statistics)
         if name is None and len(known) == 1:
-            return known[0]
+            name = known[0]
         for key in (name, f"{name}_no_noops"):
             if key is not None and key in known:
+                self._check_quantiles(key)
                 return key
         raise CheckpointError(
             f"{self.folder}: expected policy.openvla.statistics to name one of {', '.join(known)} (the dataset whose "
             f"quantiles scale the actions), got {name!r}"
         )
 
+    def _check_quantiles(self, name: str) -> None:
+        path = self.folder / "dataset_statistics.json"
+        with _fits(path, f"quantiles of {name}'s actions"):
+            action = self.statistics[name]["action"]
+            low, high = ([float(value) for value in action[key]] for key in ("q01", "q99"))
+            mask = list(action.get("mask", low))
+            if not len(low) == len(high) == len(mask) > 0 or not all(map(math.isfinite, low + high)):
+                raise ValueError(f"q01 {low}, q99 {high} and mask {mask} do not belong together")
+
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
     """Read everything but the weights.
 
     Raises:
-        CheckpointError: If the folder is no checkpoint of an OpenVLA with action tokens in safetensors.
+        CheckpointError: If the folder is no checkpoint of an OpenVLA with action tokens in safetensors, or a file is
+            damaged.
         FileNotFoundError: If there is no such folder.
     """
     folder = Path(folder)
@@ -91,7 +103,9 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     if any(key.startswith("action_head.") for key in shards):
         raise CheckpointError(_regression(folder, "keys under action_head."))
     proprio = "proprio_projector.fc1.weight"
-    sizes = read_sizes(config, proprio_dim=_shape(folder, shards, proprio)[1] if proprio in shards else 0)
+    proprio_dim = _shape(folder, shards, proprio)[1] if proprio in shards else 0
+    with _fits(folder / "config.json", "sizes of an OpenVLA"):
+        sizes = read_sizes(config, proprio_dim=proprio_dim)
     mean, std = _normalisation(folder)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
@@ -115,14 +129,14 @@ def load_model(
     Raises:
         CheckpointError: If a key is missing or unknown, a tensor has another shape, or a file is damaged.
     """
-    with torch.device("meta"):
+    with torch.device("meta"), _fits(checkpoint.folder / "config.json", "sizes of an OpenVLA"):
         model = OpenVLA(checkpoint.sizes, action_tokens)
     wanted = model.state_dict()
     keys = {key: model_key(key) for key in checkpoint.shards if not is_unused(key, checkpoint.sizes)}
     _compare(checkpoint.folder, list(keys.values()), set(wanted))
     loaded: dict[str, Tensor] = {}
     for shard in sorted({checkpoint.shards[key] for key in keys}):
-        with _opened(checkpoint.folder / shard, device) as file:
+        with opened(checkpoint.folder / shard, device) as file:
             for key in (key for key in keys if checkpoint.shards[key] == shard):
                 loaded[keys[key]] = _tensor(checkpoint, file, key, wanted[keys[key]].shape).to(dtype)
     model.load_state_dict(loaded, assign=True)
@@ -130,7 +144,7 @@ def load_model(
 
 
 @contextlib.contextmanager
-def _opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
+def opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
     """An open file of weights; errors name the file."""
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:  # safetensors takes the first card, and not the current one
@@ -180,7 +194,8 @@ def _compare(folder: Path, names: list[str], wanted: set[str]) -> None:
 def _shards(folder: Path) -> dict[str, str]:
     """File of each key."""
     if (folder / INDEX).is_file():
-        shards: dict[str, str] = _json(folder / INDEX)["weight_map"]
+        with _fits(folder / INDEX, 'a file for each key under "weight_map"'):
+            shards = {str(key): str(file) for key, file in _json(folder / INDEX)["weight_map"].items()}
         for name in sorted(set(shards.values())):
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(f"{folder / INDEX}: expected names of safetensors beside it, got {name!r}")
@@ -188,7 +203,7 @@ def _shards(folder: Path) -> dict[str, str]:
                 raise CheckpointError(f"{folder}: {INDEX} names {name}, which is missing; was the download complete?")
         return shards
     if (folder / SINGLE).is_file():
-        with _opened(folder / SINGLE) as file:
+        with opened(folder / SINGLE) as file:
             return dict.fromkeys(file.keys(), SINGLE)
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
@@ -216,20 +231,37 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of six channels; ``preprocessor_config.json`` replaces the usual values."""
     path = folder / "preprocessor_config.json"
     settings = _json(path).get("tvf_normalize_params") if path.is_file() else None
-    pairs = NORMALISATION if settings is None else [(item["mean"], item["std"]) for item in settings]
-    mean, std = ([float(value) for pair in pairs for value in pair[i]] for i in (0, 1))
+    with _fits(path, "two normalisations of three channels"):
+        pairs = NORMALISATION if settings is None else [(item["mean"], item["std"]) for item in settings]
+        mean, std = ([float(value) for pair in pairs for value in pair[i]] for i in (0, 1))
     if len(mean) != 6 or len(std) != 6:
         raise CheckpointError(f"{path}: expected two normalisations of three channels, got {settings}")
     return tuple(mean), tuple(std)
 
 
 def _shape(folder: Path, shards: Mapping[str, str], key: str) -> tuple[int, ...]:
-    with _opened(folder / shards[key]) as file:
+    with opened(folder / shards[key]) as file:
         return tuple(file.get_slice(key).get_shape())
 
 
 def _json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: expected {path.name}, which is missing")
-    content: dict[str, Any] = json.loads(path.read_text())
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise CheckpointError(f"{path} is damaged: {error}; was the download complete?") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a mapping, got {type(content).__name__}")
     return content
+
+
+@contextlib.contextmanager
+def _fits(path: Path, expected: str) -> Iterator[None]:
+    """What goes wrong while a file's content is taken apart becomes an error that names the file."""
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: expected {expected}, got {type(error).__name__}: {error}") from error

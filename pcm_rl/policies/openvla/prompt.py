@@ -20,7 +20,7 @@ class Prompter:
 
     Raises:
         ImportError: If the package ``tokenizers`` is missing.
-        ValueError: If the tokenizer does not begin with ``<s>`` = 1.
+        ValueError: If the file is damaged, or the tokenizer does not begin with ``<s>`` = 1.
     """
 
     def __init__(self, tokenizer: Path) -> None:
@@ -28,7 +28,10 @@ class Prompter:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError("OpenVLA needs the package tokenizers: pip install 'pcm_rl[vla]'") from error
-        self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        try:
+            self._tokenizer = Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # the package has no class of its own for it
+            raise ValueError(f"{tokenizer} is damaged: {error}; was the download complete?") from error
         self._known: dict[str, list[int]] = {}
         if self.ids("a")[0] != BOS:
             raise ValueError(f"{tokenizer}: expected prompts to begin with <s> = {BOS}, got {self.ids('a')[0]}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import json
 import pickle
 import subprocess
@@ -40,9 +40,22 @@ def test_a_missing_benchmark_says_how_to_install_it(monkeypatch):
         LiberoEnv()
 
 
-def test_a_newer_mujoco_is_warned_about():
+@pytest.mark.parametrize("version", ["3.4.0", "3.3.3rc1"])
+def test_a_newer_mujoco_is_warned_about(monkeypatch, version):
+    monkeypatch.setattr(libero_package.importlib.metadata, "version", lambda name: version)
     with pytest.warns(UserWarning, match="LIBERO issue 88"):
-        libero_package._check_mujoco_version("3.4.0")
+        libero_package._check_mujoco()
+
+
+def test_a_missing_mujoco_says_how_to_install_it(monkeypatch):
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(libero_package, "_root", lambda: Path("libero"))
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", "nowhere")
+    monkeypatch.setattr(libero_package.importlib.metadata, "version", missing)
+    with pytest.raises(ImportError, match=r'mujoco.*pip install "pcm_rl\[libero\]"'):
+        libero_package.import_libero("libero.libero")
 
 
 @pytest.mark.parametrize(

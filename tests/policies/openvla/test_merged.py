@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pcm_rl.policies.openvla import OpenVLAPolicy, add_lora, open_checkpoint
+from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint
 from pcm_rl.policies.openvla.keys import HEAD, is_unused
 from pcm_rl.policies.openvla.merged import push, save_merged
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
@@ -137,3 +139,19 @@ def test_push_uploads_to_the_users_account(tmp_path, monkeypatch):
         ("me/policy", {"private": True, "exist_ok": True}),
         {"repo_id": "me/policy", "folder_path": str(tmp_path)},
     ]
+
+
+def test_a_damaged_base_and_a_full_disk_are_refused(make_openvla, openvla_folder, tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    base = Path(shutil.copytree(openvla_folder, tmp_path / "base"))
+    policy = make_openvla(base)
+    add_lora(policy.model, rank=4, targets=["q_proj"])
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**10))
+        with pytest.raises(OSError, match=r"has room for 0\.0 GiB, and .* GiB are to be written there"):
+            save_merged(policy.model, policy.checkpoint, tmp_path / "merged")
+    shard = min(base.glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=f"{shard.name}.*was the download complete"):
+        save_merged(policy.model, policy.checkpoint, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()

@@ -167,6 +167,43 @@ def test_a_shard_cut_short(copied):
     refused(copied.path, f"{FIRST}.*was the download complete")
 
 
+@pytest.mark.parametrize("name", ["config.json", INDEX, "dataset_statistics.json", "preprocessor_config.json"])
+@pytest.mark.parametrize("text", ["", "{", '{"a": ', "[1, 2]", "5", "\\xff"])
+def test_a_broken_file_of_json_is_named(copied, name, text):
+    (copied.path / name).write_bytes(text.encode().replace(b"\\xff", b"\xff"))
+    refused(copied.path, f"{name}( is damaged|: expected)")
+
+
+@pytest.mark.parametrize(
+    ("name", "entries"),
+    [
+        ("config.json", {"text_config": 5}), ("config.json", {"text_config": {"hidden_size": "wide"}}),
+        ("config.json", {"image_sizes": 224}), ("config.json", {"text_config": {"hidden_size": 0}}),
+        (INDEX, {"weight_map": None}), (INDEX, {"weight_map": ["a"]}),
+        ("preprocessor_config.json", {"tvf_normalize_params": [{"mean": [1]}]}),
+        ("preprocessor_config.json", {"tvf_normalize_params": 3}),
+    ],
+)  # fmt: skip
+def test_entries_of_another_kind_are_refused(copied, name, entries):
+    copied.change(name, **entries)
+    refused(copied.path, r"config\.json|expected|are missing")
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"q01": [0.0]}, {"q99": None}, {"mask": [True]}, {"q01": [float("nan")] * 7}, {"q01": ["a"] * 7}, "all of it"],
+)
+def test_quantiles_that_do_not_fit_are_refused(copied, changed):
+    statistics = copied.read("dataset_statistics.json")
+    (name,) = statistics
+    statistics[name] = [] if changed == "all of it" else {"action": {**statistics[name]["action"], **changed}}
+    copied.write("dataset_statistics.json", statistics)
+    with pytest.raises(
+        CheckpointError, match=rf"dataset_statistics\.json: expected quantiles of {name}'s actions, got"
+    ):
+        open_checkpoint(copied.path).dataset(None)
+
+
 def test_tensors_of_another_shape(copied):
     config = copied.read("config.json")
     text = config["text_config"]

@@ -55,3 +55,10 @@ def test_another_beginning_is_refused(openvla_folder, tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"begin with <s> = 1, got 29871"):
         Prompter(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"model": '])
+def test_a_broken_tokenizer_is_named(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer\.json is damaged: .*; was the download complete\?"):
+        Prompter(tmp_path / "tokenizer.json")

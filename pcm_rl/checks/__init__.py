@@ -1,0 +1,1 @@
+"""``pcm-rl check``: a machine and a recipe, tried before anything is trained."""
