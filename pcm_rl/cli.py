@@ -115,12 +115,14 @@ def _train(options: argparse.Namespace) -> None:
 
 def _config_of_run(folder: str, overrides: Sequence[str]) -> Config:
     """Where the file is damaged, the error says where its copy is, rather than what is wrong with it."""
+    from pcm_rl.training.generations import generations
     from pcm_rl.training.run_folder import find_resume
 
     try:
         return load_run_config(folder, overrides)
     except ConfigError:
-        find_resume(Path(folder))
+        if folder.strip() and generations(Path(folder)):
+            find_resume(Path(folder))
         raise
 
 

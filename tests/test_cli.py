@@ -177,7 +177,7 @@ def test_a_signal_ends_with_its_status_and_the_exact_command(number, tmp_path, c
     assert ends_with(stop, monkeypatch, start, run / "checkpoint") == 128 + number
     go_on = f"pcm-rl: {number.name}, saved after step 12; continue with `pcm-rl train --resume '{run}'"
     assert capsys.readouterr().err == f"{go_on}`\n"
-    (run / "config.yaml").touch()
+    (run / "config.yaml").write_text("seed: 0")
     assert ends_with(stop, monkeypatch, ["--resume", str(run), "steps=9"]) == 128 + number
     assert capsys.readouterr().err == f"{go_on} steps=9`\n"
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
