@@ -17,8 +17,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from pcm_rl.cli import main as pcm_rl
 from runs import WORK, digest, forked, record, reference, trials_done, until, wait
+
+from pcm_rl.cli import main as pcm_rl
 
 KIND = "toy-critic"
 

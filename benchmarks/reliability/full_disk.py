@@ -14,10 +14,11 @@ import random
 import subprocess
 import sys
 
+from runs import WORK, digest, finish, forked, record, reference, small_config, trials_done, wait
+
 from pcm_rl.cli import main as pcm_rl
 from pcm_rl.config import save_config
 from pcm_rl.training.generations import generations
-from runs import WORK, digest, finish, forked, record, reference, small_config, trials_done, wait
 
 KIND, MEGABYTES = "toy-critic", 64
 

@@ -22,10 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runs import RESULTS, RUNS, WORK, digest, finish, forked, preload, record, reference, start_or_go_on, until, wait
+
 from pcm_rl.training import checkpoint
 from pcm_rl.training.generations import generations, step_of
 from pcm_rl.training.trainer import Trainer
-from runs import RESULTS, RUNS, WORK, digest, finish, forked, preload, record, reference, start_or_go_on, until, wait
 
 FILE_EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate")
 

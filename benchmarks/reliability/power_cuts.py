@@ -21,8 +21,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from pcm_rl.training.generations import generations, step_of
 from runs import WORK, digest, finish, forked, record, reference, start_or_go_on, trials_done, wait
+
+from pcm_rl.training.generations import generations, step_of
 
 OVERRIDES = ("save_every=1", "steps=40")
 MEGABYTES = 64

@@ -19,10 +19,11 @@ import signal
 import sys
 import time
 
+from runs import WORK, digest, forked, record, reference, small_config, trials_done, wait
+
 from pcm_rl.cli import main as pcm_rl
 from pcm_rl.config import save_config
 from pcm_rl.training.signals import SIGNALS
-from runs import WORK, digest, forked, record, reference, small_config, trials_done, wait
 
 KIND = "toy-critic"
 

@@ -18,8 +18,9 @@ import signal
 import time
 from pathlib import Path
 
-from pcm_rl.training.generations import generations, step_of
 from runs import WORK, forked, record, start_or_go_on, wait
+
+from pcm_rl.training.generations import generations, step_of
 
 OVERRIDES = ("steps=100000", "eval_every=20", "save_every=5", "env.workers=true", "env.num_envs=2", "env.timeout=20")
 FAULTS = ("kill a worker", "stop a worker", "kill the run", "SIGTERM", "SIGUSR1", "flip a bit")
