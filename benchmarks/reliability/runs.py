@@ -118,6 +118,7 @@ def forked(work: Callable[[], object], log: Path | None = None) -> int:
 
     Its exit status is 0, or 1 with a traceback in ``log``, or 3 after a signal that it has taken.
     """
+    WORK.mkdir(parents=True, exist_ok=True)
     child = os.fork()
     if child:
         return child
