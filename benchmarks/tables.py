@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from common import by_run, read_comparison, read_csv
+from common import RESULTS, by_run, read_comparison, read_csv
 
 from pcm_rl.compare.statistics import paired_difference
 from pcm_rl.compare.tables import area_under_curve
@@ -226,10 +226,41 @@ def _digits(value: float) -> str:
     return f"{value:.2f}"
 
 
+RELIABILITY = {
+    "kills": "kill -9", "power_cuts": "power cut (ext4)", "bit_flips": "flipped bit", "signals": "signal",
+    "full_disk": "full disk",
+}  # fmt: skip
+
+
+def reliability() -> list[list[str]]:
+    """A row for each disturbance that has results, and what became of the runs."""
+    rows = [
+        ["disturbance", "times", "runs", "ended equal to an undisturbed run", "refused with a line", "lost or wrong"]
+    ]
+    for name, text in RELIABILITY.items():
+        kinds: dict[str, list[Row]] = defaultdict(list)
+        for row in read_csv(f"reliability-{name}") if (RESULTS / f"reliability-{name}.csv").is_file() else ():
+            kinds[f"{text}, {row['mode']}, {row['run']}" if "mode" in row else text].append(row)
+        for kind, runs in kinds.items():
+            outcomes = [outcome(row) for row in runs]
+            equal, refused = outcomes.count("equal"), outcomes.count("refused")
+            times = sum(int(row.get("kills", 1)) for row in runs)
+            rows.append([kind, *map(str, (times, len(runs), equal, refused, len(runs) - equal - refused))])
+    return rows
+
+
+def outcome(row: Row) -> str:
+    """Of one trial: ``equal``, ``refused``, or a fault."""
+    if "outcome" in row:
+        return row["outcome"]
+    return "equal" if row.get("lost") == "False" or row.get("equal") == "True" else "lost"
+
+
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
     "peers": peers,
+    "reliability": reliability,
 }
 
 if __name__ == "__main__":

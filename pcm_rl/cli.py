@@ -6,34 +6,90 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 import sys
+import sysconfig
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config, save_config
+import torch
+
+from pcm_rl.config import METHODS, Config, ConfigError, load_config, load_run_config, save_config
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
-# wrong use, numbers that became nan, failed runs, a full disk: the message is enough
-_ERRORS = (ConfigError, OSError, FloatingPointError, ImportError)
+# wrong use, numbers that became nan, failed runs, a full disk or memory: what the user can mend needs no traceback
+_ERRORS = (ConfigError, OSError, FloatingPointError, ImportError, MemoryError, torch.OutOfMemoryError)
+_BEFORE_THE_RUN = (ConfigError, FileExistsError, FileNotFoundError, ImportError)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Errors of use are one line, without a traceback."""
+    """Run a command.
+
+    Returns:
+        0; 2 for what the user can mend, in one line; 128 and the number of a signal; 1 for a bug, with its traceback.
+    """
     options = _parse(arguments)
+    options.command = shlex.join(sys.argv[1:] if arguments is None else arguments)
     if (folder := os.getcwd()) not in sys.path:
         sys.path.append(folder)  # a recipe may name rules, policies and benchmarks in it as module:function
     try:
         _refuse_several_processes(options)
         options.run(options)
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":  # of several processes the first one saves
+            _tell(f"pcm-rl: {_stopped(stop)}; {_go_on(options)}")
+        return int(getattr(stop, "status", 130))
     except _ERRORS as error:
-        print(f"pcm-rl: {error}", file=sys.stderr)
+        begun = options.run is _train and not isinstance(error, _BEFORE_THE_RUN)
+        then = f"; when this is mended, {_go_on(options)}" if begun else ""
+        _tell(f"pcm-rl: {str(error) or type(error).__name__}{then}")
         return 2
-    except KeyboardInterrupt:
-        print(f"pcm-rl: interrupted; {options.go_on}", file=sys.stderr)
-        return 130
+    except Exception as error:
+        return _explain(error)
     return 0
+
+
+def _tell(text: str) -> None:
+    """Print to the error stream, which is gone where the terminal was closed; the exit status stays the same."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _stopped(stop: KeyboardInterrupt) -> str:
+    saved = getattr(stop, "saved", None)
+    return (str(stop) or "interrupted") + (f", saved after step {saved}" if saved is not None else "")
+
+
+def _go_on(options: argparse.Namespace) -> str:
+    """The command that goes on where this one has stopped."""
+    folder, ranks = getattr(options, "run_folder", None), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    program = f"torchrun --nproc-per-node {ranks} -m pcm_rl.cli" if ranks > 1 else "pcm-rl"
+    if folder is None or not any(folder.glob("checkpoint*")):
+        return f"{'continue' if options.run is _compare else 'start again'} with `{program} {options.command}`"
+    overrides = options.overrides if options.resume else []  # the others are in its config.yaml
+    return f"continue with `{program} {shlex.join(['train', '--resume', str(folder), *overrides])}`"
+
+
+def _explain(error: Exception) -> int:
+    """Print the traceback, and whose code it has come from."""
+    text = "".join(traceback.format_exception(error))
+    _tell(text)
+    ours = (str(Path(__file__).parent), sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"))
+    places = re.findall(r'File "([^"<]+)", line (\d+)', text)
+    foreign = [f"{path}, line {line}" for path, line in places if not path.startswith(ours) and _is_own_code(path)]
+    if foreign:
+        _tell(f"pcm-rl: {type(error).__name__} in {foreign[-1]}, which is not part of pcm_rl")
+        return 2
+    _tell(f"pcm-rl: {type(error).__name__}, a bug of pcm_rl: please report it, with the lines above")
+    return 1
+
+
+def _is_own_code(path: str) -> bool:
+    """Whether a file outside of this package and of Python is neither an installed package nor what started us."""
+    return "site-packages" not in path and Path(path).name not in ("pcm-rl", "__main__.py")
 
 
 def _refuse_several_processes(options: argparse.Namespace) -> None:
@@ -50,9 +106,24 @@ def _train(options: argparse.Namespace) -> None:
                 f"--resume takes the configuration of {options.resume}; leave --config {options.config} out, and give "
                 "changes as key=value"
             )
-        train(load_run_config(options.resume, options.overrides), resume=True)
+        config = _config_of_run(options.resume, options.overrides)
     else:
-        train(load_config(options.config, options.overrides))
+        config = load_config(options.config, options.overrides)
+    options.run_folder = config.folder
+    train(config, resume=bool(options.resume))
+
+
+def _config_of_run(folder: str, overrides: Sequence[str]) -> Config:
+    """Where the file is damaged, the error says where its copy is, rather than what is wrong with it."""
+    from pcm_rl.training.generations import generations
+    from pcm_rl.training.run_folder import find_resume
+
+    try:
+        return load_run_config(folder, overrides)
+    except ConfigError:
+        if folder.strip() and generations(Path(folder)):
+            find_resume(Path(folder))
+        raise
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -210,7 +281,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: object, text: str, *, config: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(run=run, go_on="continue from the last checkpoint with `pcm-rl train --resume RUN`")
+        sub.set_defaults(run=run)
         if config:
             sub.add_argument("--config", metavar="FILE", help="YAML recipe; every field has a default")
         return sub
@@ -258,7 +329,6 @@ def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:
 
 def _add_compare(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub = command("compare", _compare, "several methods, budgets and seeds, in parallel; raw tables and statistics")
-    sub.set_defaults(go_on="the same command goes on from the last checkpoints")
     methods = ["full-valid", "pcm", "random-valid"]
     sub.add_argument("--methods", type=_methods, default=methods, metavar="A,B,...", help="'' for variants only")
     _add_columns(sub, "--variant", "slow-pcm:method=pcm,update.lr=1e-4")

@@ -1,12 +1,20 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import shlex
+import signal
+import sysconfig
+from pathlib import Path
 
 import pytest
+import torch
 
 from pcm_rl import cli
 from pcm_rl.cli import main
+from pcm_rl.config import ConfigError
+from pcm_rl.training.signals import Interrupted
 
 TINY = [
     "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=12", "env.eval_states=8",
@@ -87,7 +95,7 @@ def test_interrupted_and_failed_comparisons_end_with_a_line(tmp_path, capsys, mo
     assert main(command) == 130
     captured = capsys.readouterr()
     assert "interrupted: 0 of 3 runs are finished" in captured.out
-    assert captured.err == "pcm-rl: interrupted; the same command goes on from the last checkpoints\n"
+    assert captured.err == f"pcm-rl: interrupted; continue with `pcm-rl compare run_dir={tmp_path}`\n"
     for more, text in (
         (["--variant", "a:update.rate=1"], "unknown key 'update.rate'"),
         (["--variant", "a:method=best"], "unknown method 'best'"),
@@ -145,6 +153,70 @@ def test_errors_of_use_are_one_line(command, text, capsys):
     assert main(command) == 2
     error = capsys.readouterr().err
     assert text in error and error.startswith("pcm-rl: ") and "Traceback" not in error
+
+
+def ends_with(error, monkeypatch, arguments, checkpoint=None):
+    """Exit status of ``pcm-rl train`` where training ends with an error, after a checkpoint was written or before."""
+
+    def train(config, resume):
+        if checkpoint is not None:
+            checkpoint.mkdir(parents=True, exist_ok=True)
+        raise error
+
+    monkeypatch.setattr("pcm_rl.training.trainer.train", train)
+    return main(["train", *arguments])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_with_its_status_and_the_exact_command(number, tmp_path, capsys, monkeypatch):
+    stop, run = Interrupted(number), tmp_path / "a run"
+    start = [f"run_dir={tmp_path}", "name=a run"]
+    assert ends_with(stop, monkeypatch, start) == 128 + number
+    assert capsys.readouterr().err == f"pcm-rl: {number.name}; start again with `pcm-rl train {shlex.join(start)}`\n"
+    stop.saved = 12
+    assert ends_with(stop, monkeypatch, start, run / "checkpoint") == 128 + number
+    go_on = f"pcm-rl: {number.name}, saved after step 12; continue with `pcm-rl train --resume '{run}'"
+    assert capsys.readouterr().err == f"{go_on}`\n"
+    (run / "config.yaml").write_text("seed: 0")
+    assert ends_with(stop, monkeypatch, ["--resume", str(run), "steps=9"]) == 128 + number
+    assert capsys.readouterr().err == f"{go_on} steps=9`\n"
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert ends_with(stop, monkeypatch, start) == 128 + number
+    assert "continue with `torchrun --nproc-per-node 2 -m pcm_rl.cli train --resume" in capsys.readouterr().err
+
+
+def test_what_the_user_can_mend_is_one_line(tmp_path, capsys, monkeypatch):
+    arguments, checkpoint = [f"run_dir={tmp_path}", "name=run"], tmp_path / "run" / "checkpoint"
+    full = OSError(errno.ENOSPC, "No space left on device", "metrics.csv")
+    for error, text in (
+        (full, f"'metrics.csv'; when this is mended, continue with `pcm-rl train --resume {tmp_path}/run`"),
+        (FloatingPointError("a nan"), "a nan; when this is mended, continue with"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory; when this is mended"),
+        (ConfigError("a key"), "a key\n"),
+    ):
+        assert ends_with(error, monkeypatch, arguments, checkpoint) == 2
+        printed = capsys.readouterr().err
+        assert text in printed and printed.count("\n") == 1 and "Traceback" not in printed
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "text"),
+    [
+        ("{package}/rules.py", 1, "KeyError, a bug of pcm_rl: please report it, with the lines above"),
+        ("{stdlib}/json/decoder.py", 1, "please report it"),
+        ("{site}/site-packages/torch/nn.py", 1, "please report it"),
+        ("/home/me/rule.py", 2, "KeyError in /home/me/rule.py, line 3, which is not part of pcm_rl"),
+    ],
+)
+def test_a_bug_of_ours_is_told_from_one_of_the_users_own_code(where, status, text, capsys, monkeypatch):
+    places = {
+        "package": Path(cli.__file__).parent, "stdlib": sysconfig.get_path("stdlib"), "site": "/opt/lib/python3"
+    }  # fmt: skip
+    lines = [f'  File "{place.format(**places)}", line 3, in f\n' for place in ("{package}/cli.py", where)]
+    monkeypatch.setattr("pcm_rl.cli.traceback.format_exception", lambda error: ["Traceback\n", *lines])
+    assert cli._explain(KeyError("x")) == status
+    printed = capsys.readouterr().err
+    assert text in printed and printed.startswith("Traceback")
 
 
 def test_a_supervised_start_replaces_no_run(run, capsys):

@@ -20,7 +20,7 @@ from pcm_rl.config import (
     load_config,
     save_config,
 )
-from pcm_rl.training.checkpoint import find_checkpoint
+from pcm_rl.training.generations import generations
 
 _SET_BY_COMPARE = {"seed": "--seeds", "name": "name=... for all columns", "run_dir": "run_dir=... for all columns"}
 _TRAIN = (sys.executable, "-m", "pcm_rl.cli", "train")
@@ -172,7 +172,7 @@ def run_state(run: PlannedRun) -> str:
     """
     folder = run.config.folder
     finished = _has_summary(folder)
-    if not finished and find_checkpoint(folder / "checkpoint") is None:
+    if not finished and not generations(folder):
         return "new"
     if changed := changed_keys(load_config(folder / "config.yaml"), run.config):
         made, now = (", ".join(f"{key}={pair[i]}" for key, pair in changed.items()) for i in (0, 1))

@@ -30,6 +30,7 @@ class Config:
         eval_every: Steps between evaluations; 0 evaluates only before and after.
         eval_episodes: Rollouts of an evaluation on the held-out initial states.
         save_every: Steps between checkpoints; 0 saves only at the end.
+        save_keep: Newest checkpoints that stay; the one with the best evaluation stays besides.
         patience: Steps in a row without any success after which the run stops, saved, with exit status 2; 0 goes on.
         run_dir: Folder that holds the runs.
         name: Folder of this run, within ``run_dir``; None makes one from the environment, the method and the seed.
@@ -53,6 +54,7 @@ class Config:
     eval_every: int = 10
     eval_episodes: int = 256
     save_every: int = 10
+    save_keep: int = 2
     patience: int = 10
     run_dir: str = "runs"
     name: Optional[str] = None  # noqa: UP045
@@ -70,7 +72,7 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(0, self, "seed", "steps", "eval_every", "save_every", "patience")
-        at_least(1, self, "groups", "eval_episodes")
+        at_least(1, self, "groups", "eval_episodes", "save_keep")
         if self.threads is not None:
             at_least(1, self, "threads")
         try:

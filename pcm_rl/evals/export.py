@@ -11,11 +11,7 @@ from pcm_rl.policies.family import Exports
 from pcm_rl.support.room import check_room
 from pcm_rl.training.build import policy_for
 from pcm_rl.training.checkpoint import load_policy, policy_metadata
-
-POLICY_FILES = (
-    Path("checkpoint") / "policy.safetensors",
-    Path("policy.safetensors"),
-)  # of a run, of a supervised start
+from pcm_rl.training.generations import generations, newest_whole
 
 
 def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -> Path:
@@ -37,9 +33,10 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
     """
     run, folder = Path(run), Path(folder)
     config = load_run_config(run, ["device=cpu"])
-    saved = next((run / name for name in POLICY_FILES if (run / name).is_file()), None)
-    if saved is None:
-        raise FileNotFoundError(f"{run} has saved no policy yet (no {' and no '.join(map(str, POLICY_FILES))})")
+    # of a run, or of a supervised start
+    saved = (newest_whole(run) if generations(run) else run) / "policy.safetensors"
+    if not saved.is_file():
+        raise FileNotFoundError(f"{run} has saved no policy yet (no checkpoint and no policy.safetensors)")
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty; give another folder or delete it")
     check_room(folder)

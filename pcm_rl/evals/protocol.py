@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +24,11 @@ from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.support.room import check_room
 from pcm_rl.training.build import make_policy
 from pcm_rl.training.checkpoint import load_policy, policy_metadata
+from pcm_rl.training.generations import generations, newest_whole, step_of
 from pcm_rl.training.trainer import EVALUATION_SEED, say_now
 
 STATES = ("held-out", "all")
 RUN_COLUMN = "run"  # the column of the run's own environment
-POLICY = Path("checkpoint") / "policy.safetensors"  # within a run's folder
 
 
 @dataclass(frozen=True)
@@ -123,11 +122,12 @@ def evaluate_run(
     if protocol.films:
         require_video()  # before anything is rolled out
     folder = Path(folder)
-    columns = _columns(folder, overrides, protocol)
-    step = json.loads((folder / "checkpoint" / "state.json").read_text())["step"]
+    policy_file = _policy_file(folder, say)
+    columns = _columns(folder, policy_file, overrides, protocol)
+    step = step_of(policy_file.parent)
     say(_announcement(columns[0], step, protocol))
     record: dict[str, Any] = {
-        "policy": POLICY.as_posix(),
+        "policy": policy_file.relative_to(folder).as_posix(),
         "step": step,
         "actions": protocol.actions,
         "seed": EVALUATION_SEED,
@@ -145,7 +145,7 @@ def evaluate_run(
     evaluations: list[Evaluation] = []
     for column in columns:
         env, held_out = column.config.env, column.split.evaluation
-        evaluations.append(_roll_out(column, folder / POLICY, protocol, say))
+        evaluations.append(_roll_out(column, policy_file, protocol, say))
         record["columns"].append(column_record(column.name, column.overrides, env, held_out, evaluations[-1]))
         write_result(path, record)  # a column that fails does not take the others with it
     table_console().print(result_table({column.name: column.config.env for column in columns}, evaluations))
@@ -156,16 +156,23 @@ def evaluate_run(
     return path
 
 
-def _columns(folder: Path, overrides: Sequence[str], protocol: Protocol) -> list[Column]:
+def _policy_file(folder: Path, say: Callable[[str], None]) -> Path:
+    """Of the newest checkpoint that is whole."""
+    if not (folder / "config.yaml").is_file():
+        raise FileNotFoundError(f"{folder} holds no run (no config.yaml)")
+    if not generations(folder):
+        raise FileNotFoundError(f"{folder} has no checkpoint yet")
+    return newest_whole(folder, say=say) / "policy.safetensors"
+
+
+def _columns(folder: Path, policy_file: Path, overrides: Sequence[str], protocol: Protocol) -> list[Column]:
     """Every column, checked before a simulator is built."""
-    if (folder / "config.yaml").is_file() and not (folder / POLICY).is_file():
-        raise FileNotFoundError(f"{folder} has no checkpoint yet (no {POLICY.as_posix()})")
     columns: list[Column] = []
     for name, more in {RUN_COLUMN: [], **protocol.also}.items():
         config = load_run_config(folder, [*overrides, *more])
         env = config.env
         split = InitialStates.of(config)
-        split.check_policy(policy_metadata(folder / POLICY), env.id)
+        split.check_policy(policy_metadata(policy_file), env.id)
         if columns and env.num_tasks != columns[0].split.tasks:
             raise ConfigError(
                 f"column {name!r} has {env.num_tasks} tasks and the run {columns[0].split.tasks}; a line of the table "

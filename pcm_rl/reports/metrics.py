@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from torchrl.record.loggers import get_logger
 
 from pcm_rl.reports.columns import EVALUATION, METRICS, headers
-from pcm_rl.support.writing import replacing
+from pcm_rl.support.writing import replacing, sync
+
+Cells = dict[str, Any]
 
 
 class CsvTable:
-    """A CSV file with fixed columns, one row appended at a time.
+    """A CSV file with fixed columns, one row appended at a time, one row a step.
 
     Args:
         path: The file; created with its header if missing.
         columns: Column names; ``columns[0]`` is the step. Further columns of an existing file stay after them.
-        keep_until: Last step to keep; an interrupted run may have written later ones after its last checkpoint.
+        keep_until: Last step to keep; an interrupted run may have written later ones after its last checkpoint. None
+            starts an empty file.
+
+    Attributes:
+        repairs: A line for each damage that was found, such as a row that a power cut has left in half.
     """
 
     def __init__(self, path: Path, columns: list[str], keep_until: int | None = None) -> None:
-        self.path, self.columns = path, columns
-        rows: list[dict[str, str]] = []
-        if path.exists() and keep_until is not None:
-            with path.open(newline="") as file:
-                reader = csv.DictReader(file)
-                rows = [row for row in reader if int(row[columns[0]]) <= keep_until]
-                self.columns = list(dict.fromkeys([*columns, *(reader.fieldnames or ())]))
-        with replacing(path) as partial, partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        self.path, self.columns, self.repairs = path, columns, list[str]()
+        self._last: Cells = {}
+        self._rewrite(self._read(keep_until) if path.exists() and keep_until is not None else {})
 
     def append(self, row: Mapping[str, float]) -> None:
-        """Write one row; cells of absent and nan entries are empty.
+        """Write one row, in place of one of the same step; cells of absent and nan entries are empty.
 
         Raises:
             KeyError: If the row has a column that the table lacks.
@@ -45,9 +45,60 @@ class CsvTable:
         unknown = set(row) - set(self.columns)
         if unknown:
             raise KeyError(f"{self.path.name} has no column {sorted(unknown)}")
+        step = int(row[self.columns[0]])
         cells = {key: value for key, value in row.items() if not (isinstance(value, float) and math.isnan(value))}
+        if step <= self._last_step:
+            self._rewrite(self._read(step - 1))
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(cells)
+        self._last = cells
+
+    def has(self, row: Mapping[str, float]) -> bool:
+        """Whether this row is the last one already."""
+        return bool(self._last) and all(_number(self._last.get(key)) == value for key, value in row.items())
+
+    @property
+    def _last_step(self) -> float:
+        return float(self._last.get(self.columns[0], -math.inf))
+
+    def _read(self, keep_until: int) -> dict[int, Cells]:
+        """Whole rows by their step, the later of two, without those after ``keep_until``."""
+        text = self.path.read_bytes().decode(errors="replace").replace("\0", "\ufffd")
+        first, *lines = text.splitlines() or [""]
+        header = next(csv.reader([first]), [])
+        if not header or header[0] != self.columns[0] or "\ufffd" in "".join(header):
+            aside = self.path.with_name(self.path.name + ".damaged")
+            os.replace(self.path, aside)
+            self.repairs.append(f"{self.path.name}: its header is damaged; it is kept as {aside.name}")
+            return {}
+        self.columns = list(dict.fromkeys([*self.columns, *header]))
+        rows, damaged = dict[int, Cells](), 0
+        for line in filter(None, lines):
+            cells = line.split(",")  # numbers are never quoted, and a stray quote must not swallow the rows behind it
+            numbers = [_number(cell) for cell in cells if cell]
+            if len(cells) != len(header) or None in numbers or not cells[0].isdecimal():
+                damaged += 1
+            elif int(cells[0]) <= keep_until:
+                rows[int(cells[0])] = dict(zip(header, cells, strict=True))
+        if damaged:
+            self.repairs.append(f"{self.path.name}: {damaged} damaged row{'s' * (damaged > 1)} left out")
+        return rows
+
+    def _rewrite(self, rows: dict[int, Cells]) -> None:
+        steps = sorted(rows)
+        with replacing(self.path) as partial, partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows[step] for step in steps)
+        self._last = rows[steps[-1]] if steps else {}
+
+
+def _number(cell: float | str | None) -> float | None:
+    """A cell as a number; None for what is none."""
+    try:
+        return None if cell is None else float(cell)
+    except ValueError:
+        return None
 
 
 class RunLog:
@@ -59,6 +110,9 @@ class RunLog:
         keep_until: See :class:`CsvTable`.
         extra: Further columns of ``metrics.csv``, after those of :data:`~pcm_rl.reports.columns.METRICS`: measured by a
             user's rule or advantage.
+
+    Attributes:
+        repairs: A line for each damage of a table that was found.
 
     Raises:
         ValueError: If an extra column has the name of another column.
@@ -73,8 +127,11 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         self.metrics = CsvTable(folder / "metrics.csv", columns, keep_until)
         self.evaluation = CsvTable(folder / "evaluation.csv", headers(EVALUATION), keep_until)
+        self.repairs = [*self.metrics.repairs, *self.evaluation.repairs]
         self._undeclared: set[str] = set()
         self._logger = None if logger == "none" else get_logger(logger, str(folder), "tensorboard")
+        if self._logger is not None and logger == "tensorboard" and keep_until is not None:
+            _forget_after(self._logger.experiment, keep_until)
 
     def step(self, row: Mapping[str, float]) -> None:
         """Record a training step.
@@ -91,9 +148,16 @@ class RunLog:
         self._scalars("train", row)
 
     def evaluated(self, row: Mapping[str, float]) -> None:
-        """Record an evaluation."""
-        self.evaluation.append(row)
-        self._scalars("evaluation", row)
+        """Record an evaluation; the same one of the same step, as at the end of a run that is resumed, once."""
+        if not self.evaluation.has(row):
+            self.evaluation.append(row)
+            self._scalars("evaluation", row)
+
+    def contents(self) -> dict[str, bytes]:
+        """The tables by name, as they are; on the disk before this returns."""
+        for table in (self.metrics, self.evaluation):
+            sync(table.path)
+        return {table.path.name: table.path.read_bytes() for table in (self.metrics, self.evaluation)}
 
     def _scalars(self, prefix: str, row: Mapping[str, float]) -> None:
         if self._logger is None:
@@ -101,6 +165,14 @@ class RunLog:
         for key, value in row.items():
             if key != "step" and not math.isnan(value):
                 self._logger.log_scalar(f"{prefix}/{key}", float(value), step=int(row["step"]))
+
+
+def _forget_after(writer: Any, step: int) -> None:
+    """Have TensorBoard leave out the later steps of older event files: they were done again after a resume."""
+    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+    start = Event(session_log=SessionLog(status=SessionLog.START))
+    writer.file_writer.add_event(start, step=step + 1)
 
 
 def step_line(row: Mapping[str, float], steps: int) -> str:

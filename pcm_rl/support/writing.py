@@ -1,17 +1,49 @@
-"""Writing beside and renaming: a reader, also one after a crash, finds the old content or the new, never half of it."""
+"""Writing beside and renaming: a reader, also one after a power cut, finds the old content or the new, never half."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # some network file systems sync files only
+
 
 def partial_path(path: Path) -> Path:
     """Where the new content of ``path`` is written until it is complete."""
     return path.with_name(path.name + ".partial")
+
+
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, on the disk before this returns.
+
+    Without it a file system may write a rename first and the content later: after a power cut the file is empty.
+    """
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    """:func:`sync` every file below ``folder``, and every folder after its files."""
+    for place, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            sync(Path(place) / name)
+        sync(Path(place))
+
+
+def move(old: Path, new: Path) -> None:
+    """Rename a synced file or folder, and have the new name on the disk before this returns."""
+    os.replace(old, new)
+    sync(new.parent)
 
 
 @contextlib.contextmanager
@@ -25,33 +57,36 @@ def replacing(path: Path) -> Iterator[Path]:
         The path to write to. It becomes ``path`` at the end of the block; after an exception ``path`` is as it was.
     """
     partial = partial_path(path)
-    yield partial
-    os.replace(partial, path)
+    try:
+        yield partial
+        sync(partial)
+    except BaseException:
+        partial.unlink(missing_ok=True)  # on a full disk its place is needed
+        raise
+    move(partial, path)
 
 
 @contextlib.contextmanager
-def replacing_folder(folder: Path, *, previous: Path | None = None) -> Iterator[Path]:
-    """Replace a folder; folders cannot be exchanged in one move, so the old one is moved away first.
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder with all its files in one move.
 
     Args:
-        folder: The folder, which need not exist.
-        previous: Where an older ``folder`` lies between the two moves; it is deleted afterwards. None for a folder that
-            must be new or empty.
+        folder: The folder, new or empty.
 
     Yields:
         An empty folder to write to. It becomes ``folder`` at the end of the block; after an exception ``folder`` is as
         it was.
 
     Raises:
-        OSError: At the end, if ``folder`` holds files and no ``previous`` was given.
+        OSError: At the end, if ``folder`` holds files.
     """
     partial = partial_path(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    yield partial
-    if previous is not None and folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        os.replace(folder, previous)
-    os.replace(partial, folder)
-    if previous is not None:
-        shutil.rmtree(previous, ignore_errors=True)
+    try:
+        yield partial
+        sync_tree(partial)
+        move(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -1,58 +1,110 @@
-"""Checkpoints: safetensors and JSON, which replace older ones in one move. Nothing is unpickled."""
+"""What a checkpoint holds: safetensors and JSON. Nothing is unpickled."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
-from pcm_rl.support.writing import replacing, replacing_folder
+from pcm_rl.config import ConfigError
+from pcm_rl.support.manifest import MANIFEST, DamagedError, check_files, write_manifest
+from pcm_rl.support.tensors import save_tensors
+from pcm_rl.support.writing import replacing
+from pcm_rl.training.generations import FORMAT
 
-FORMAT = 1
+Tensors = dict[str, Tensor]
 
 
-def save_checkpoint(
-    folder: Path,
-    *,
-    policy: nn.Module,
-    optimizer: Optimizer,
-    generators: dict[str, Generator],
-    state: dict[str, Any],
-    critic: nn.Module | None = None,
-    metadata: dict[str, str] | None = None,
-) -> None:
-    """Write the whole state of a run; an older checkpoint of that name stays until the new one is complete.
+@dataclass(frozen=True)
+class Snapshot:
+    """The whole state of a run after a step, copied to the CPU: it stays as it is while the run goes on.
 
-    Args:
-        folder: The checkpoint, a folder.
-        policy: Its weights go to ``policy.safetensors``.
-        optimizer: Its state goes to ``optimizer.safetensors``.
-        generators: Their states, with torch's own, go to ``random.safetensors``.
-        state: Anything that JSON keeps exactly: step, keep probabilities, cursors.
-        critic: Its weights go to ``critic.safetensors``.
-        metadata: Strings written into ``policy.safetensors``.
+    Attributes:
+        step: The step.
+        success: Success of the evaluation after this step; None without one.
+        policy: Trained weights and buffers.
+        optimizer: Tensors of its state, named by the number of the parameter.
+        critic: Weights and buffers; None without a critic.
+        random: States of all generators.
+        state: JSON of everything else.
+        names: Names of the trained parameters, in the optimiser's order.
+        metadata: Strings for the policy's file.
     """
-    with replacing_folder(folder, previous=_previous(folder)) as partial:
-        save_policy(policy, partial / "policy.safetensors", metadata)
-        save_file(_optimizer_tensors(optimizer), partial / "optimizer.safetensors")
-        if critic is not None:
-            save_policy(critic, partial / "critic.safetensors")
-        save_file(_random_states(generators), partial / "random.safetensors")
-        (partial / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1, allow_nan=False))
 
+    step: int
+    success: float | None
+    policy: Tensors
+    optimizer: Tensors
+    critic: Tensors | None
+    random: Tensors
+    state: str
+    names: list[str]
+    metadata: dict[str, str]
 
-def find_checkpoint(folder: Path) -> Path | None:
-    """The folder of the last complete checkpoint of that name; None if there is none.
+    @classmethod
+    def of(
+        cls,
+        *,
+        policy: nn.Module,
+        optimizer: Optimizer,
+        generators: Mapping[str, Generator],
+        critic: nn.Module | None = None,
+        state: dict[str, Any],
+        success: float | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> Snapshot:
+        """Copy the state of a run.
 
-    It is not ``folder`` itself if a save was interrupted between its two moves.
-    """
-    return next((place for place in (folder, _previous(folder)) if (place / "state.json").is_file()), None)
+        Args:
+            policy: Its frozen parameters are left out: the checkpoint that it was built from has them.
+            optimizer: Its state, and its options such as the learning rate that a scheduler has come to.
+            generators: Their states, with torch's own.
+            critic: Its weights.
+            state: ``step``, and anything else that JSON keeps exactly: keep probabilities, cursors.
+            success: Of an evaluation after this step.
+            metadata: Strings for the policy's file.
+
+        Raises:
+            ValueError: ``state`` holds a nan.
+        """
+        options = {"optimizer": {"made_with": optimizer.defaults, "groups": _options(optimizer)}}
+        return cls(
+            step=int(state["step"]),
+            success=success,
+            policy=_copied(_trained_state(policy)),
+            optimizer=_copied(_optimizer_tensors(optimizer)),
+            critic=None if critic is None else _copied(_trained_state(critic)),
+            random=_random_states(generators),
+            state=json.dumps({"format": FORMAT, **state, **options}, indent=1, allow_nan=False, default=float),
+            names=_trained_names(policy),
+            metadata=metadata or {},
+        )
+
+    def write(self, folder: Path, run_id: str, copies: Mapping[str, bytes]) -> None:
+        """Write all files into an empty folder, the manifest last.
+
+        Args:
+            folder: An empty folder.
+            run_id: The run that it belongs to.
+            copies: Content by name of files in the run's folder, of which a copy is kept: configuration and tables.
+        """
+        save_tensors(self.policy, folder / "policy.safetensors", self.metadata)
+        save_tensors(self.optimizer, folder / "optimizer.safetensors", {"parameters": json.dumps(self.names)})
+        if self.critic is not None:
+            save_tensors(self.critic, folder / "critic.safetensors")
+        save_tensors(self.random, folder / "random.safetensors")
+        (folder / "state.json").write_text(self.state)
+        for name, content in copies.items():
+            (folder / name).write_bytes(content)
+        write_manifest(folder, {"format": FORMAT, "run": run_id, "step": self.step, "success": self.success})
 
 
 def load_checkpoint(
@@ -60,32 +112,28 @@ def load_checkpoint(
     *,
     policy: nn.Module,
     optimizer: Optimizer,
-    generators: dict[str, Generator],
+    generators: Mapping[str, Generator],
     critic: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Restore what :func:`save_checkpoint` wrote, in place; on a CPU the run then continues bit for bit.
+    """Restore what a :class:`Snapshot` wrote, in place; on a CPU the run then continues bit for bit.
+
+    The optimiser's options, such as its learning rate, are the saved ones, but for those that it was now made with
+    another value of than then.
 
     Returns:
         The ``state`` dictionary.
 
     Raises:
-        FileNotFoundError: If there is no complete checkpoint.
-        ValueError: If it has another format, does not fit the policy, or lacks a critic that the run needs.
+        ConfigError: A file does not fit the policy or its optimiser, or lacks a critic that the run needs.
     """
-    complete = find_checkpoint(folder)
-    if complete is None:
-        raise FileNotFoundError(f"no checkpoint at {folder}; a run writes one every save_every steps and at its end")
-    folder = complete
     state: dict[str, Any] = json.loads((folder / "state.json").read_text())
-    if state.get("format") != FORMAT:
-        raise ValueError(f"{folder} has checkpoint format {state.get('format')}, this version reads {FORMAT}")
     load_policy(policy, folder / "policy.safetensors")
     if critic is not None:
         if not (folder / "critic.safetensors").is_file():
-            raise ValueError(f"{folder} holds no critic: its run had advantage.name=group, and goes on with that only")
+            raise ConfigError(f"{folder} holds no critic: its run had advantage.name=group, and goes on with that only")
         load_policy(critic, folder / "critic.safetensors")
-    _load_optimizer(optimizer, load_file(folder / "optimizer.safetensors"))
-    _set_random_states(generators, load_file(folder / "random.safetensors"))
+    _load_optimizer(optimizer, _trained_names(policy), folder / "optimizer.safetensors", state.get("optimizer"))
+    _set_random_states(generators, folder / "random.safetensors")
     return state
 
 
@@ -95,53 +143,70 @@ def save_policy(policy: nn.Module, path: Path, metadata: dict[str, str] | None =
     Frozen parameters are left out: the checkpoint that the policy was built from has them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {key: value.detach().cpu().contiguous().clone() for key, value in _trained_state(policy).items()}
     with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
+        save_tensors(_copied(_trained_state(policy)), partial, metadata)
 
 
 def load_policy(policy: nn.Module, path: str | Path) -> None:
-    """Read a policy's weights.
+    """Read a policy's weights; of a checkpoint's file the checksum is compared first.
 
     Raises:
+        ConfigError: The file is damaged, or its tensors do not fit the policy; the first difference is named.
         FileNotFoundError: If the file does not exist.
-        ValueError: If its tensors do not fit the policy, naming the first difference.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         raise FileNotFoundError(f"no policy file at {path}")
+    if (path.parent / MANIFEST).is_file():
+        try:
+            check_files(path.parent, [path.name])
+        except DamagedError as damage:
+            raise ConfigError(f"{path.parent} is damaged: {damage}") from damage
     state = _trained_state(policy)
-    with safe_open(path, "pt") as file:
-        names = set(file.keys())
-        if names != set(state):
-            raise ValueError(f"{path} does not fit the policy: differing tensors {sorted(names ^ set(state))[:4]}")
-        for name in sorted(names):
-            tensor = file.get_tensor(name)
-            if tensor.shape != state[name].shape:
-                raise ValueError(
-                    f"{path}: {name} has shape {tuple(tensor.shape)}, the policy {tuple(state[name].shape)}; "
-                    "was it trained with another policy.state.width, policy.state.num_bins or env.chunk_length?"
-                )
-            state[name].copy_(tensor)
-
-
-def _trained_state(policy: nn.Module) -> dict[str, Tensor]:
-    """Buffers and trainable parameters, the tensors of the policy themselves."""
-    names = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
-    names |= {name for name, _ in policy.named_buffers()}
-    return {name: value for name, value in policy.state_dict().items() if name in names}
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is no file of weights, or is cut: {error}") from error
+    if set(tensors) != set(state):
+        raise ConfigError(f"{path} does not fit the policy: differing tensors {sorted(set(tensors) ^ set(state))[:4]}")
+    for name, tensor in sorted(tensors.items()):
+        if tensor.shape != state[name].shape:
+            raise ConfigError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, the policy {tuple(state[name].shape)}; "
+                "was it trained with another policy.state.width, policy.state.num_bins or env.chunk_length?"
+            )
+    for name, tensor in tensors.items():
+        state[name].copy_(tensor)
 
 
 def policy_metadata(path: str | Path) -> dict[str, str]:
-    """The strings that :func:`save_policy` wrote beside the weights."""
-    with safe_open(path, "pt") as file:
-        return file.metadata() or {}
+    """The strings that :func:`save_policy` wrote beside the weights.
+
+    Raises:
+        ConfigError: The file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is no file of weights, or is cut: {error}") from error
 
 
-def _previous(folder: Path) -> Path:
-    return folder.with_name(folder.name + ".previous")
+def _trained_names(policy: nn.Module) -> list[str]:
+    return [name for name, parameter in policy.named_parameters() if parameter.requires_grad]
 
 
-def _random_states(generators: dict[str, Generator]) -> dict[str, Tensor]:
+def _trained_state(policy: nn.Module) -> Tensors:
+    """Buffers and trainable parameters, the tensors of the policy themselves."""
+    names = {*_trained_names(policy), *(name for name, _ in policy.named_buffers())}
+    return {name: value for name, value in policy.state_dict().items() if name in names}
+
+
+def _copied(tensors: Tensors) -> Tensors:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _random_states(generators: Mapping[str, Generator]) -> Tensors:
     states = {name: generator.get_state() for name, generator in generators.items()}
     states["torch"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -149,7 +214,10 @@ def _random_states(generators: dict[str, Generator]) -> dict[str, Tensor]:
     return states
 
 
-def _set_random_states(generators: dict[str, Generator], states: dict[str, Tensor]) -> None:
+def _set_random_states(generators: Mapping[str, Generator], path: Path) -> None:
+    states = load_file(path)
+    if missing := sorted({*generators, "torch"} - set(states)):
+        raise ConfigError(f"{path} holds no state of {', '.join(missing)}: the run was made without")
     for name, generator in generators.items():
         generator.set_state(states[name])
     torch.set_rng_state(states["torch"])
@@ -157,18 +225,58 @@ def _set_random_states(generators: dict[str, Generator], states: dict[str, Tenso
         torch.cuda.set_rng_state(states["cuda"])
 
 
-def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """Of each group of parameters, without the parameters."""
+    return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+
+
+def _optimizer_tensors(optimizer: Optimizer) -> Tensors:
     state = optimizer.state_dict()["state"]
-    flat = {}
-    for index, entry in state.items():
-        for name, value in entry.items():
-            flat[f"{index}.{name}"] = torch.as_tensor(value).detach().cpu().contiguous()
-    return flat
+    return {
+        f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+    }
 
 
-def _load_optimizer(optimizer: Optimizer, flat: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, value in flat.items():
-        index, name = key.split(".", 1)
+def _load_optimizer(optimizer: Optimizer, names: list[str], path: Path, options: dict[str, Any] | None) -> None:
+    with safe_open(path, "pt") as file:
+        saved_names = json.loads((file.metadata() or {}).get("parameters", json.dumps(names)))
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if saved_names != names:
+        differing = sorted(set(saved_names) ^ set(names))[:4] or "their order"
+        raise ConfigError(f"{path} is of other parameters than the policy's: {differing}")
+    state: dict[int, Tensors] = {}
+    for key, value in load_file(path).items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
+        # a fused optimiser writes as many numbers as its parameter has, wherever that leads
+        if parameter is None or not _fits(value, parameter, scalar=name == "step"):
+            raise ConfigError(
+                f"{path}: {key} is {value.dtype} {tuple(value.shape)}, which does not fit the policy's "
+                f"{len(parameters)} trained parameters"
+            )
         state.setdefault(int(index), {})[name] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    if options is not None:
+        _restore_options(groups, options, optimizer.defaults)
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _fits(value: Tensor, parameter: Tensor, *, scalar: bool) -> bool:
+    if scalar:
+        return value.shape == () and value.is_floating_point()
+    return value.shape == parameter.shape and value.dtype == parameter.dtype
+
+
+def _restore_options(groups: list[dict[str, Any]], saved: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """The saved options, unless the optimiser was now made with another value of one: an override counts."""
+    if len(groups) != len(saved["groups"]):
+        raise ConfigError(f"the optimiser has {len(groups)} groups of parameters, {len(saved['groups'])} were saved")
+    for group, before in zip(groups, saved["groups"], strict=True):
+        for key, value in before.items():
+            if key not in defaults or _plain(defaults[key]) == saved["made_with"].get(key):
+                group[key] = tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value, default=float))

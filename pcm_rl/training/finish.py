@@ -14,6 +14,8 @@ from pcm_rl.config import Config
 from pcm_rl.reports.page import write_report
 from pcm_rl.reports.run_end import film_run, run_end_text, write_budget
 from pcm_rl.rollouts.evaluate import Evaluation
+from pcm_rl.support.writing import replacing
+from pcm_rl.training.memory import memory_had
 from pcm_rl.training.update_cost import profile_update
 
 
@@ -40,12 +42,14 @@ def report_run(
     if len(batch):
         try:
             write_budget(config, batch)
-            summary["profile"] = [cost.as_dict() for cost in profile_update(policy, batch, config, probs=probs)]
+            costs = profile_update(policy, batch, config, probs=probs, room=memory_had())
+            summary["profile"] = [cost.as_dict() for cost in costs]
         except Exception as error:  # such as too little memory: the run itself is complete
             say(f"the cost of an update was not measured: {error}")
     else:
         say("no group had both outcomes, so the cost of an update was not measured")
-    (config.folder / "summary.json").write_text(json.dumps(summary, indent=1))
+    with replacing(config.folder / "summary.json") as partial:
+        partial.write_text(json.dumps(summary, indent=1))
     if config.record:
         film_run(config, evaluation, say)
     say(run_end_text(summary, write_report(config.folder)))

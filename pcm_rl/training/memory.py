@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 import torch
@@ -107,6 +108,15 @@ def micro_batch_rows(policy: VLAWrapperBase, rows: TensorDictBase, config: Confi
     limited = config.selection.rule.budget != "none"
     chunks = config.selection.budget if limited else config.env.slots
     return -(-config.groups * config.group_size * chunks // update.minibatches)
+
+
+def memory_had(least: int = 2**30) -> int:
+    """Bytes that this process has had at its peak and does not have now, or ``least`` if that is more."""
+    statm = Path("/proc/self/statm")
+    if not statm.is_file():
+        return least
+    now = int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return max(least, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - now)
 
 
 def available_bytes(device: torch.device) -> int:

@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +27,41 @@ from pcm_rl.rollouts.environments import make_vector_env, phase_rule
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.rollouts.rows import listens, rollout_metrics
-from pcm_rl.training.checkpoint import load_checkpoint, policy_metadata, save_checkpoint
+from pcm_rl.training.checkpoint import Snapshot, load_checkpoint, policy_metadata
 from pcm_rl.training.finish import report_run
+from pcm_rl.training.generations import NEWEST, add_generation, best, newest_whole, set_damaged_aside
 from pcm_rl.training.grpo import GRPO
+from pcm_rl.training.lock import locked
 from pcm_rl.training.patience import Patience
 from pcm_rl.training.probe import heed_first_look
-from pcm_rl.training.run_folder import begin_run_folder, refuse_existing
+from pcm_rl.training.run_folder import (
+    CONFIG,
+    adopt,
+    begin_run_folder,
+    check_new_run,
+    find_resume,
+    restore_tables,
+    run_id,
+)
+from pcm_rl.training.signals import Listener, listening
 from pcm_rl.training.start import supervised_start
+from pcm_rl.training.trial import check_sane, rows_at_hand
 
 EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
 Say = Callable[[str], None]
-say_now = functools.partial(print, flush=True)  # one line per step is visible at once, also through a pipe
+
+
+def say_now(line: str) -> None:
+    """Print a line at once, also through a pipe; a reader that is gone, or a full disk, does not end a run."""
+    with contextlib.suppress(OSError):
+        print(line, flush=True)
 
 
 def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Trainer:
     """Run ``config`` to its end; its folder then has metrics, checkpoint and report.
+
+    A first SIGINT, SIGTERM, SIGHUP or SIGUSR1 abandons the step that is under way and saves the one before it. Whatever
+    else ends the run, the last completed step is saved too, except where numbers have become nan.
 
     Under ``torchrun`` all processes train together (see ``docs/distributed.md``).
 
@@ -50,26 +69,38 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
         config: The run.
         resume: Continue from the folder's checkpoint.
         say: Called with each line of text.
+
+    Raises:
+        ConfigError: The run is not possible, or not from what is in its folder.
+        FileExistsError: The folder holds another run, or another process is at it.
+        FloatingPointError: Training has diverged.
+        Interrupted: A signal came.
     """
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined(config))
-        if ranks.first and not resume:
-            refuse_existing(config.folder)  # before simulators are built
+        listener = stack.enter_context(listening(ranks))
+        if ranks.first:  # before simulators are built
+            if not resume:
+                check_new_run(config)
+            stack.enter_context(locked(config.folder))
+            if resume:
+                find_resume(config.folder)
         trainer = Trainer(config, say, ranks)
         stack.enter_context(contextlib.closing(trainer.env))
-        trainer.resume() if resume else trainer.start()
-        while trainer.step < config.steps:
-            metrics = trainer.train_step()
-            trainer.record(metrics)
-            last = trainer.step == config.steps
-            if trainer.patience.ends(metrics["success"]) and not last:
-                trainer.save()
-                raise trainer.patience.error(config.folder, metrics["trajectories"])
-            if config.eval_every and trainer.step % config.eval_every == 0 and not last:
-                trainer.evaluate()
-            if config.save_every and trainer.step % config.save_every == 0 and not last:
-                trainer.save()
-        trainer.finish()
+        with trainer.saved_whatever_happens(listener):
+            trainer.resume() if resume else trainer.start()
+            while True:
+                trainer.evaluate_and_save()
+                if trainer.step >= config.steps:
+                    break
+                metrics = trainer.train_step()
+                trainer.record(metrics)
+                hopeless = trainer.patience.ends(metrics["success"])
+                trainer.hold()
+                listener.check()
+                if hopeless and trainer.step < config.steps:
+                    raise trainer.patience.error(config.folder, metrics["trajectories"])
+            trainer.finish()
     return trainer
 
 
@@ -96,6 +127,11 @@ class Trainer:
         self.step, self.seconds = 0, 0.0
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
         self.log: RunLog | None = None
+        self.id, self.config_file = "", b""  # of the run's folder
+        self.evaluated: tuple[int, float | None] = (-1, None)  # step and success of the last evaluation
+        self.saved: int | None = None  # step of the newest checkpoint
+        self.held: Snapshot | None = None  # the last completed step
+        self.at_hand: TensorDictBase | None = None  # a few rows to try the policy on
         self.patience = Patience(config.patience)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at
@@ -112,6 +148,8 @@ class Trainer:
         """Collect, advantage, select, update; the row for ``metrics.csv``."""
         started = time.perf_counter()
         grpo, recorded = self.grpo, self.collect()
+        if len(recorded):
+            self.at_hand = rows_at_hand(self.policy, recorded)
         if not self.looked:
             heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
             self.looked = True
@@ -181,10 +219,24 @@ class Trainer:
     def evaluate(self) -> Evaluation:
         """Success on the held-out initial states, logged."""
         result = self._roll_out(self.states.evaluation, self.config.eval_episodes)
+        self.evaluated = self.step, result.success.success
+        if self.at_hand is None:
+            self.at_hand = rows_at_hand(self.policy, result.rows)
         if self.log is not None:
             self.log.evaluated({"step": self.step, **result.success.as_dict()})
         self.say(f"evaluation after step {self.step}: {result.line()}")
         return result
+
+    def evaluate_and_save(self) -> None:
+        """What is due after this step and was not done yet; the end of the run does both in any case."""
+        config, step = self.config, self.step
+        if step >= config.steps:
+            return
+        if pending := bool(config.eval_every) and step % config.eval_every == 0 and self.evaluated[0] != step:
+            self.evaluate()
+            self.hold()
+        if config.save_every and step % config.save_every == 0 and (pending or self.saved != step):
+            self.save()
 
     def _roll_out(self, states: Tensor, episodes: int) -> Evaluation:
         task, device = self.states.task_of(states), self.config.device
@@ -218,20 +270,70 @@ class Trainer:
             say=self.say,
         )
 
+    @on_first_rank
+    def hold(self) -> None:
+        """Try what the last step has made, and copy it: what ends the next step early goes back to here.
+
+        Raises:
+            FloatingPointError: A weight or a log-prob is not finite.
+        """
+        parts = self.grpo.saved()
+        check_sane(self.step, self.policy, parts["optimizer"], parts["critic"], self.at_hand)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "keep": self.grpo.sampler.keep.state_dict(),
+            "states": self.states.state_dict(),
+            "steps_without_success": self.patience.steps,
+            "summary": self.summary,
+            "evaluated": self.evaluated[0],
+        }
+        success = self.evaluated[1] if self.evaluated[0] == self.step else None
+        self.held = Snapshot.of(**parts, state=state, success=success, metadata=self.origin())
+
     def save(self) -> None:
-        """Write the checkpoint that :meth:`resume` continues from."""
-        self.grpo.check_same()
+        """Write the checkpoint that :meth:`resume` continues from; the older ones stay until it is complete."""
+        try:
+            self.grpo.check_same()
+        except RuntimeError:
+            self.held = None  # which process is right is not known: nothing of this is saved
+            raise
+        self.hold()
         self._write_checkpoint()
+        self.saved = self.step
+
+    @contextlib.contextmanager
+    def saved_whatever_happens(self, listener: Listener) -> Iterator[None]:
+        """Save the last completed step if a signal or an error ends the block; not if numbers have become nan.
+
+        Raises:
+            Interrupted: After a signal, whatever error has come of it.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.held is not None and self.saved != self.held.step and not isinstance(error, FloatingPointError):
+                with contextlib.suppress(OSError):  # a full disk: it is the error already
+                    self._write_checkpoint()
+                    self.saved = self.held.step
+            if listener.received is None:
+                raise
+            listener.received.saved = self.saved
+            if error is listener.received:
+                raise
+            raise listener.received from error
 
     def resume(self) -> None:
-        """Continue from the last checkpoint."""
-        state = load_checkpoint(self.folder / "checkpoint", **self.grpo.saved())
+        """Continue from the newest checkpoint that is whole."""
+        checkpoint = newest_whole(self.folder, run_id(self.folder), self.say)
+        state = load_checkpoint(checkpoint, **self.grpo.saved())
         self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
         self.step, self.seconds, self.summary = state["step"], state["seconds"], state["summary"]
+        self.evaluated, self.saved = (state.get("evaluated", self.step), None), self.step
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
         self.patience.steps = state.get("steps_without_success", 0)  # older checkpoints have none
-        self._open_folder(self.step)
+        self._open_folder(checkpoint)
         self.say(f"resumed {self.folder} after step {self.step}")
 
     def finish(self) -> None:
@@ -242,6 +344,7 @@ class Trainer:
         if self.latest is None:  # a resumed run that had no step left to do
             rows, complete = self.ranks.exchange(self.collect(), self.shared_entries)
             self.latest = rows[self.grpo.write_advantage(rows)], complete
+        self._name_best()
         light, complete = self.latest
         self._report(evaluation, complete(light))
 
@@ -252,23 +355,33 @@ class Trainer:
         )
 
     @on_first_rank
-    def _open_folder(self, after_step: int | None = None) -> None:
-        """Make the folder, or continue in it after a step."""
-        if after_step is None:
-            begin_run_folder(self.config)
+    def _name_best(self) -> None:
+        top = best(self.folder)
+        if top is not None and top[0].name != NEWEST:
+            self.say(f"the best of the evaluated checkpoints is another than the last: {top[0]}, {top[1]:.1%}")
+
+    @on_first_rank
+    def _open_folder(self, checkpoint: Path | None = None) -> None:
+        """Make the folder, or continue in it from a checkpoint."""
+        words: list[str] = []
+        if checkpoint is None:
+            self.id = begin_run_folder(self.config)
+        else:
+            set_damaged_aside(self.folder, checkpoint)
+            self.id = adopt(self.folder, checkpoint)
+            words = restore_tables(self.folder, checkpoint)
+        self.config_file = (self.folder / CONFIG).read_bytes()
+        after_step = None if checkpoint is None else self.step
         self.log = RunLog(self.folder, self.config.logger, after_step, self.grpo.credit.metrics)
+        for line in [*words, *self.log.repairs]:
+            self.say(line)
 
     @on_first_rank
     def _write_checkpoint(self) -> None:
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "keep": self.grpo.sampler.keep.state_dict(),
-            "states": self.states.state_dict(),
-            "steps_without_success": self.patience.steps,
-            "summary": self.summary,
-        }
-        save_checkpoint(self.folder / "checkpoint", **self.grpo.saved(), state=state, metadata=self.origin())
+        held, log = self.held, self.log
+        assert held is not None and log is not None
+        copies = {CONFIG: self.config_file, **log.contents()}
+        add_generation(self.folder, lambda folder: held.write(folder, self.id, copies), keep=self.config.save_keep)
 
     def origin(self) -> dict[str, str]:
         """Metadata that a later run needs before it starts from this policy, or exports it."""

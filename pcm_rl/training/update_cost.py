@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 from collections.abc import Iterator, Mapping
@@ -16,10 +17,11 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.config import METHODS, Config, Method
-from pcm_rl.episodes import CHUNK_ID, pad_episodes
+from pcm_rl.episodes import CHUNK_ID, EPISODE, GROUP, pad_episodes
 from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
-from pcm_rl.training.memory import ActivationMeter
+from pcm_rl.training.memory import ActivationMeter, row_bytes
 
+COPIES = 3  # of the rows of an update: padded, chosen, and in a minibatch
 BASELINES = ("full-valid", "full-padded")
 
 
@@ -62,6 +64,7 @@ def profile_update(
     repeats: int = 3,
     seconds: float = 60.0,
     probs: Tensor | None = None,
+    room: int | None = None,
 ) -> list[UpdateCost]:
     """Measure the update of several methods; each update is undone afterwards.
 
@@ -75,13 +78,17 @@ def profile_update(
         seconds: No repetition begins after this time. Where updates take minutes, as with a 7B model, only the warm-up
             runs, and its time is returned: the overhead is relatively small.
         probs: Keep probabilities to sample with, ``[K]``; None starts fresh.
+        room: Bytes that the updates may take. A method that pads takes more rows than a run that trims: all methods are
+            measured on the first groups, as many as fit with all their padding, at least one. None takes all.
 
     Returns:
         A cost for each method, in their order.
     """
     methods = compared_methods(config) if methods is None else methods
     longest = int(batch.get(CHUNK_ID).max()) + 1  # an episode may have become longer than the slots
-    padded = pad_episodes(batch, max(config.env.slots, longest))
+    slots = max(config.env.slots, longest)
+    batch = batch if room is None else _affordable(policy, batch, config, slots, room)
+    padded = pad_episodes(batch, slots)
     trials: dict[str, list[tuple[int, float, float, int]]] = {name: [] for name in methods}
     started = time.perf_counter()
     for repeat in range(repeats + 1):
@@ -96,6 +103,22 @@ def profile_update(
         select_s, update_s = (statistics.median(run[i] for run in timed) for i in (1, 2))
         costs.append(UpdateCost(name, runs[0][0], select_s, update_s, runs[0][3]))
     return costs
+
+
+def _affordable(policy: VLAWrapperBase, batch: TensorDictBase, config: Config, slots: int, room: int) -> TensorDictBase:
+    """The first whole groups of ``batch [M]`` whose padded update takes at most ``room`` bytes."""
+    device = next(policy.parameters()).device
+    micro_rows = config.update.micro_rows or math.inf if config.update.micro_tokens is None else 0
+    kept = COPIES * batch.bytes() / len(batch)  # of each row; on a GPU the activations are not in this memory
+    activations = 0 if device.type == "cuda" else row_bytes(policy, batch)
+    group = batch.get(GROUP)
+    numbers = group.unique_consecutive().tolist()
+    for count in range(len(numbers), 1, -1):
+        part = torch.isin(group, torch.tensor(numbers[:count]))
+        rows = int(batch.get(EPISODE)[part].unique().numel()) * slots
+        if rows * kept + min(rows / config.update.minibatches, micro_rows) * activations <= room:
+            return batch if count == len(numbers) else batch[part]
+    return batch[group == numbers[0]]
 
 
 def _trial(

@@ -30,7 +30,7 @@ def make_run(folder, *overrides, state_dim=26):
     save_config(config, config.folder / "config.yaml")
     torch.manual_seed(0)
     policy = StateTokenPolicy(state_dim, width=config.policy.state.width)
-    save_policy(policy, config.folder / module.POLICY, {"env": env.id, "held_out": held_out})
+    save_policy(policy, config.folder / "checkpoint" / "policy.safetensors", {"env": env.id, "held_out": held_out})
     (config.folder / "checkpoint" / "state.json").write_text('{"step": 3}')
     return config.folder
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -130,6 +131,28 @@ def test_torchrun_of_the_command_line_makes_one_run_that_resumes(tmp_path, folde
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["trajectories"]) for row in rows] == [("1", "12"), ("2", "12"), ("3", "12")]
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_saves_the_last_step_and_says_how_to_go_on(tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "pcm_rl.cli", "train", *TINY]
+    options = ["sft.steps=50", "demos.episodes=10", "save_every=0", "steps=500", f"run_dir={tmp_path}", "name=run"]
+    process = subprocess.Popen(
+        [sys.executable, *command, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step    2/"):
+            process.send_signal(signal.SIGTERM)
+    assert process.wait() != 0
+    (last,) = [line for line in lines if line.startswith("pcm-rl: ")]
+    step = json.loads((tmp_path / "run" / "checkpoint" / "state.json").read_text())["step"]
+    assert step >= 2 and f"SIGTERM, saved after step {step}; continue with `torchrun --nproc-per-node 2" in last
+    done = torchrun("-m", "pcm_rl.cli", "train", "--resume", tmp_path / "run", f"steps={step + 1}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, step + 2))
 
 
 FAILING = """

@@ -28,6 +28,61 @@ def test_table_appends_and_drops_what_comes_after_a_checkpoint(tmp_path):
         table.append({"step": 4, "y": 1})
 
 
+def test_a_damaged_row_is_left_out_with_a_word(tmp_path):
+    path = tmp_path / "t.csv"
+    for garbage in (
+        b"\0" * 40,
+        b"4,\xff\xfe\n",
+        b"4\n",
+        b"4,a word\n",
+        b"four,1\n",
+        b"nan,1\n",
+        b'4,"1\n',
+        b"\n\n4,1,2\n",
+    ):
+        path.write_bytes(b"step,x\n1,0.5\n2,\n" + garbage)
+        table = CsvTable(path, ["step", "x"], keep_until=9)
+        table.append({"step": 3, "x": 1})
+        assert path.read_text().split() == ["step,x", "1,0.5", "2,", "3,1"], garbage
+        assert table.repairs in (["t.csv: 1 damaged row left out"], ["t.csv: 2 damaged rows left out"]), garbage
+    for header in (b"", b"\0\0\0,x\n", b"stfp,x\n", b"step,\xff\n"):
+        path.write_bytes(header + b"1,0.5\n")
+        table = CsvTable(path, ["step", "x"], keep_until=9)
+        assert path.read_text().split() == ["step,x"] and "its header is damaged" in table.repairs[0]
+        assert (tmp_path / "t.csv.damaged").read_bytes() == header + b"1,0.5\n"
+    assert CsvTable(path, ["step", "x"], keep_until=9).repairs == []
+
+
+def test_a_step_has_one_row_the_later_one(tmp_path):
+    table = CsvTable(tmp_path / "t.csv", ["step", "x"])
+    for step, x in ((1, 1), (2, 2), (2, 3), (1, 4)):
+        table.append({"step": step, "x": x})
+    assert (tmp_path / "t.csv").read_text().split() == ["step,x", "1,4"]
+    (tmp_path / "t.csv").write_text("step,x\n1,1\n2,2\n2,3\n")  # as an older version left it
+    CsvTable(tmp_path / "t.csv", ["step", "x"], keep_until=2)
+    assert (tmp_path / "t.csv").read_text().split() == ["step,x", "1,1", "2,3"]
+
+
+def test_steps_that_are_done_again_are_in_tensorboard_once(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def log(until, steps, keep=None):
+        log = RunLog(tmp_path, "tensorboard", keep)
+        for step in steps:
+            log.step({**ROW, "step": step, "success": step / 10 + until})
+        log.evaluated({"step": until, "success": 0.5})
+        log.evaluated({"step": until, "success": 0.5})
+        log._logger.experiment.close()
+
+    log(4, [1, 2, 3, 4])
+    log(4, [3, 4], keep=2)
+    log(4, [], keep=4)  # a finished run, resumed
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/success")] == [1, 2, 3, 4]
+    assert [event.step for event in events.Scalars("evaluation/success")] == [4]
+    assert (tmp_path / "evaluation.csv").read_text().count("\n") == 2
+
+
 def test_columns_that_are_no_longer_written_stay(tmp_path):
     CsvTable(tmp_path / "t.csv", ["step", "old", "x"]).append({"step": 1, "old": 5, "x": 6})
     CsvTable(tmp_path / "t.csv", ["step", "x", "new"], keep_until=1).append({"step": 2, "x": 7, "new": 8})

@@ -43,6 +43,22 @@ def test_rows_and_memory_of_every_method(policy, make_batch):
     assert all(torch.equal(before[key], value) for key, value in policy.state_dict().items())
 
 
+def test_no_more_memory_than_there_is_room_for_and_whole_groups(policy, make_batch):
+    lengths, groups = [5, 9, 4, 7, 6, 8], [4, 4, 2, 2, 7, 7]
+    batch = make_batch(policy, lengths, [1, 0] * 3, groups)
+    config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16), update=UpdateConfig(minibatches=1))
+
+    def rows(room):
+        costs = profile_update(policy, batch, config, repeats=0, room=room)
+        return {cost.method: cost.rows for cost in costs}["full-valid"], max(cost.activation_bytes for cost in costs)
+
+    everything, padded = rows(None)
+    assert rows(10**12) == (everything, padded) and everything == sum(lengths)
+    found = [rows(room)[0] for room in (1, padded, 2 * padded)]
+    assert found[0] == 14 and found == sorted(found) and set(found) <= {14, 25, 39}
+    assert rows(padded)[1] < padded
+
+
 @pytest.mark.parametrize(
     ("selection", "names", "rows"),
     [

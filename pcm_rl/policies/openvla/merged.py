@@ -14,7 +14,7 @@ from pcm_rl.policies.openvla.model_folder import Checkpoint, opened
 from pcm_rl.policies.openvla.network.adapter import LoraLinear
 from pcm_rl.support.room import check_room
 from pcm_rl.support.tensors import save_tensors
-from pcm_rl.support.writing import replacing_folder
+from pcm_rl.support.writing import new_folder
 
 COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
 
@@ -48,7 +48,7 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad and ".lora_" not in name}
     if unknown := sorted({*adapted, *trained} - {model_key(key) for key in checkpoint.shards}):
         raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {unknown[0]}")
-    with replacing_folder(folder) as partial:
+    with new_folder(folder) as partial:
         for shard in shards:
             save_tensors(_merged(checkpoint, shard, adapted, trained), partial / shard, {"format": "pt"})
         for path in checkpoint.folder.iterdir():

@@ -1,0 +1,222 @@
+"""What ends a run early, and that it goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pcm_rl.cli import main
+from pcm_rl.config import ConfigError, load_config, load_run_config
+from pcm_rl.training import trainer as module
+from pcm_rl.training.generations import generations
+from pcm_rl.training.lock import LockedError, locked
+from pcm_rl.training.signals import Interrupted
+from pcm_rl.training.trainer import Trainer, train
+
+
+@pytest.fixture(scope="module")
+def tiny(half_trained, tmp_path_factory):
+    """``tiny(name, *overrides)``: a configuration that starts from one half-trained policy."""
+    folder = tmp_path_factory.mktemp("runs")
+    fixed = [*half_trained, f"run_dir={folder}", "save_every=3", "eval_every=2", "steps=5"]
+    return lambda name, *overrides: load_config(None, [*fixed, f"name={name}", *overrides])
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def table(config, name="metrics.csv"):
+    with (config.folder / name).open(newline="") as file:
+        return [{key: cell for key, cell in row.items() if not key.endswith("_s")} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny):
+    """A run that nothing has ended early."""
+    config = tiny("whole")
+    train(config, say=silent)
+    return config
+
+
+def assert_same(a, b):
+    assert table(a) == table(b) and table(a, "evaluation.csv") == table(b, "evaluation.csv")
+    for file in ("policy.safetensors", "optimizer.safetensors", "random.safetensors"):
+        one, other = (load_file(config.folder / "checkpoint" / file) for config in (a, b))
+        assert set(one) == set(other) and all(torch.equal(one[key], other[key]) for key in one), file
+
+
+def at_call(number, function, call):
+    """``function``, but the signal ``number`` comes at the end of its ``call``-th call."""
+    left = [call]
+
+    def wrapped(*given, **options):
+        result = function(*given, **options)
+        left[0] -= 1
+        if not left[0]:
+            signal.raise_signal(number)
+        return result
+
+    return wrapped
+
+
+@pytest.mark.usefixtures("no_nohup")
+def test_signals_in_a_rollout_an_update_an_evaluation_and_a_save_change_nothing(tiny, whole, monkeypatch):
+    config = tiny("interrupted")
+    places = [  # of each start of the run: what is under way, its call, the signal, the step that is saved
+        ("pcm_rl.rollouts.collect.decide", 9, signal.SIGINT, None),  # in the first evaluation
+        ("pcm_rl.training.grpo.grpo_update", 2, signal.SIGTERM, 1),
+        ("pcm_rl.training.trainer.evaluate", 1, signal.SIGUSR1, 2),
+        ("pcm_rl.rollouts.collect.decide", 20, signal.SIGHUP, 2),  # in that evaluation, done again
+        ("pcm_rl.training.trainer.Trainer.record", 2, signal.SIGTERM, 3),
+        ("pcm_rl.training.checkpoint.save_tensors", 2, signal.SIGTERM, 5),  # in the last save
+    ]
+    for place, call, number, saved in places:
+        with monkeypatch.context() as patch:
+            owner, _, name = place.rpartition(".")
+            target = Trainer if owner.endswith("Trainer") else __import__(owner, fromlist=["_"])
+            patch.setattr(target, name, at_call(number, getattr(target, name), call))
+            with pytest.raises(Interrupted) as caught:
+                train(config, resume=bool(generations(config.folder)), say=silent)
+        assert (caught.value.signal, caught.value.saved) == (number, saved), place
+        torch.manual_seed(999)
+    train(load_run_config(config.folder), resume=True, say=silent)
+    assert_same(whole, config)
+
+
+def test_an_error_saves_what_was_complete_and_numbers_that_became_nan_do_not(tiny, whole, monkeypatch):
+    config = tiny("error")
+    collect = Trainer.collect
+
+    def fails(self):
+        if self.step == 2:
+            raise RuntimeError("a simulator")
+        return collect(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "collect", fails)
+        with pytest.raises(RuntimeError, match="a simulator"):
+            train(config, say=silent)
+    assert json.loads((config.folder / "checkpoint" / "state.json").read_text())["step"] == 2
+    before = (config.folder / "checkpoint" / "manifest.json").read_bytes()
+    broken = load_run_config(config.folder, ["update.lr=1e38", "update.minibatches=1", "save_every=1"])
+    with pytest.raises(FloatingPointError, match=r"training has diverged: after step 3 .* It was not saved"):
+        train(broken, resume=True, say=silent)
+    assert (config.folder / "checkpoint" / "manifest.json").read_bytes() == before
+    train(load_run_config(config.folder), resume=True, say=silent)
+    assert_same(whole, config)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["update.weight_decay=1e30", "update.minibatches=1"],
+        ["advantage.name=critic", "advantage.lr=1e30", "advantage.steps=5"],
+    ],
+)
+def test_what_has_diverged_replaces_nothing(tiny, overrides):
+    config = tiny(f"diverged-{len(overrides[0])}", "save_every=1", "eval_every=0", *overrides)
+    with pytest.raises(FloatingPointError, match="diverged"):
+        train(config, say=silent)
+    for folder in generations(config.folder):
+        assert all(torch.isfinite(value).all() for value in load_file(folder / "policy.safetensors").values())
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_word(tiny, whole):
+    config = tiny("damaged", "steps=4")
+    train(config, say=silent)
+    weights = config.folder / "checkpoint" / "policy.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    lines: list[str] = []
+    train(load_run_config(config.folder, ["steps=5"]), resume=True, say=lines.append)
+    assert "policy.safetensors has another checksum" in lines[0] and "checkpoint-000003 is taken" not in lines[0]
+    assert lines[0].endswith("an older checkpoint is taken: checkpoint-000003")
+    assert (config.folder / "checkpoint.damaged").is_dir()
+    assert table(config) == table(whole)
+
+
+def test_a_changed_or_empty_configuration_is_refused_with_the_way_back(whole, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(whole.folder, run)
+    back = f"put that back with `cp {run}/checkpoint/config.yaml"
+    for content in (
+        b"",
+        b"device: bpu",
+        (run / "config.yaml").read_bytes().replace(b"group_size: 6", b"group_size: 7"),
+    ):
+        (run / "config.yaml").write_bytes(content)
+        assert main(["train", "--resume", str(run)]) == 2
+        assert back in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=back):
+        train(load_run_config(run), resume=True, say=silent)
+    shutil.copy(run / "checkpoint" / "config.yaml", run / "config.yaml")
+    train(load_run_config(run), resume=True, say=silent)
+
+
+def test_a_second_process_at_a_run_is_refused_before_anything_is_built(whole, tiny, monkeypatch):
+    monkeypatch.setattr(module, "make_vector_env", None)
+    with locked(whole.folder), pytest.raises(LockedError, match=f"in use by process {os.getpid()}"):
+        train(load_run_config(whole.folder), resume=True, say=silent)
+    with locked(tiny("new").folder), pytest.raises(LockedError):
+        train(tiny("new"), say=silent)
+
+
+def test_a_run_cut_before_its_first_checkpoint_can_start_again_and_one_without_it_says_so(tiny, tmp_path):
+    config = tiny("begun", "steps=0")
+    trainer = Trainer(config, silent)
+    trainer._open_folder()  # and here it was killed
+    trainer.env.close()
+    with pytest.raises(ConfigError, match="start it again"):
+        train(load_run_config(config.folder), resume=True, say=silent)
+    train(config, say=silent)
+    assert [row["step"] for row in table(config, "evaluation.csv")] == ["0"]
+    shutil.rmtree(config.folder / "checkpoint")
+    (config.folder / "metrics.csv").write_text("step\n1\n")
+    with pytest.raises(FileExistsError, match="holds the metrics of a run"):
+        train(config, say=silent)
+
+
+def test_the_end_of_a_run_is_written_once_however_often_it_is_resumed(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole.folder, run)
+    for _ in range(2):
+        train(load_run_config(run), resume=True, say=silent)
+    assert [row["step"] for row in table(load_run_config(run), "evaluation.csv")] == ["0", "2", "4", "5"]
+
+
+def test_tables_that_were_changed_or_are_gone_come_from_the_checkpoint(whole, tmp_path):
+    run, lines = tmp_path / "run", []
+    shutil.copytree(whole.folder, run)
+    metrics = (run / "metrics.csv").read_bytes()
+    (run / "metrics.csv").write_bytes(metrics.replace(b"\n2,0", b"\n2,1"))
+    (run / "evaluation.csv").unlink()
+    train(load_run_config(run), resume=True, say=lines.append)
+    assert table(load_run_config(run)) == table(whole) and (run / "metrics.csv").read_bytes() == metrics
+    assert table(load_run_config(run), "evaluation.csv") == table(whole, "evaluation.csv")
+    assert [
+        f"{run}/{name} is not what was written; taken from checkpoint" for name in ("metrics.csv", "evaluation.csv")
+    ] == lines[:2]
+
+
+def test_a_run_of_the_older_layout_goes_on(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole.folder, run)
+    for folder in generations(run)[1:]:
+        shutil.rmtree(folder)
+    for name in ("manifest.json", "config.yaml", "metrics.csv", "evaluation.csv"):
+        (run / "checkpoint" / name).unlink()
+    (run / "run.json").unlink()
+    state = json.loads((run / "checkpoint" / "state.json").read_text())
+    del state["optimizer"], state["evaluated"]
+    (run / "checkpoint" / "state.json").write_text(json.dumps({**state, "format": 1}))
+    trainer = train(load_run_config(run, ["steps=6"]), resume=True, say=silent)
+    assert trainer.step == 6 and (run / "checkpoint" / "manifest.json").is_file()
