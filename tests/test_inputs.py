@@ -122,7 +122,7 @@ def test_numbers_that_are_accepted() -> None:
     with pytest.raises(ValueError, match="x must be a positive number, got inf"):
         positive_number("x", math.inf)
     assert whole_number("x", 0, least=0) == 0
-    with pytest.raises(ValueError, match="^x must be at least 1, got 0$"):
+    with pytest.raises(ValueError, match=r"^x must be at least 1, got 0$"):
         whole_number("x", 0)
     with pytest.raises(ValueError, match="x must be at least 2 rows, got 1"):
         whole_number("x", 1, least=2, unit="rows")
