@@ -164,7 +164,7 @@ def test_comparisons_are_collected_without_their_steps(tmp_path: Path) -> None:
 
 def test_every_fault_has_a_test_that_exists() -> None:
     """The last column of every row of ``docs/reliability.md`` names tests: ``path::name``."""
-    faults, *_ = (ROOT / "docs" / "reliability.md").read_text().split("## Mutation testing")
+    faults, *_ = (ROOT / "docs" / "reliability.md").read_text().split("## Coverage and mutation testing")
     rows = re.findall(r"^\|.*\| *(.*?) *\|$", faults, re.MULTILINE)
     cells = [cell for cell in rows if cell != "test" and set(cell) != {"-"}]
     for cell in cells:
