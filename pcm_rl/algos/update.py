@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.packing import micro_batches, row_tokens
 from pcm_rl.algos.weights import over_the_batch
-from pcm_rl.episodes import EPISODE
+from pcm_rl.episodes import EPISODE, TRAJECTORIES
 from pcm_rl.inputs import entry, mask, positive_number, whole_number
 from pcm_rl.processes.ranks import ALONE, Ranks
 
@@ -65,7 +65,8 @@ def grpo_update(
     executed = ~mask(str(loss.tensor_keys.is_pad), pad, pad.shape[:2])
     if not len(batch):
         return {}
-    batch = over_the_batch(batch)
+    # weighted once, for all of them: the loss would take the trajectories of a micro-batch for all there are
+    batch = over_the_batch(batch, loss.tensor_keys.weight).exclude(TRAJECTORIES)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     device = parameters[0].device
     tokens = None if micro_tokens is None else row_tokens(loss.actor_network, batch)

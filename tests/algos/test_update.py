@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from fake_cuda import fake_cuda
 
 from pcm_rl.algos import ChunkGRPOLoss, PCMSampler
 from pcm_rl.algos.update import grpo_update
@@ -136,3 +137,33 @@ def test_rows_of_two_selections_have_the_mean_over_all_their_trajectories(policy
     _, parameters = updated(policy, torch.cat(parts), minibatches=1)
     for a, b in zip(parameters, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("micro_rows", [None, 3])
+def test_rows_of_two_selections_whose_weights_have_another_name(policy, make_batch, micro_rows):
+    """Each micro-batch has the weights of the whole batch, wherever the loss reads them."""
+    batch = make_batch(policy, [5, 2, 7, 3, 1, 1, 2, 1], [1, 0, 1, 0, 1, 0, 0, 1], [0, 0, 0, 0, 1, 1, 1, 1])
+    rows = torch.cat([PCMSampler(9)(batch[batch["group_id"] == group]) for group in (0, 1)])
+    _, expected = updated(policy, rows, minibatches=1)
+    learner = copy.deepcopy(policy)
+    loss = ChunkGRPOLoss(learner, entropy_coeff=1e-3)
+    loss.set_keys(weight="mine")
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.5)
+    grpo_update(loss, optimizer, rows.rename_key_("weight", "mine"), minibatches=1, micro_rows=micro_rows)
+    for a, b in zip(learner.parameters(), expected, strict=True):
+        torch.testing.assert_close(a.detach(), b, rtol=0, atol=1e-7)
+
+
+def test_a_micro_batch_does_not_wait_for_the_device(policy, make_batch):
+    """To read one number back would, in every micro-batch; counted on the simulated device."""
+    batch = PCMSampler(4)(make_batch(policy, LENGTHS, SUCCESS, GROUP))
+    waits = []
+    with fake_cuda() as log:
+        learner = copy.deepcopy(policy).to("cuda")
+        loss = ChunkGRPOLoss(learner)
+        optimizer = torch.optim.SGD(learner.parameters(), lr=0.5)
+        for micro_rows in (None, 1):
+            log.clear()
+            grpo_update(loss, optimizer, batch, minibatches=1, micro_rows=micro_rows)
+            waits.append(log.total("sync"))
+    assert waits[0] == waits[1] > 0
