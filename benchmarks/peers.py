@@ -206,9 +206,8 @@ def make_peer(name: str, seed: int, start: Weights) -> Peer:
     return SB3Peer(policy, env, deal, seed=seed, **SB3[name])
 
 
-def train(name: str, seed: int, start: Weights, budget: int, evaluations: int) -> list[dict[str, object]]:
-    """Train until ``budget`` environment steps are done; a row for each evaluation."""
-    peer = make_peer(name, seed, start)
+def train(name: str, peer: Any, seed: int, budget: int, evaluations: int) -> list[dict[str, object]]:
+    """Train ``peer`` until ``budget`` environment steps are done; a row for each evaluation, without its name."""
     config = configure("full-valid", seed)
     env, held_out = make_vector_env(config.env), InitialStates.of(config).evaluation
     spent = {"all": 0.0, "update": 0.0}
@@ -221,7 +220,6 @@ def train(name: str, seed: int, start: Weights, budget: int, evaluations: int) -
             success = evaluate(env, peer.policy, held_out, config.eval_episodes, seed=EVALUATION_SEED).success
             rows.append(
                 {
-                    "peer": name,
                     "seed": seed,
                     "env_steps": steps,
                     "seconds": round(spent["all"], 2),
@@ -314,7 +312,9 @@ def main() -> None:
         rows: list[dict[str, object]] = []
         for seed in seeds:
             for name in chosen:
-                rows += train(name, seed, starts[seed], options.steps, options.evaluations)
+                peer = make_peer(name, seed, starts[seed])
+                curve = train(name, peer, seed, options.steps, options.evaluations)
+                rows += [{"peer": name, **row} for row in curve]
                 write_csv("peers-training", rows, quiet=True)  # an interrupted run keeps what it has
         write_csv("peers-summary", summarise(rows))
 

@@ -14,18 +14,15 @@ import argparse
 import copy
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from common import medians, write_csv
-from peers import Weights, clocked, configure, supervised
+from peers import Weights, configure, supervised, train
 from peers_sb3 import SB3Peer
 
 from pcm_rl.rollouts.environments import make_vector_env
-from pcm_rl.rollouts.evaluate import evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.training.build import make_policy
-from pcm_rl.training.trainer import EVALUATION_SEED
 
 
 def name_of(budget: int | None) -> str:
@@ -78,27 +75,6 @@ def from_equal_weights(peer: SB3Peer, update: Callable[[], object]) -> Callable[
     return run
 
 
-def train(budget: int | None, seed: int, start: Weights, steps: int, evaluations: int) -> list[dict[str, object]]:
-    """Train until ``steps`` environment steps are done; a row for each evaluation."""
-    peer, config = make_peer(budget, seed, start), configure("full-valid", seed)
-    env, held_out = make_vector_env(config.env), InitialStates.of(config).evaluation
-    spent = {"all": 0.0, "update": 0.0}
-    peer.update = clocked(peer.update, spent, "update")
-    advance = clocked(peer.advance, spent, "all")
-    rows: list[dict[str, object]] = []
-    done = 0
-    while True:
-        if done >= len(rows) * steps / evaluations:
-            success = evaluate(env, peer.policy, held_out, config.eval_episodes, seed=EVALUATION_SEED).success
-            seconds: dict[str, Any] = {key: round(value, 2) for key, value in spent.items()}
-            row = {"buffer": name_of(budget), "seed": seed, "env_steps": done, "seconds": seconds["all"]}
-            rows.append(row | {"update_seconds": seconds["update"], "success": success.success})
-            print(f"{name_of(budget)}, seed {seed}: {done} steps, {seconds['all']} s, {success}", flush=True)
-        if done >= steps:
-            return rows
-        done += advance()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps of every buffer and seed")
@@ -115,7 +91,9 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for seed in seeds:
         for budget in budgets:
-            rows += train(budget, seed, starts[seed], options.steps, options.evaluations)
+            name, peer = name_of(budget), make_peer(budget, seed, starts[seed])
+            curve = train(name, peer, seed, options.steps, options.evaluations)
+            rows += [{"buffer": name, **row} for row in curve]
             write_csv("sb3_buffer", rows, quiet=True)  # an interrupted run keeps what it has
 
 

@@ -74,8 +74,7 @@ def begin_run_folder(config: Config) -> str:
     if config.sft.steps and config.policy.init is None:
         check_expert(config)
     config.folder.mkdir(parents=True, exist_ok=True)
-    with replacing(config.folder / CONFIG) as partial:
-        save_config(config, partial)
+    save_config(config, config.folder / CONFIG)
     return _write_id(config.folder, secrets.token_hex(8))
 
 
