@@ -94,9 +94,8 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
                 if trainer.step >= config.steps:
                     break
                 metrics = trainer.train_step()
-                trainer.record(metrics)
                 hopeless = trainer.patience.ends(metrics["success"])
-                trainer.hold()
+                trainer.complete(metrics)
                 listener.check()
                 if hopeless and trainer.step < config.steps:
                     raise trainer.patience.error(config.folder, metrics["trajectories"])
@@ -208,10 +207,11 @@ class Trainer:
         """Number of restarted workers, of all processes."""
         return sum(self.ranks.gather_json(getattr(self.env, "restarts", 0)))
 
-    def record(self, metrics: dict[str, float]) -> None:
-        """Log a step and print its line."""
+    def complete(self, metrics: dict[str, float]) -> None:
+        """Log a step, hold it, and only then print its line: a step that was printed is never lost."""
         if self.log is not None:
             self.log.step(metrics)
+        self.hold()
         self.say(step_line(metrics, self.config.steps))
 
     # -- evaluation ---------------------------------------------------------------------------------------------------

@@ -273,7 +273,7 @@ def runs(ranks: Ranks, folder: Path) -> dict:
     steps = []
     for _ in range(3):
         metrics = trainer.train_step()
-        trainer.record(metrics)
+        trainer.complete(metrics)
         steps.append({key: value for key, value in metrics.items() if not key.endswith("_s")})
         if trainer.step == 2:
             trainer.evaluate()

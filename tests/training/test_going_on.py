@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import pkgutil
 import shutil
 import signal
 
@@ -75,13 +76,14 @@ def test_signals_in_a_rollout_an_update_an_evaluation_and_a_save_change_nothing(
         ("pcm_rl.training.grpo.grpo_update", 2, signal.SIGTERM, 1),
         ("pcm_rl.training.trainer.evaluate", 1, signal.SIGUSR1, 2),
         ("pcm_rl.rollouts.collect.decide", 20, signal.SIGHUP, 2),  # in that evaluation, done again
-        ("pcm_rl.training.trainer.Trainer.record", 2, signal.SIGTERM, 3),
+        ("pcm_rl.reports.metrics.RunLog.step", 2, signal.SIGTERM, 3),  # of step 4, which is not printed yet
+        ("pcm_rl.training.trainer.Trainer.complete", 1, signal.SIGTERM, 4),  # step 4 was printed just now
         ("pcm_rl.training.checkpoint.save_tensors", 2, signal.SIGTERM, 5),  # in the last save
     ]
     for place, call, number, saved in places:
         with monkeypatch.context() as patch:
             owner, _, name = place.rpartition(".")
-            target = Trainer if owner.endswith("Trainer") else __import__(owner, fromlist=["_"])
+            target = pkgutil.resolve_name(owner)
             patch.setattr(target, name, at_call(number, getattr(target, name), call))
             with pytest.raises(Interrupted) as caught:
                 train(config, resume=bool(generations(config.folder)), say=silent)

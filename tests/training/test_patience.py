@@ -55,7 +55,7 @@ def test_the_count_survives_a_resume_and_the_last_step_ends_the_run(tmp_path):
     config = load_config(None, [*HOPELESS, "patience=3", f"run_dir={tmp_path}", "name=cut"])
     trainer = Trainer(config, lambda line: None)
     trainer.start()
-    trainer.record(trainer.train_step())
+    trainer.complete(trainer.train_step())
     assert not trainer.patience.ends(0.0)
     trainer.save()
     trainer.env.close()
