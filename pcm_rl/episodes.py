@@ -31,6 +31,8 @@ CHUNK_ID = "chunk_id"  # [M] int64, 0 at the start of an episode
 ADVANTAGE = "advantage"  # [M] float32
 WEIGHT = "weight"  # [M] float32, mean 1 over the trimmed batch
 TRAJECTORIES = "trajectories_per_row"  # [M] float32, of the selection that kept the row: its trajectories over its rows
+FEATURES = "critic_features"  # [M, F] float32, what a critic sees of the row, recorded at sampling
+OUTCOME = "outcome"  # [M] float32, what the episode's end counts as: 1 or 0, or its chance where it was cut; constant
 REWARD = ("next", "reward")  # [M, 1] float32, paid at the step of success
 DONE = ("next", "done")  # [M, 1] bool, likewise ("next", "terminated") and ("next", "truncated")
 

@@ -13,9 +13,18 @@ from torchrl.modules import MLP
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from pcm_rl.algos.credit import Credit, outcome_credit
-from pcm_rl.episodes import CHUNK_ID, EPISODE, STATE, SUCCESS, EpisodeIndex, check_ended, check_order, column_of
+from pcm_rl.episodes import (
+    CHUNK_ID,
+    EPISODE,
+    FEATURES,
+    STATE,
+    SUCCESS,
+    EpisodeIndex,
+    check_ended,
+    check_order,
+    column_of,
+)
 
-FEATURES = "critic_features"  # [M, F] float32, the critic's features of each row
 Features = Callable[[TensorDictBase], Tensor]
 
 

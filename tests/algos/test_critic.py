@@ -10,8 +10,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pcm_rl.algos.credit import Credit, outcome_credit
-from pcm_rl.algos.critic import FEATURES, SuccessCritic, chunk_advantage
+from pcm_rl.algos.critic import SuccessCritic, chunk_advantage
 from pcm_rl.config import ConfigError, load_config
+from pcm_rl.episodes import FEATURES
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.training.build import make_credit, make_policy
 

@@ -219,8 +219,8 @@ def test_features_are_the_hidden_state_that_decides_the_first_action_token(make_
 def test_a_critic_sees_images_through_the_policy(make_openvla, record_openvla):
     from gymnasium import spaces
 
-    from pcm_rl.algos.critic import FEATURES as SEEN
     from pcm_rl.config import load_config
+    from pcm_rl.episodes import FEATURES as SEEN
     from pcm_rl.training.build import make_credit
 
     policy = make_openvla()
