@@ -27,6 +27,7 @@ class Credit:
         metrics: Names of those metrics that are not columns of every ``metrics.csv``.
         module: The module that learns, saved with the run.
         generator: Its randomness, saved with the run.
+        value: Chance of success before each row, ``rows [n] -> [n]`` in [0, 1]; None where it has none.
     """
 
     advantage: Callable[[TensorDictBase], Tensor]
@@ -36,6 +37,11 @@ class Credit:
     metrics: tuple[str, ...] = ()
     module: nn.Module | None = None
     generator: Generator | None = None
+    value: Callable[[TensorDictBase], Tensor] | None = None
+
+    def ready(self) -> bool:
+        """Whether :attr:`value` can be asked: a module with a flag ``fitted`` has learned from a batch."""
+        return self.value is not None and bool(getattr(self.module, "fitted", True))
 
 
 def outcome_credit(rows: TensorDictBase) -> Tensor:
@@ -52,8 +58,8 @@ def plugin_credit(name: str, options: Mapping[str, Any]) -> Credit:
 
     Args:
         name: Of a function ``rows [M] -> advantage [M]``, or of a class, built once per run with ``options``. The class
-            needs a method ``advantage`` of this kind and may have ``observe``, ``reads``, ``fit``, ``metrics`` and
-            ``generator``, as in :class:`Credit`. An ``nn.Module`` is saved with the run.
+            needs a method ``advantage`` of this kind and may have ``observe``, ``reads``, ``fit``, ``metrics``,
+            ``generator`` and ``value``, as in :class:`Credit`. An ``nn.Module`` is saved with the run.
         options: Keyword arguments; a function has none.
 
     Raises:
@@ -75,6 +81,7 @@ def plugin_credit(name: str, options: Mapping[str, Any]) -> Credit:
             metrics=tuple(getattr(credit, "metrics", ())),
             module=credit if isinstance(credit, nn.Module) else None,
             generator=getattr(credit, "generator", None),
+            value=getattr(credit, "value", None),
         )
     if options:
         raise ValueError(f"{name} is a function and takes no options, got {dict(options)}; a class does")

@@ -222,6 +222,7 @@ def critic_credit(critic: SuccessCritic) -> Credit:
         fit=critic.fit,
         module=critic,
         generator=critic.generator,
+        value=critic,
     )
 
 

@@ -140,6 +140,7 @@ def rollout_metrics(rows: TensorDictBase, signal: Tensor, groups: int) -> dict[s
     collected = len(group.unique())
     return {
         "success": float(success.float().mean()),
+        "successes": int(success.sum()),
         "trajectories": len(success),
         "groups": collected,
         "groups_mixed": len(rows.get(GROUP)[signal].unique()),
