@@ -153,7 +153,7 @@ def test_cuts_count_with_the_rate_of_wrong_cuts_so_far(tiny):
 
     def count(*columns):
         rows = rows_of(*columns)
-        return cuts.count(rollout_metrics(rows, torch.zeros(len(rows), dtype=torch.bool), 4), rows)
+        return cuts.count(rollout_metrics(rows, 4), rows)
 
     # nothing is known of cuts yet
     metrics = count([True, False, True, False], [False, False, False, True], [False, True, False, False], [2, 3, 9, 4])
@@ -176,7 +176,7 @@ def test_patience_counts_what_has_succeeded_and_not_what_is_estimated(tiny):
     trainer.env.close()
     trainer.cuts.checked, trainer.cuts.wrong = 2, 1
     rows = rows_of([True, True], [False, False], [False, False], [2, 3])
-    metrics = trainer.cuts.count(rollout_metrics(rows, torch.zeros(2, dtype=torch.bool), 2), rows)
+    metrics = trainer.cuts.count(rollout_metrics(rows, 2), rows)
     assert metrics["success"] == 0.5
     assert [trainer.patience.ends(metrics["successes"]) for _ in range(2)] == [False, True]
 
