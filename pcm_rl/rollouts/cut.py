@@ -97,7 +97,6 @@ class Watch:
         self._low[episode] = low
         # a cut episode has a row: one that ends before its first chunk would have none
         found = (low >= self.cut.after) & (part[CHUNK_ID] > 0) & ~self._succeeded[episode]
-        found &= self._chance[episode].isnan()
         self._chance[episode[found]] = chance[found]
         return found & ~self.cut.exempt[episode]
 

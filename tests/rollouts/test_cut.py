@@ -23,7 +23,7 @@ from pcm_rl.rollouts.first_look import first_look
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*failed and is played again")
 STATES, GROUPS = torch.arange(12), torch.arange(12) // 4
-EXEMPT = torch.arange(12) % 4 == 1
+EXEMPT = torch.isin(STATES, torch.tensor([1, 6, 9]))
 FRAIL = 10  # the initial state whose environment fails once, where there is a folder to note it in
 
 
@@ -32,8 +32,8 @@ class Robot(gym.Env):
 
     stepped = 0
 
-    def __init__(self, folder=None, dies=False, stop=True):
-        self.folder, self.dies, self.stop = folder, dies, stop
+    def __init__(self, folder=None, dies=False, stop=True, broken=None):
+        self.folder, self.dies, self.stop, self.broken = folder, dies, stop, broken
         self.action_space = spaces.Box(-1, 1, (2,), np.float32)
         self.observation_space = spaces.Box(-99, 99, (3,), np.float64)
 
@@ -46,6 +46,8 @@ class Robot(gym.Env):
     def step(self, action):
         self.steps += 1
         Robot.stepped += 1
+        if self.init_state == self.broken:
+            raise OSError("the physics is broken")
         self.state = self.state + np.array([*action, 0]) + self.np_random.normal(size=3)
         if self.folder is not None and self.steps == 5 and self.init_state == FRAIL:
             mark = Path(self.folder, "failed")
@@ -177,6 +179,18 @@ def test_in_step_a_cut_environment_plays_the_next_episode_or_idles(greedy, numbe
             again = collected(greedy, number, cut, folder=tmp_path)
             assert (tmp_path / "failed").exists()
             assert all(torch.equal(rows[key], again[key]) for key in rows.keys(True, True))
+
+
+@pytest.mark.parametrize("workers", [True, False])
+@pytest.mark.filterwarnings("ignore:.*group 0 is left out")
+def test_where_a_group_is_left_out_the_others_keep_what_they_are(greedy, workers):
+    cut = Cut(chances, 0.05, 3, EXEMPT)
+    with torch.no_grad():
+        expected, rows = (collected(greedy, 3, cut, workers, broken=broken) for broken in (None, 2))
+    expected = expected[expected["group_id"] > 0]
+    assert torch.equal(rows[EPISODE] + 4, expected[EPISODE])
+    for key in set(expected.keys(True, True)) - {EPISODE}:
+        assert torch.equal(rows[key], expected[key]), key
 
 
 def test_the_toys_core_idles_too():
