@@ -38,12 +38,16 @@ def weights(config, file="policy.safetensors"):
     return load_file(config.folder / "checkpoint" / file)
 
 
-@pytest.mark.parametrize("method", ["pcm", "full-valid", "top-critic"])
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, method):
-    whole = tiny(f"whole-{method}", "steps=6", *METHODS[method].overrides())
+@pytest.mark.parametrize(
+    ("method", "features"),
+    [("pcm", "state"), ("full-valid", "state"), ("top-critic", "state"), ("top-critic", "policy")],
+)
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, method, features):
+    options = ["steps=6", f"advantage.features={features}", *METHODS[method].overrides()]
+    whole = tiny(f"whole-{method}-{features}", *options)
     train(whole, say=silent)
 
-    cut = tiny(f"cut-{method}", "steps=6", *METHODS[method].overrides())
+    cut = tiny(f"cut-{method}-{features}", *options)
     trainer = Trainer(cut, silent)
     trainer.start()
     for _ in range(3):  # the checkpoint is of step 2: the third step is lost and done again
