@@ -19,6 +19,8 @@ toy() {
 
 # the critic of older versions, which learned from the last batch alone
 batch=advantage.memory=0,advantage.steps=200,advantage.width=128,advantage.scale=null,advantage.every_group=false
+often=eval_every=12
+small=groups=20,group_size=1,$often  # rollouts without groups, in small steps
 critic4=batch-critic-4:method=top-critic,selection.budget=4,$batch
 fullcritic=full-batch-critic:method=full-critic,$batch
 advantage8=top-advantage-8:method=top-advantage,selection.budget=8
@@ -73,6 +75,21 @@ libero)  # one task, five demonstrations; each seed records its own, since held-
         'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
         eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;
+credit-tuning)  # rollouts a step and learning rate, five choices for each method
+    full=method=full-valid
+    critic=method=full-critic,advantage.steps=5
+    top=method=top-critic,selection.budget=4,advantage.steps=5
+    toy --variant full-80-3:$full,update.lr=3e-4 --variant full-80-6:$full,update.lr=6e-4 \
+        --variant full-80-10:$full,update.lr=1e-3 \
+        --variant full-20-3:$full,groups=2,$often,update.lr=3e-4 \
+        --variant full-20-6:$full,groups=2,$often,update.lr=6e-4 \
+        --variant critic-80-6:$critic,update.lr=6e-4 --variant critic-80-10:$critic,update.lr=1e-3 \
+        --variant critic-20-3:$critic,$small,update.lr=3e-4 --variant critic-20-6:$critic,$small,update.lr=6e-4 \
+        --variant critic-20-10:$critic,$small,update.lr=1e-3 \
+        --variant top-80-6:$top,update.lr=6e-4 --variant top-80-10:$top,update.lr=1e-3 \
+        --variant top-20-3:$top,$small,update.lr=3e-4 --variant top-20-6:$top,$small,update.lr=6e-4 \
+        --variant top-20-10:$top,$small,update.lr=1e-3 \
+        --seeds 610-612 steps=1000 env_steps=300000 eval_every=3 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero" >&2
     exit 2 ;;
