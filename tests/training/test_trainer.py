@@ -180,8 +180,9 @@ def test_the_budget_of_groups_without_a_signal_goes_to_the_others(tiny, method):
     trainer.env.close()
 
 
-def test_a_critic_gives_chunks_their_own_credit_and_groups_of_one_outcome_none(tiny):
-    trainer = Trainer(tiny("credit", "advantage.name=critic", "advantage.steps=5"), silent)
+def test_a_critic_gives_chunks_their_own_credit_and_if_asked_groups_of_one_outcome_none(tiny):
+    options = ("advantage.name=critic", "advantage.steps=5", "advantage.every_group=false")
+    trainer = Trainer(tiny("credit", *options), silent)
     rows = trainer.collect()
     first = rows[trainer.grpo.write_advantage(rows)]  # before it has learned anything: equation 1
     assert first["advantage"].unique().numel() <= 2 * first["group_id"].unique().numel()
