@@ -14,6 +14,7 @@ from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, Method
 from pcm_rl.config.policy import PolicyConfig
+from pcm_rl.config.rollouts import RolloutConfig
 
 MAX_NAME = 200  # file systems allow 255, and folders beside a run's have a suffix
 
@@ -44,6 +45,7 @@ class Config:
         policy: The policy.
         demos: Demonstrations.
         sft: Supervised start.
+        rollouts: Rollouts of a training step.
         advantage: Credit of each chunk.
         selection: Chunk selection.
         update: GRPO update.
@@ -69,6 +71,7 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     demos: DemoConfig = field(default_factory=DemoConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)

@@ -28,6 +28,7 @@ from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.rollouts.rows import listens, rollout_metrics
 from pcm_rl.training.checkpoint import Snapshot, load_checkpoint, policy_metadata
+from pcm_rl.training.cuts import Cuts
 from pcm_rl.training.finish import report_run
 from pcm_rl.training.generations import NEWEST, add_generation, best, newest_whole, set_damaged_aside
 from pcm_rl.training.grpo import GRPO
@@ -94,7 +95,7 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
                 if trainer.done:
                     break
                 metrics = trainer.train_step()
-                hopeless = trainer.patience.ends(metrics["success"])
+                hopeless = trainer.patience.ends(metrics["successes"])
                 trainer.complete(metrics)
                 listener.check()
                 if hopeless and not trainer.done:
@@ -133,6 +134,7 @@ class Trainer:
         self.held: Snapshot | None = None  # the last completed step
         self.at_hand: TensorDictBase | None = None  # a few rows to try the policy on
         self.patience = Patience(config.patience)
+        self.cuts = Cuts(self.grpo.config, self.env, self.grpo.credit)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
@@ -166,7 +168,7 @@ class Trainer:
         collected = time.perf_counter()
         self.step += 1
         signal = grpo.write_advantage(rows)
-        metrics = {"step": self.step, **rollout_metrics(rows, self.config.groups)}
+        metrics = {"step": self.step, **self.cuts.count(rollout_metrics(rows, self.config.groups), rows)}
         metrics |= {"rollout_s": collected - started, "worker_restarts": self._restarts()}
         learned = {} if grpo.credit.fit is None else grpo.credit.fit(rows)
         if bool(signal.any()):
@@ -185,7 +187,7 @@ class Trainer:
         """Whole episodes of this process's share of ``groups * group_size`` rollouts, with phases."""
         config = self.config
         self.ranks.draw_apart(config.seed, self.step)
-        groups = self.ranks.share(torch.arange(config.groups))
+        groups, dealt = self.ranks.share(torch.arange(config.groups)), self.states.dealt
         init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
         rows = collect_episodes(
@@ -197,6 +199,7 @@ class Trainer:
             task=task,
             same_starts=config.env.same_starts,
             may_be_empty=self.ranks.size > 1,
+            cut=self.cuts.of(dealt + groups),
         )
         if not len(rows):
             return rows
@@ -297,6 +300,7 @@ class Trainer:
             "keep": self.grpo.sampler.keep.state_dict(),
             "states": self.states.state_dict(),
             "steps_without_success": self.patience.steps,
+            "cuts": self.cuts.state_dict(),
             "summary": self.summary,
             "evaluated": self.evaluated[0],
         }
@@ -346,6 +350,7 @@ class Trainer:
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
         self.patience.steps = state.get("steps_without_success", 0)  # older checkpoints have none
+        self.cuts.load_state_dict(state.get("cuts", self.cuts.state_dict()))
         self._open_folder(checkpoint)
         self.say(f"resumed {self.folder} after step {self.step}")
 
