@@ -108,6 +108,9 @@ METRICS = (
 )
 EVALUATION = (
     Column("step", "", "training step after which the policy was evaluated; 0 is before training"),
+    Column("env_steps", "steps", "environment steps of all training rollouts so far"),
+    Column("gradient_chunks", "chunks", "chunks that went through the backward pass so far, once per epoch"),
+    Column("train_s", "s", "time of all training steps so far, without evaluations"),
     Column("success", "0 to 1", "share of the episodes that succeeded, from held-out initial states", "rising"),
     Column("low", "0 to 1", "lower end of its 95 % interval (Wilson)"),
     Column("high", "0 to 1", "upper end of its 95 % interval (Wilson)"),

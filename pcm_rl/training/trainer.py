@@ -92,13 +92,13 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
             trainer.resume() if resume else trainer.start()
             while True:
                 trainer.evaluate_and_save()
-                if trainer.step >= config.steps:
+                if trainer.done:
                     break
                 metrics = trainer.train_step()
                 hopeless = trainer.patience.ends(metrics["successes"])
                 trainer.complete(metrics)
                 listener.check()
-                if hopeless and trainer.step < config.steps:
+                if hopeless and not trainer.done:
                     raise trainer.patience.error(config.folder, metrics["trajectories"])
             trainer.finish()
     return trainer
@@ -125,6 +125,7 @@ class Trainer:
         if config.policy.init is not None:
             self.states.check_policy(policy_metadata(config.policy.init), config.env.id)
         self.step, self.seconds = 0, 0.0
+        self.env_steps, self.gradient_chunks = 0, 0  # of all training steps
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
         self.log: RunLog | None = None
         self.id, self.config_file = "", b""  # of the run's folder
@@ -142,6 +143,12 @@ class Trainer:
     def folder(self) -> Path:
         """The folder of the run."""
         return self.config.folder
+
+    @property
+    def done(self) -> bool:
+        """Whether all training steps are made."""
+        limit = self.config.env_steps
+        return self.step >= self.config.steps or (limit is not None and self.env_steps >= limit)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -172,6 +179,8 @@ class Trainer:
             self.latest = rows[signal], complete
         metrics["step_s"] = time.perf_counter() - started
         self.seconds += metrics["step_s"]
+        self.env_steps += int(metrics["env_steps"])
+        self.gradient_chunks += int(metrics.get("chunks_kept", 0)) * self.config.update.epochs
         return metrics
 
     def collect(self) -> TensorDict:
@@ -226,14 +235,15 @@ class Trainer:
         if self.at_hand is None:
             self.at_hand = rows_at_hand(self.policy, result.rows)
         if self.log is not None:
-            self.log.evaluated({"step": self.step, **result.success.as_dict()})
+            spent = {"env_steps": self.env_steps, "gradient_chunks": self.gradient_chunks, "train_s": self.seconds}
+            self.log.evaluated({"step": self.step, **spent, **result.success.as_dict()})
         self.say(f"evaluation after step {self.step}: {result.line()}")
         return result
 
     def evaluate_and_save(self) -> None:
         """What is due after this step and was not done yet; the end of the run does both in any case."""
         config, step = self.config, self.step
-        if step >= config.steps:
+        if self.done:
             return
         if pending := bool(config.eval_every) and step % config.eval_every == 0 and self.evaluated[0] != step:
             self.evaluate()
@@ -285,6 +295,8 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "env_steps": self.env_steps,
+            "gradient_chunks": self.gradient_chunks,
             "keep": self.grpo.sampler.keep.state_dict(),
             "states": self.states.state_dict(),
             "steps_without_success": self.patience.steps,
@@ -333,6 +345,7 @@ class Trainer:
         state = load_checkpoint(checkpoint, **self.grpo.saved())
         self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
         self.step, self.seconds, self.summary = state["step"], state["seconds"], state["summary"]
+        self.env_steps, self.gradient_chunks = state.get("env_steps", 0), state.get("gradient_chunks", 0)
         self.evaluated, self.saved = (state.get("evaluated", self.step), None), self.step
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
