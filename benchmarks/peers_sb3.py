@@ -1,8 +1,10 @@
 """Stable-Baselines3's PPO on our chunked toy; see ``peers.py``.
 
-Its settings are its own defaults (learning rate 3e-4, minibatches of 64, 10 epochs, gamma 0.99, a critic), but for two
-hidden layers of 256 as our policy has, and rollouts of 32 decisions in each of 80 environments, about as many as one of
-our steps has. It knows no groups, and learns from the same reward, 1 at the step of success.
+Its settings are its own defaults (learning rate 3e-4, minibatches of 64, 10 epochs, gamma 0.99, GAE 0.95, no entropy
+bonus, advantages normalised in each minibatch, a critic), but for two hidden layers of 256 as our policy has, and
+rollouts of 32 decisions in each of 80 environments, about as many as one of our steps has. ``peers.py`` names other
+ones. It knows no groups, and learns from the same reward, 1 at the step of success. Observations are as the supervised
+policy was trained on them, about in [-1, 1].
 
 Actions: ``box``, the chunk as one vector of 56 numbers under a Gaussian, which is what one gets without asking, and
 ``tokens``, 56 categorical variables of 16 bins each, as our policy has: then the weights of the supervised start fit.
@@ -27,6 +29,7 @@ from pcm_rl.algos.sb3 import PCMCallback, PCMRolloutBuffer
 from pcm_rl.episodes import CHUNK, LOG_PROBS, STATE, TOKENS
 
 DECISIONS = 32  # a rollout, in each environment
+ACTOR = ("mlp_extractor.policy_net", "action_net")
 
 
 class ChunkVecEnv(VecEnv):
@@ -131,6 +134,12 @@ class SB3Peer:
         tokens: 56 categorical variables instead of a box.
         start: Copy ``policy``'s weights into the actor; needs ``tokens``.
         seed: Of weights, actions and minibatches.
+        lr: Learning rate.
+        epochs: Passes over a rollout.
+        length: Decisions of a rollout in each environment.
+        batch: Decisions of a minibatch.
+        warmup: Rollouts on which the critic alone is trained, before the policy moves.
+        gamma: Discount of a decision.
         budget: Chunks of each episode in a rollout that are trained on; None takes its own buffer, and all of them.
     """
 
@@ -143,6 +152,12 @@ class SB3Peer:
         tokens: bool,
         start: bool,
         seed: int,
+        lr: float = 3e-4,
+        epochs: int = 10,
+        length: int = DECISIONS,
+        batch: int = 64,
+        warmup: int = 0,
+        gamma: float = 0.99,
         budget: int | None = None,
     ) -> None:
         chunk = env.single_action_space.shape
@@ -161,18 +176,32 @@ class SB3Peer:
             buffer = {"budget": budget, "decode": decode, "seed": seed}
             ours = {"rollout_buffer_class": PCMRolloutBuffer, "rollout_buffer_kwargs": buffer}
         self.callback = None if budget is None else PCMCallback()
-        self.model = PPO("MlpPolicy", self.env, n_steps=DECISIONS, policy_kwargs=net, seed=seed, device="cpu", **ours)
+        self.model = PPO("MlpPolicy", self.env, learning_rate=lr, n_epochs=epochs, n_steps=length, batch_size=batch,
+                         gamma=gamma, policy_kwargs=net, seed=seed, device="cpu", **ours)  # fmt: skip
         if start:
             copy_actor(policy, self.model)
         self.policy = SB3Policy(self.model, decode)
+        self.warmup, self.chunks = warmup, 0
         self.update: Callable[[], None] = self.model.train
-        self.model.train = lambda: self.update()  # type: ignore[method-assign]  # so that a timed one can take its place
+        self.model.train = self._train  # type: ignore[method-assign]  # so that a timed one can take its place
 
     def advance(self) -> int:
         """One rollout and its update; environment steps done."""
         before = self.env.steps
-        self.model.learn(DECISIONS * self.env.num_envs, self.callback, reset_num_timesteps=False)
+        self.model.learn(self.model.n_steps * self.env.num_envs, self.callback, reset_num_timesteps=False)
         return self.env.steps - before
+
+    def _train(self) -> None:
+        """``PPO.train``; what has no gradient it leaves as it is, so the actor does not move in a rollout to warm up."""
+        moves = self.warmup == 0
+        self.warmup = max(0, self.warmup - 1)
+        for name in ACTOR:
+            self.model.policy.get_submodule(name).requires_grad_(moves)
+        self.update()
+        buffer = self.model.rollout_buffer
+        kept = getattr(buffer, "selected", None)
+        rows = buffer.buffer_size * buffer.n_envs if kept is None else len(kept.index)
+        self.chunks += self.model.n_epochs * rows * moves
 
 
 @torch.no_grad()
