@@ -245,7 +245,7 @@ def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, S
 
 _COLUMNS: dict[Any, Callable[[str, Tensor, int], Tensor]] = {
     PHASE: ids, GROUP: ids, EPISODE: ids, CHUNK_ID: ids, SUCCESS: binary, ADVANTAGE: number_per_row,
-    WEIGHT: number_per_row,
+    WEIGHT: number_per_row, OUTCOME: number_per_row,
 }  # fmt: skip
 
 

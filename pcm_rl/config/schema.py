@@ -26,7 +26,7 @@ class Config:
         seed: Seed of everything random.
         steps: GRPO steps.
         groups: Groups (task and initial state) a step.
-        group_size: G, rollouts a group.
+        group_size: G, rollouts a group; 1 only with an advantage that needs no groups, such as ``critic``.
         eval_every: Steps between evaluations; 0 evaluates only before and after.
         eval_episodes: Rollouts of an evaluation on the held-out initial states.
         save_every: Steps between checkpoints; 0 saves only at the end.
@@ -72,14 +72,18 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(0, self, "seed", "steps", "eval_every", "save_every", "patience")
-        at_least(1, self, "groups", "eval_episodes", "save_keep")
+        at_least(1, self, "groups", "group_size", "eval_episodes", "save_keep")
         if self.threads is not None:
             at_least(1, self, "threads")
         try:
             torch.device(self.device)
         except RuntimeError as error:
             raise ConfigError(f"device must be cpu, cuda or cuda:N, got {self.device!r}") from error
-        at_least(2, self, "group_size")
+        if self.group_size == 1 and self.advantage.name == "group":
+            raise ConfigError(
+                "group_size must be at least 2, got 1: advantage.name=group compares the rollouts of a group (equation "
+                "1); advantage.name=critic needs no groups"
+            )
         one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
         if self.name is not None:
             _check_name(self.name)

@@ -15,7 +15,8 @@ from torch import Tensor
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.credit import GROUP_CREDIT, Credit, plugin_credit
-from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_features
+from pcm_rl.algos.critic import Features, SuccessCritic, state_features
+from pcm_rl.algos.critic_credit import critic_credit
 from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
 from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.episodes import INSTRUCTION, STATE
@@ -136,12 +137,14 @@ def make_credit(config: Config, env: VectorEnv, policy: VLAWrapperBase) -> Credi
         width[1],
         config.env.slots,
         lam=section.lam,
+        memory=section.memory,
         steps=section.steps,
         lr=section.lr,
+        width=section.width,
         seed=config.seed,
         features=features,
     )
-    return critic_credit(critic)
+    return critic_credit(critic, scale=section.scale, every_group=section.every_group)
 
 
 def critic_features(config: Config, policy: VLAWrapperBase) -> Features:

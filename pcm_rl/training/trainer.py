@@ -159,7 +159,7 @@ class Trainer:
         collected = time.perf_counter()
         self.step += 1
         signal = grpo.write_advantage(rows)
-        metrics = {"step": self.step, **rollout_metrics(rows, signal, self.config.groups)}
+        metrics = {"step": self.step, **rollout_metrics(rows, self.config.groups)}
         metrics |= {"rollout_s": collected - started, "worker_restarts": self._restarts()}
         learned = {} if grpo.credit.fit is None else grpo.credit.fit(rows)
         if bool(signal.any()):
