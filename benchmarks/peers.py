@@ -4,7 +4,8 @@
     python benchmarks/peers.py training [--steps N] [--seeds 0,1] [--peers pcm,sb3-ppo] [--every N] [--ahead top-critic]
     python benchmarks/peers.py tune [--peers sb3-ppo,torchrl-ppo]           writes results/peers-tuning.csv
 
-They need stable-baselines3.
+The peers ``sb3-...`` need stable-baselines3. ``training`` and ``tune`` take ``key=value`` changes of the recipe at the
+end, which all peers get, such as ``demos.episodes=20`` for a start from fewer demonstrations.
 
 ``update``: one update on one and the same batch of pick and place (groups with both outcomes, collected with the
 supervised policy of ``configs/pick_place.yaml``), by our methods and by TorchRL's recipe; trials interleaved.
@@ -37,7 +38,6 @@ from common import medians, write_csv
 from peers_ours import OurPeer, Weights, configure, quiet, supervised, weights
 from peers_ppo import PPOPeer
 from peers_run import Peer, Run
-from peers_sb3 import SB3Peer
 from peers_summary import ahead, prices, summarise
 from peers_torchrl import DECISIONS, RecipePeer, RecipeUpdate
 from peers_tune import CHOSEN, SEARCHES, tune
@@ -99,6 +99,8 @@ def torchrl_ppo(run: Run, **options: Any) -> Peer:
 
 def sb3(run: Run, **options: Any) -> Peer:
     """Stable-Baselines3's PPO."""
+    from peers_sb3 import SB3Peer  # the others do without the package
+
     return _beside(run, SB3Peer, [], lambda config: {"seed": run.seed, **options})
 
 
@@ -213,11 +215,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=40_000, help="environment steps between two evaluations")
     parser.add_argument("--ahead", default="top-critic", help="peers that each other one is compared with")
     parser.add_argument("--repeats", type=int, default=9, help="timed trials of an update, after a warm-up")
-    options = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the recipe for all peers")
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     tunes = options.what == "tune"
     seeds = [int(seed) for seed in (options.seeds or ("600,601" if tunes else "0,1,2")).split(",")]
     steps = options.steps or (300_000 if tunes else 800_000)
+    base = [(seed, steps, options.every, tuple(options.overrides)) for seed in seeds]
     known = tuple(SEARCHES) if tunes else tuple(PEERS)
     chosen = options.peers.split(",") if options.peers else list(known if tunes else DEFAULT)
     if unknown := sorted(set(chosen) - set(known)):
@@ -225,9 +229,9 @@ def main() -> None:
     if options.what == "update":
         write_csv("peers-update", update_table(seeds[0], options.repeats))
     elif tunes:
-        write_csv("peers-tuning", tune(chosen, seeds, steps, options.every, WORK, make_peer), quiet=True)
+        write_csv("peers-tuning", tune(chosen, base, WORK, make_peer), quiet=True)
     else:
-        runs = [Run(name, *PEERS[name], seed, steps, options.every) for seed in seeds for name in chosen]
+        runs = [Run(name, *PEERS[name], *rest) for rest in base for name in chosen]
         training(runs, options.ahead.split(","), steps)
 
 

@@ -70,10 +70,16 @@ def summary(state: Tensor, episodes: EpisodeIndex, frames: int) -> Tensor:
 
 
 def relative(reward: Tensor, group: Tensor) -> Tensor:
-    """Equation 1 for rewards that are not binary: ``[I]`` minus the group's mean, over its standard deviation."""
+    """Equation 1 for rewards that are not binary: ``[I]`` minus the group's mean, over its standard deviation.
+
+    Raises:
+        ValueError: A group has one episode only.
+    """
     index = number_ids(group)
     zeros = torch.zeros(int(index.max()) + 1, dtype=reward.dtype)
     count = zeros.index_add(0, index, torch.ones_like(reward))
+    if bool((count < 2).any()):
+        raise ValueError("a reward relative to its group needs two rollouts a group or more; set group_size")
     centred = reward - (zeros.index_add(0, index, reward) / count)[index]
     std = (zeros.index_add(0, index, centred**2) / (count - 1).clamp_min(1)).sqrt()
     return (centred / (std[index] + 1e-6)).float()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from peers_run import Peer, Row, Run
-from peers_summary import area
+from peers_summary import COSTS, area
 
 
 class Search(NamedTuple):
@@ -32,9 +32,9 @@ class Search(NamedTuple):
     others: dict[str, list[Any]]
 
 
-PPO = {"lr": 3e-4, "epochs": 10, "length": 32, "batch": 256, "warmup": 0}
+PPO = {"lr": 3e-4, "epochs": 4, "length": 32, "batch": 256, "warmup": 0}
 PPO_OTHERS: dict[str, list[Any]] = {
-    "warmup": [1], "lr": [1e-4, 1e-3], "length": [8, 16], "epochs": [4], "batch": [64],
+    "warmup": [1], "lr": [1e-4, 1e-3], "length": [8, 16], "batch": [64], "epochs": [10],
 }  # fmt: skip
 SRPO = {"method": "full-valid", "advantage.name": "peers_srpo:Progress", "advantage.options.most": 0.6}
 SEARCHES = {
@@ -60,48 +60,50 @@ SEARCHES = {
 CHOSEN: dict[str, dict[str, Any]] = {name: search.start for name, search in SEARCHES.items()}
 
 
-def tune(
-    names: Sequence[str], seeds: Sequence[int], steps: int, every: int, work: Path, make: Callable[[Run], Peer]
-) -> list[Row]:
+Rest = tuple[int, int, int, tuple[str, ...]]  # seed, steps, every and overrides of a run
+
+
+def tune(names: Sequence[str], rests: Sequence[Rest], work: Path, make: Callable[[Run], Peer]) -> list[Row]:
     """Search for each peer; a row for each configuration and seed.
 
     Args:
         names: Of :data:`SEARCHES`.
-        seeds: Tuning seeds.
-        steps: Environment steps of a run.
-        every: Environment steps between two evaluations.
+        rests: What the runs have beside a peer's settings, one for each tuning seed.
         work: Folder that keeps the runs.
         make: Gives a peer at its start.
     """
-    return [row for name in names for row in _search(name, list(seeds), steps, every, work, make)]
+    return [row for name in names for row in _search(name, rests, work, make)]
 
 
-def _search(
-    name: str, seeds: list[int], steps: int, every: int, work: Path, make: Callable[[Run], Peer]
-) -> list[Row]:
+def _search(name: str, rests: Sequence[Rest], work: Path, make: Callable[[Run], Peer]) -> list[Row]:
     kind, best, others = SEARCHES[name]
     rows: list[Row] = []
-    scores: dict[str, float] = {}
 
     def score(settings: dict[str, Any]) -> float:
-        told = json.dumps(settings)
-        runs = [Run(name, kind, settings, seed, steps, every).rows(work, make) for seed in seeds]
-        areas = [area(run, steps) for run in runs]
-        for seed, run, mean in zip(seeds, runs, areas, strict=True):
-            ends = {key: run[-1][key] for key in ("env_steps", "chunks", "seconds")}
-            rows.append({"peer": name, "configuration": len(scores), "settings": told, "seed": seed,
-                         "mean_over_training": round(mean, 4), "success_after": round(run[-1]["success"], 4),
-                         **ends})  # fmt: skip
-        scores[told] = statistics.fmean(areas)
-        print(f"{name}: {scores[told]:.3f} with {told}", flush=True)
-        return scores[told]
+        number = len(rows) // len(rests)
+        for rest in rests:
+            run = Run(name, kind, settings, *rest)
+            curve = run.rows(work, make)
+            rows.append(
+                {
+                    "peer": name,
+                    "configuration": number,
+                    "settings": json.dumps(settings),
+                    "seed": run.seed,
+                    "mean_over_training": round(area(curve, run.steps), 4),
+                    "success_after": round(curve[-1]["success"], 4),
+                    **{cost: curve[-1][cost] for cost in COSTS},
+                }
+            )
+        reached = statistics.fmean(row["mean_over_training"] for row in rows[-len(rests) :])
+        print(f"{name}: {reached:.3f} with {settings}", flush=True)
+        return reached
 
     reached = score(best)
     for coordinate, values in others.items():
-        start = best
+        before = best
         for value in values:
-            tried = {**start, coordinate: value}
+            tried = {**before, coordinate: value}
             if (success := score(tried)) > reached:
                 best, reached = tried, success
-    chosen = json.dumps(best)
-    return [{**row, "chosen": row["settings"] == chosen} for row in rows]
+    return [{**row, "chosen": row["settings"] == json.dumps(best)} for row in rows]
