@@ -45,7 +45,7 @@ from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos import PCMSampler
-from pcm_rl.config import METHODS, Config
+from pcm_rl.config import METHODS, Config, ConfigError
 from pcm_rl.episodes import ADVANTAGE, pad_episodes
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.initial_states import InitialStates
@@ -57,7 +57,8 @@ WORK = Path(__file__).parent.parent / "runs" / "peers"
 OURS = ("full-padded", "full-valid", "pcm", "top-advantage")
 BUDGETS = {"top-advantage": 8, "top-critic": 4}  # for the whole batch; the others have the recipe's 12
 TORCHRL: dict[str, dict[str, Any]] = {"torchrl": {}, "torchrl-3e-5": {"lr": 3e-5}, "torchrl-4": {"steps": 4}}
-PEERS: dict[str, tuple[str, dict[str, Any]]] = {  # kind and settings of each
+# Kind and settings of each. Settings of our trainer are a method, and changes of the recipe by their dotted keys.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ("ours", {"method": name}) for name in METHODS},
     "full-valid-64": ("ours", {"method": "full-valid", "rows": DECISIONS}),
     "srpo-like": ("ours", CHOSEN["srpo-like"]),
@@ -81,7 +82,7 @@ def ours(run: Run, *, method: str, rows: int | None = None, **changes: Any) -> P
     told += [f"{key}={value}" for key, value in changes.items()]
     config = configure(method, run.seed, [*told, *run.overrides])
     rollouts = f"env.num_envs={config.groups * config.group_size}"
-    return OurPeer(configure(method, run.seed, [*told, *run.overrides, rollouts]), start_of(run), rows)
+    return OurPeer(configure(method, run.seed, [*told, rollouts, *run.overrides]), start_of(run), rows)
 
 
 def vla_grpo(run: Run, *, groups: int | None = None, **options: Any) -> Peer:
@@ -203,7 +204,7 @@ def training(runs: list[Run], base: list[str], steps: int) -> None:
     write_csv("peers-seeds", priced, quiet=True)
     write_csv("peers-summary", summarise(curves, steps))
     if compared := ahead(priced, base):
-        write_csv("peers-ahead", compared)
+        write_csv("peers-ahead", compared, quiet=True)
 
 
 def main() -> None:
@@ -226,6 +227,10 @@ def main() -> None:
     chosen = options.peers.split(",") if options.peers else list(known if tunes else DEFAULT)
     if unknown := sorted(set(chosen) - set(known)):
         parser.error(f"unknown peers {unknown}; choose some of {','.join(known)}")
+    try:
+        configure("full-valid", seeds[0], options.overrides)
+    except ConfigError as error:
+        parser.error(str(error))
     if options.what == "update":
         write_csv("peers-update", update_table(seeds[0], options.repeats))
     elif tunes:
