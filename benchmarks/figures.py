@@ -41,6 +41,7 @@ def main() -> None:
     thresholds(FIGURES / "thresholds.svg")
     budgets(FIGURES / "budgets.svg")
     theory(FIGURES / "theory.svg")
+    credit(FIGURES / "credit-and-phases.svg")
 
 
 def colors(rows: Iterable[Row]) -> dict[str, str]:
@@ -272,6 +273,33 @@ def _cumulated(panel: plt.Axes) -> None:
     panel.axvline(12, color="#9ca3af", lw=0.8)
     panel.set(xlabel="B", ylabel="share of C in the best B chunks", ylim=(0, 1.02))
     panel.legend(frameon=False, fontsize=7)
+
+
+CREDIT_COLORS = {"equation 1": "#1f2933", "critic, every row": "#dc2626"}
+CREDIT_RULES = {"neyman": "Neyman\nby phase", "pcm": "PCM\nwith C", "pcm, credit": "PCM with\nthe phase's\ncredit",
+                "credit": "in proportion\nto abs(A)", "gradient": "best\npossible"}  # fmt: skip
+
+
+def credit(path: Path) -> None:
+    """Error of the gradient by rule, and how much phases explain, under equation 1 and a critic; a dot a snapshot."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), width_ratios=(3, 2))
+    rows = read_csv("theory-credit")
+    shares = {"phases explain, credit": "phases explain\nof the variance of A²",
+              "top tenth, credit": "top tenth of the\nchunks has of sum A²"}  # fmt: skip
+    for side, (name, color) in enumerate(CREDIT_COLORS.items()):
+        for mark, task in (("o", "toy"), ("^", "LIBERO")):
+            mine = [row for row in rows if row["credit"] == name and row["task"] == task.lower()]
+            for panel, keys in ((panels[0], [f"error, {rule}" for rule in CREDIT_RULES]), (panels[1], list(shares))):
+                points = [(k + 0.2 * side - 0.1, float(row[key])) for k, key in enumerate(keys) for row in mine]
+                panel.plot([p[0] for p in points], [p[1] for p in points], mark, ms=4, alpha=0.6, color=color,
+                           label=f"{task}, {name}")  # fmt: skip
+    panels[0].axhline(1.0, color="#9ca3af", lw=0.8)
+    panels[0].set_xticks(range(len(CREDIT_RULES)), list(CREDIT_RULES.values()), fontsize=8)
+    panels[0].set(ylabel="error over that of random chunks", ylim=(0, None))
+    panels[1].set_xticks(range(len(shares)), list(shares.values()), fontsize=8)
+    panels[1].set(xlim=(-0.6, 1.6), ylim=(0, 1))
+    panels[0].legend(frameon=False, fontsize=7)
+    _save(figure, path)
 
 
 def _save(figure: plt.Figure, path: Path) -> None:

@@ -67,7 +67,7 @@ TASKS = {
          "demos.episodes=5", "sft.steps=800", "sft.target=null", "groups=4", "group_size=8", "steps=8",
          "update.lr=1e-3"),
         (0, 4),
-        10,
+        9,
         ("advantage.memory=96", "advantage.steps=48"),
     ),
 }  # fmt: skip

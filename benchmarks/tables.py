@@ -12,6 +12,7 @@ without a table stay as they are.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import statistics
 import sys
@@ -196,6 +197,78 @@ def phases() -> list[list[str]]:
     return table
 
 
+CREDIT = {
+    "spread": "largest over smallest `sqrt(V_c)`",
+    "spread, no tail": "the same without the tail",
+    "rank": "rank correlation of C with `V_c`",
+    "delta": "Delta (equation 23)",
+    "variance, uniform": "variance of random chunks, over Neyman's",
+    "variance, pcm": "variance of PCM's allocation, over Neyman's",
+    "phases explain, credit": "share of the variance of `A_k^2` that phases explain",
+    "top tenth, credit": "share of `sum A_k^2` in the top tenth of the chunks",
+    "error, neyman": "error, Neyman by phase",
+    "error, phase": "error, the best weights of phases in hindsight",
+    "error, pcm": "error, PCM with C",
+    "error, pcm, credit": "error, PCM with the phase's root mean square of `A_k`",
+    "error, credit": "error, in proportion to `abs(A_k)`",
+    "error, gradient": "error, in proportion to the gradient's norm: the best possible",
+    "cosine, random": "cosine, random chunks",
+    "cosine, pcm": "cosine, PCM with C",
+    "cosine, top": "cosine, the largest `abs(A_k)` with their own weights",
+}
+
+
+def credit(task: str) -> list[list[str]]:
+    """The theory under each credit: mean and standard error over a task's snapshots, or each of them where few."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in read_csv("theory-credit"):
+        if row["task"] == task:
+            rows[row["credit"]].append(row)
+    table = [["", *rows]]
+    for key, label in CREDIT.items():
+        values = {name: [float(row[key]) for row in mine] for name, mine in rows.items()}
+        table.append([label, *(_mean_or_each(v) for v in values.values())])
+    return table
+
+
+def credit_phases(task: str) -> list[list[str]]:
+    """Where chunks, credit and gradient variance are, phase by phase, with the critic on every row and equation 1."""
+    keys = {"chunks": "share of the chunks", "credit": "share of `sum A_k^2`"}
+    kept = ("kept, neyman", "kept, uniform", "kept, pcm")
+    found: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    snapshots: dict[tuple[str, ...], list[Row]] = defaultdict(list)
+    for row in read_csv("theory-credit-phases"):
+        if row["task"] == task:
+            snapshots[row["seed"], row["step"], row["credit"]].append(row)
+    for (_, _, name), mine in snapshots.items():
+        square = {row["phase"]: float(row["chunks"]) * float(row["A"]) ** 2 for row in mine if row["A"] != "nan"}
+        chunks = sum(float(row["chunks"]) for row in mine)
+        mean = sum(float(row["chunks"]) * float(row["V"]) for row in mine) / chunks
+        for row in mine:
+            cells = found[row["phase"], name]
+            cells["chunks"].append(float(row["chunks"]) / chunks)
+            cells["credit"].append(square.get(row["phase"], 0.0) / sum(square.values()))
+            cells["root V"].append(max(float(row["V"]) / mean, 0.0) ** 0.5)
+            for key in kept:
+                cells[key].append(float(row[key]))
+    group, critic = "equation 1", "critic, every row"
+    head = ["phase", *keys.values(), "`sqrt(V_c)`, equation 1", "`sqrt(V_c)`, critic"]
+    rows = [[*head, "kept by Neyman", "by random chunks", "by `pcm`"]]
+    for phase in dict.fromkeys(phase for phase, _ in found):
+        mine = found[phase, critic]
+        cells = [f"{statistics.fmean(mine[key]):.0%}" for key in keys]
+        roots = [found[phase, group]["root V"], mine["root V"]]
+        cells += [_mean_or_each(v) for v in roots]
+        rows.append([phase, *cells, *(_digits(statistics.fmean(mine[key])) for key in kept)])
+    return rows
+
+
+def _mean_or_each(values: Sequence[float]) -> str:
+    if len(values) < 3:
+        return " / ".join(map(_digits, values))
+    return f"{_digits(statistics.fmean(values))} ± {_digits(statistics.stdev(values) / len(values) ** 0.5)}"
+
+
 PEERS = {
     "pcm": "`pcm`, B = 12",
     "top-advantage": "`top-advantage`, B = 8",
@@ -291,6 +364,10 @@ def outcome(row: Row) -> str:
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
+    "credit-toy": functools.partial(credit, "toy"),
+    "credit-libero": functools.partial(credit, "libero"),
+    "credit-phases-toy": functools.partial(credit_phases, "toy"),
+    "credit-phases-libero": functools.partial(credit_phases, "libero"),
     "peers": peers,
     "peers-prices": prices,
     "reliability": reliability,

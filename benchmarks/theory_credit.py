@@ -11,8 +11,9 @@ Three credits: ``equation 1``, and the critic's on the same rows (groups with bo
   root mean square of the advantages, C, and what Neyman's allocation, PCM's own and uniform chunks keep at B = 4.
 * ``theory-credit.csv``, a row a snapshot and credit:
 
-  - ``spread``, largest over smallest sqrt(V_c), also without the tail; the rank correlation of C with V_c over the
-    phases that have a C; the variance of PCM's allocation and of uniform chunks over Neyman's; Delta (equation 23);
+  - ``spread``, largest over smallest sqrt(V_c) of the phases with 50 chunks or more, also without the tail; the rank
+    correlation of C with V_c over the phases that have a C; the variance of PCM's allocation and of uniform chunks over
+    Neyman's; Delta (equation 23);
   - ``phases explain``, the share of the variance of A_k^2 that lies between phases (eta squared), and ``top tenth``,
     the share of sum A_k^2 that the tenth of the chunks with the largest has; both also for the chunks' gradients;
   - ``error, RULE``: E|g_rule - g_full|^2 of the batch's gradient with rows drawn independently with probability
@@ -64,6 +65,7 @@ from pcm_rl.training.checkpoint import load_policy
 from pcm_rl.training.trainer import Trainer
 
 BUDGET, WARM_UP, GRAMS, DRAWS = 4, 3, 2, 64
+COMMON = 50  # chunks of a phase in a snapshot, below which its variance is not compared
 CREDITS = ("equation 1", "critic, same rows", "critic, every row")
 RULES = ("neyman", "phase", "pcm", "pcm, credit", "credit", "gradient")
 OF_EACH_TRAJECTORY = ("random", "pcm", "pcm, credit")  # how these are drawn in training
@@ -242,10 +244,11 @@ def phase_rows(found: Measured) -> list[dict[str, object]]:
 def summary(found: Measured) -> dict[str, object]:
     snapshot = found.snapshot
     count, variance = snapshot.chunks(), snapshot.variance()
+    common = snapshot.count >= COMMON
     row: dict[str, object] = {
         "rows": sum(len(rows.phase) for rows in found.rows),
-        "spread": number_of(spread(variance, count > 0)),
-        "spread, no tail": number_of(spread(variance, (count > 0) & (torch.arange(PHASES) != Phase.TAIL))),
+        "spread": number_of(spread(variance, common)),
+        "spread, no tail": number_of(spread(variance, common & (torch.arange(PHASES) != Phase.TAIL))),
         "rank": number_of(torch.tensor(rank_correlation(snapshot.scores[0] / snapshot.scored[0], variance))),
     }
     row |= {f"variance, {name}": round(ratio, 4) for name, ratio in snapshot.over_neyman().items()}
