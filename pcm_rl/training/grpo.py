@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,6 +38,9 @@ class GRPO:
         config: The run.
         env: The environments that the policy has to fit.
         ranks: The processes that share an update.
+
+    Warns:
+        RuntimeWarning: The rule weighs phases, and a critic gives the credit.
     """
 
     def __init__(self, config: Config, env: VectorEnv, ranks: Ranks = ALONE) -> None:
@@ -47,6 +51,14 @@ class GRPO:
         self.half_box = half_box(env.single_action_space)
         check_groups(config, self.credit)
         self.sampler = PCMSampler.of(config.selection, seed=config.seed)
+        if ranks.first and config.advantage.name == "critic" and self.sampler.rule.by_phase:
+            warnings.warn(
+                f"selection.name={config.selection.name} chooses by phase, and phases explain little of the critic's "
+                "credit: expect no more than from random chunks; selection.name=top-advantage goes by the credit "
+                "itself (docs/credit_and_phases.md)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.loss = make_loss(self.policy, config.update)
         self.optimizer = make_optimizer(self.policy, config.update)
         self.generator = Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
