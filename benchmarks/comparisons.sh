@@ -79,7 +79,7 @@ credit-tuning)  # rollouts a step and learning rate, five choices for each metho
     full=method=full-valid
     critic=method=full-critic,advantage.steps=5
     top=method=top-critic,selection.budget=4,advantage.steps=5
-    toy --variant full-80-3:$full,update.lr=3e-4 --variant full-80-6:$full,update.lr=6e-4 \
+    toy --methods '' --variant full-80-3:$full,update.lr=3e-4 --variant full-80-6:$full,update.lr=6e-4 \
         --variant full-80-10:$full,update.lr=1e-3 \
         --variant full-20-3:$full,groups=2,$often,update.lr=3e-4 \
         --variant full-20-6:$full,groups=2,$often,update.lr=6e-4 \

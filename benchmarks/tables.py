@@ -226,6 +226,34 @@ def peers() -> list[list[str]]:
     return table
 
 
+SIDE_BY_SIDE = {
+    "sb3-ppo": "Stable-Baselines3 PPO",
+    "torchrl-ppo": "TorchRL PPO",
+    "vla-grpo": "TorchRL's `vla_grpo`",
+    "srpo-like": "full GRPO with a progress reward",
+}
+
+
+def prices() -> list[list[str]]:
+    """Peers side by side: the median price of 70, 80 and 90 % success, and on how many seeds it was reached."""
+    table = [["", "success before", "after", "mean over training"]]
+    costs = {"env_steps": "environment steps", "chunks": "gradient chunks", "seconds": "seconds"}
+    table[0] += [f"{text} to 70 / 80 / 90 %" for text in costs.values()] + ["seeds that reach 70 / 80 / 90 %"]
+    for run in read_csv("peers-summary"):
+        name = SIDE_BY_SIDE.get(run["peer"], f"`{run['peer']}`")
+        cells = [_short(float(run[key])) for key in ("success_before", "success_after", "mean_over_training")]
+        for cost in costs:
+            cells.append(" / ".join(_price(run[f"{cost}_to_{good}"]) for good in ("0.7", "0.8", "0.9")))
+        reached = " / ".join(run[f"reached_{good}"] for good in ("0.7", "0.8", "0.9"))
+        table.append([name, *cells, f"{reached} of {run['seeds']}"])
+    return table
+
+
+def _price(cell: str) -> str:
+    """A median price; a dash where half of the seeds or more never get there."""
+    return (cell if "." in cell else f"{int(cell):,}") if cell else "-"
+
+
 def _digits(value: float) -> str:
     return f"{value:.2f}"
 
@@ -264,6 +292,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
     "peers": peers,
+    "peers-prices": prices,
     "reliability": reliability,
 }
 
