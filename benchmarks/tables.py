@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check    changes nothing; fails if a table is not what the CSV files say
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is a comparison, with ``: METHOD``
-after it where differences are taken to that method as well, ``history: RULE``, or one of :data:`OTHERS`. Pages
+after it where differences are taken to that method as well, ``history: RULE``, ``efficiency: COMPARISON`` (what a
+success costs), or one of :data:`OTHERS`. Pages
 without a table stay as they are.
 """
 
@@ -18,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import efficiency
 from common import RESULTS, by_run, read_comparison, read_csv
 
 from pcm_rl.compare.statistics import paired_difference
@@ -53,6 +55,8 @@ def table(name: str, other: str | None = None) -> str:
     """Markdown of a table, ended by a newline."""
     if name == "history":
         rows = history(other or "")
+    elif name == "efficiency":
+        rows = efficiency.table(other or "", (BASE, "batch-critic"))
     else:
         rows = OTHERS[name]() if name in OTHERS else comparison(name, other)
     head, *body = rows
@@ -195,7 +199,7 @@ def phases() -> list[list[str]]:
 PEERS = {
     "pcm": "`pcm`, B = 12",
     "top-advantage": "`top-advantage`, B = 8",
-    "top-critic": "`top-critic`, B = 4",
+    "batch-critic": "`batch-critic`, B = 4",
     "full-valid": "`full-valid`",
     "full-padded": "`full-padded`",
     "full-valid-64": "`full-valid`, a step for every 64 decisions",

@@ -13,6 +13,7 @@ from torchrl.modules import MLP
 
 from pcm_rl.algos.gae import chunk_advantage
 from pcm_rl.algos.memory import RolloutMemory
+from pcm_rl.algos.projection import RandomProjection, floored
 from pcm_rl.episodes import (
     CHUNK_ID,
     EPISODE,
@@ -61,6 +62,7 @@ class SuccessCritic(nn.Module):
         steps: Gradient steps per batch, of 256 rows.
         lr: Their learning rate.
         width: Units of each of the two hidden layers.
+        inputs: More features than these are projected onto so many, by a fixed random matrix.
         seed: Seed of its weights and of the rows it learns from; the global generator stays as it is.
         features: ``rows [M] -> [M, F]``, its input; None is the state. Not called for rows that hold
             :data:`~pcm_rl.episodes.FEATURES` already.
@@ -82,26 +84,29 @@ class SuccessCritic(nn.Module):
         steps: int = 15,
         lr: float = 1e-3,
         width: int = 64,
+        inputs: int = 128,
         seed: int = 0,
         features: Features | None = None,
     ) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.net = MLP(feature_dim + 1, 1, num_cells=[width, width], activation_class=nn.Tanh)
+            self.project = RandomProjection(feature_dim, inputs, seed)
+            self.net = MLP(self.project.out_dim + 1, 1, num_cells=[width, width], activation_class=nn.Tanh)
         self.max_chunks, self.lam, self.steps, self.lr = max_chunks, lam, steps, lr
         self.generator = Generator().manual_seed(seed)
-        self.memory = RolloutMemory(memory, feature_dim)
+        self.memory = RolloutMemory(memory, self.project.out_dim)
         self._optimizer = self._make_optimizer()
         self._features = state_features if features is None else features
-        self.register_buffer("mean", torch.zeros(feature_dim))
-        self.register_buffer("std", torch.ones(feature_dim))
+        self.register_buffer("mean", torch.zeros(self.project.out_dim))
+        self.register_buffer("std", torch.ones(self.project.out_dim))
         self.register_buffer("fitted", torch.tensor(False))
 
     @torch.no_grad()
     def forward(self, rows: TensorDictBase) -> Tensor:
         """Chance of success before each of ``rows [M]``, ``[M]`` float64, without a gradient."""
-        return self._logit(self._inputs(self._features_of(rows), column_of(rows, CHUNK_ID))).double().sigmoid()
+        features = self.project(self._features_of(rows))
+        return self._logit(self._inputs(features, column_of(rows, CHUNK_ID))).double().sigmoid()
 
     def observe(self, rows: TensorDictBase) -> TensorDictBase:
         """Write the features of every row under :data:`~pcm_rl.episodes.FEATURES`, in place."""
@@ -141,12 +146,14 @@ class SuccessCritic(nn.Module):
         outcome, episode = _outcomes(rows)
         if len(outcome) < 2:
             raise ValueError(f"a critic learns from at least 2 rows, got {len(outcome)}")
-        features = self._features_of(rows)
+        raw, time = self._features_of(rows), column_of(rows, CHUNK_ID)
         # memory replaces its tensors and does not write into them
         before = {key: v if key.startswith("memory.") else v.clone() for key, v in self.state_dict().items()}
-        metrics = self._foreseen(features, column_of(rows, CHUNK_ID), outcome)
+        metrics = self._foreseen(self.project(raw), time, outcome)
         try:
-            self.memory.add(features, column_of(rows, CHUNK_ID), outcome, episode)
+            if not bool(self.fitted):
+                self.project.standardise(raw)
+            self.memory.add(self.project(raw), time, outcome, episode)
             self._standardise()
             self._descend()
         except BaseException:
@@ -162,9 +169,10 @@ class SuccessCritic(nn.Module):
         with torch.no_grad():
             features = self._features(rows) if features is None else features
         features = features.detach().float()
-        if features.shape != (len(rows), len(self.mean)):
+        if features.shape != (len(rows), self.project.feature_dim):
             raise ValueError(
-                f"the critic's features must have shape [{len(rows)}, {len(self.mean)}], got {tuple(features.shape)}"
+                f"the critic's features must have shape [{len(rows)}, {self.project.feature_dim}], got "
+                f"{tuple(features.shape)}"
             )
         if not bool(torch.isfinite(features).all()):
             row = int((~torch.isfinite(features)).any(-1).nonzero()[0])
@@ -195,7 +203,7 @@ class SuccessCritic(nn.Module):
         if self.memory.rollouts or not bool(self.fitted):
             self.mean.copy_(self.memory.features.mean(0))
             std = (self.memory.features - self.mean).square().mean(0).sqrt()  # twice as fast as torch.std_mean here
-            self.std.copy_(std + 1e-3 if not self.memory.rollouts else _floored(std))
+            self.std.copy_(std + 1e-3 if not self.memory.rollouts else floored(std))
             self.fitted.fill_(True)
 
     def _descend(self) -> None:
@@ -238,12 +246,6 @@ class SuccessCritic(nn.Module):
         self._optimizer = self._make_optimizer()
         load_optimizer_tensors(self._optimizer, tensors)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _floored(std: Tensor) -> Tensor:
-    """At least a tenth of the median of those above 0: what hardly ever changes is not blown up."""
-    some = std[std > 0]
-    return std.clamp_min(0.1 * float(some.median())) if len(some) else torch.ones_like(std)
 
 
 def _outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,9 @@ class AdvantageConfig:
     Attributes:
         name: ``group``, the outcome relative to the group's (equation 1); ``critic``, the change of a learned chance of
             success (``pcm_rl.algos.critic``); or ``module:function`` of one's own (see ``pcm_rl.algos.credit``).
-        features: What the critic sees of each row: ``state``, ``policy`` (what the policy makes of the observation, at
-            the cost of one more forward of every row), or ``module:function``, rows ``[M]`` to ``[M, F]``.
+        features: What the critic sees of each row: ``state``, ``policy`` (the policy's last hidden layer, recorded when
+            it acts; a policy of one's own that cannot record costs one more forward of every row), or
+            ``module:function``, rows ``[M]`` to ``[M, F]``. More than 128 are projected onto 128 by a random matrix.
         lam: Lambda of the critic's generalised advantage estimate.
         memory: Rollouts that the critic learns from, the newest batch and those before it; 0 takes the newest batch
             alone, with an optimiser that starts anew.

@@ -37,7 +37,15 @@ class Column(NamedTuple):
 
 METRICS = (
     Column("step", "", "training step, one update of the policy"),
-    Column("success", "0 to 1", "share of the sampled trajectories that succeeded", "rising"),
+    Column(
+        "success",
+        "0 to 1",
+        "share of the sampled trajectories that succeeded; a trajectory that was cut counts as a success at the rate "
+        "cuts_wrong / cuts_checked of the run so far, 0 before one was checked: an estimate that lags where this rate "
+        "changes",
+        "rising",
+    ),
+    Column("successes", "count", "trajectories that succeeded; none that was cut"),
     Column("trajectories", "count", "trajectories rolled out in the step", "groups x group size"),
     Column("groups", "count", "groups: trajectories of one task and one initial state"),
     Column(
@@ -74,6 +82,15 @@ METRICS = (
     Column("update_s", "s", "time of the forward and backward passes and the optimiser"),
     Column("step_s", "s", "time of the whole step"),
     Column("env_steps", "steps", "environment steps executed in the step"),
+    Column("rollouts_cut", "count", "trajectories cut because their chance of success stayed below rollouts.cut"),
+    Column("cuts_checked", "count", "trajectories that would have been cut, but were exempt and played to their end"),
+    Column("cuts_wrong", "count", "those of them that succeeded: a cut would have been wrong", "few of cuts_checked"),
+    Column(
+        "cut_steps_saved",
+        "steps",
+        "environment steps that the cut trajectories had left up to the time limit (of the longest task), so at most "
+        "these were saved: some would have succeeded before",
+    ),
     Column(
         "worker_restarts", "count", "simulators that failed, whose episodes were played again, since the run began", "0"
     ),
@@ -91,6 +108,9 @@ METRICS = (
 )
 EVALUATION = (
     Column("step", "", "training step after which the policy was evaluated; 0 is before training"),
+    Column("env_steps", "steps", "environment steps of all training rollouts so far"),
+    Column("gradient_chunks", "chunks", "chunks that went through the backward pass so far, once per epoch"),
+    Column("train_s", "s", "time of all training steps so far, without evaluations"),
     Column("success", "0 to 1", "share of the episodes that succeeded, from held-out initial states", "rising"),
     Column("low", "0 to 1", "lower end of its 95 % interval (Wilson)"),
     Column("high", "0 to 1", "upper end of its 95 % interval (Wilson)"),

@@ -185,6 +185,8 @@ def step_line(row: Mapping[str, float], steps: int) -> str:
     )
     if row.get("groups_dropped"):
         head += f"dropped {int(row['groups_dropped'])}  "
+    if "rollouts_cut" in row:
+        head += f"cut {int(row['rollouts_cut'])}  "
     times = f"rollout {row['rollout_s']:.2f} s ({row['rollout_s'] / total:.0%})  "
     if "chunks_kept" not in row:
         reason = "all outcomes are alike" if alone else "no group has both outcomes"

@@ -140,6 +140,7 @@ def rollout_metrics(rows: TensorDictBase, groups: int) -> dict[str, float]:
     mixed = set(group[success].tolist()) & set(group[~success].tolist())
     return {
         "success": float(success.float().mean()),
+        "successes": int(success.sum()),
         "trajectories": len(success),
         "groups": collected,
         "groups_mixed": len(mixed),

@@ -21,7 +21,7 @@ from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
 from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.episodes import INSTRUCTION, STATE
 from pcm_rl.policies.bins import check_reach
-from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, lacks
+from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, RecordsFeatures, lacks
 from pcm_rl.support.plugins import load_callable
 from pcm_rl.training.checkpoint import load_policy
 
@@ -148,12 +148,17 @@ def make_credit(config: Config, env: VectorEnv, policy: VLAWrapperBase) -> Credi
 
 
 def critic_features(config: Config, policy: VLAWrapperBase) -> Features:
-    """The features that a critic reads: ``rows [M] -> [M, F]``.
+    """The features that a critic reads: ``rows [M] -> [M, F]``; called for rows that do not hold them yet.
+
+    A policy that can record its features does so from now on if the critic reads them, and no longer if it reads
+    others.
 
     Raises:
         ConfigError: If the policy has no features, or ``advantage.features`` names nothing that can be called.
     """
     name = config.advantage.features
+    if isinstance(policy, RecordsFeatures):
+        policy.record_critic_features(name == "policy")
     if name == "state":
         return state_features
     if name == "policy":

@@ -21,7 +21,7 @@ from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config, ConfigError, UpdateConfig
-from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, IS_PAD, WEIGHT, EpisodeIndex
+from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, FEATURES, IS_PAD, WEIGHT, EpisodeIndex
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.build import make_credit, make_policy
@@ -103,7 +103,8 @@ class GRPO:
         return kept
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:
-        """One update on the kept rows."""
+        """One update on the kept rows; what only the critic sees does not travel to the policy's device."""
+        kept = kept.exclude(FEATURES)
         return update_policy(self.loss, self.optimizer, kept, self.config.update, self.generator, self.ranks)
 
     def check_same(self) -> None:

@@ -28,6 +28,7 @@ from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.rollouts.rows import listens, rollout_metrics
 from pcm_rl.training.checkpoint import Snapshot, load_checkpoint, policy_metadata
+from pcm_rl.training.cuts import Cuts
 from pcm_rl.training.finish import report_run
 from pcm_rl.training.generations import NEWEST, add_generation, best, newest_whole, set_damaged_aside
 from pcm_rl.training.grpo import GRPO
@@ -91,13 +92,13 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
             trainer.resume() if resume else trainer.start()
             while True:
                 trainer.evaluate_and_save()
-                if trainer.step >= config.steps:
+                if trainer.done:
                     break
                 metrics = trainer.train_step()
-                hopeless = trainer.patience.ends(metrics["success"])
+                hopeless = trainer.patience.ends(metrics["successes"])
                 trainer.complete(metrics)
                 listener.check()
-                if hopeless and trainer.step < config.steps:
+                if hopeless and not trainer.done:
                     raise trainer.patience.error(config.folder, metrics["trajectories"])
             trainer.finish()
     return trainer
@@ -124,6 +125,7 @@ class Trainer:
         if config.policy.init is not None:
             self.states.check_policy(policy_metadata(config.policy.init), config.env.id)
         self.step, self.seconds = 0, 0.0
+        self.env_steps, self.gradient_chunks = 0, 0  # of all training steps
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
         self.log: RunLog | None = None
         self.id, self.config_file = "", b""  # of the run's folder
@@ -132,6 +134,7 @@ class Trainer:
         self.held: Snapshot | None = None  # the last completed step
         self.at_hand: TensorDictBase | None = None  # a few rows to try the policy on
         self.patience = Patience(config.patience)
+        self.cuts = Cuts(self.grpo.config, self.env, self.grpo.credit)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
@@ -140,6 +143,12 @@ class Trainer:
     def folder(self) -> Path:
         """The folder of the run."""
         return self.config.folder
+
+    @property
+    def done(self) -> bool:
+        """Whether all training steps are made."""
+        limit = self.config.env_steps
+        return self.step >= self.config.steps or (limit is not None and self.env_steps >= limit)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -159,7 +168,7 @@ class Trainer:
         collected = time.perf_counter()
         self.step += 1
         signal = grpo.write_advantage(rows)
-        metrics = {"step": self.step, **rollout_metrics(rows, self.config.groups)}
+        metrics = {"step": self.step, **self.cuts.count(rollout_metrics(rows, self.config.groups), rows)}
         metrics |= {"rollout_s": collected - started, "worker_restarts": self._restarts()}
         learned = {} if grpo.credit.fit is None else grpo.credit.fit(rows)
         if bool(signal.any()):
@@ -170,13 +179,15 @@ class Trainer:
             self.latest = rows[signal], complete
         metrics["step_s"] = time.perf_counter() - started
         self.seconds += metrics["step_s"]
+        self.env_steps += int(metrics["env_steps"])
+        self.gradient_chunks += int(metrics.get("chunks_kept", 0)) * self.config.update.epochs
         return metrics
 
     def collect(self) -> TensorDict:
         """Whole episodes of this process's share of ``groups * group_size`` rollouts, with phases."""
         config = self.config
         self.ranks.draw_apart(config.seed, self.step)
-        groups = self.ranks.share(torch.arange(config.groups))
+        groups, dealt = self.ranks.share(torch.arange(config.groups)), self.states.dealt
         init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
         rows = collect_episodes(
@@ -188,6 +199,7 @@ class Trainer:
             task=task,
             same_starts=config.env.same_starts,
             may_be_empty=self.ranks.size > 1,
+            cut=self.cuts.of(dealt + groups),
         )
         if not len(rows):
             return rows
@@ -223,14 +235,15 @@ class Trainer:
         if self.at_hand is None:
             self.at_hand = rows_at_hand(self.policy, result.rows)
         if self.log is not None:
-            self.log.evaluated({"step": self.step, **result.success.as_dict()})
+            spent = {"env_steps": self.env_steps, "gradient_chunks": self.gradient_chunks, "train_s": self.seconds}
+            self.log.evaluated({"step": self.step, **spent, **result.success.as_dict()})
         self.say(f"evaluation after step {self.step}: {result.line()}")
         return result
 
     def evaluate_and_save(self) -> None:
         """What is due after this step and was not done yet; the end of the run does both in any case."""
         config, step = self.config, self.step
-        if step >= config.steps:
+        if self.done:
             return
         if pending := bool(config.eval_every) and step % config.eval_every == 0 and self.evaluated[0] != step:
             self.evaluate()
@@ -282,9 +295,12 @@ class Trainer:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "env_steps": self.env_steps,
+            "gradient_chunks": self.gradient_chunks,
             "keep": self.grpo.sampler.keep.state_dict(),
             "states": self.states.state_dict(),
             "steps_without_success": self.patience.steps,
+            "cuts": self.cuts.state_dict(),
             "summary": self.summary,
             "evaluated": self.evaluated[0],
         }
@@ -329,10 +345,12 @@ class Trainer:
         state = load_checkpoint(checkpoint, **self.grpo.saved())
         self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
         self.step, self.seconds, self.summary = state["step"], state["seconds"], state["summary"]
+        self.env_steps, self.gradient_chunks = state.get("env_steps", 0), state.get("gradient_chunks", 0)
         self.evaluated, self.saved = (state.get("evaluated", self.step), None), self.step
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
         self.patience.steps = state.get("steps_without_success", 0)  # older checkpoints have none
+        self.cuts.load_state_dict(state.get("cuts", self.cuts.state_dict()))
         self._open_folder(checkpoint)
         self.say(f"resumed {self.folder} after step {self.step}")
 

@@ -295,6 +295,22 @@ def test_features_that_drift_stay_within_its_range() -> None:
     assert foreseen[0] < 0.16 < 0.24 < foreseen[1], "half of the chunks can be foreseen: .125"
 
 
+def test_many_features_are_projected_and_remembered_as_few() -> None:
+    spread = torch.randn(2, 300, generator=torch.Generator().manual_seed(5))
+    scale = torch.logspace(-3, 3, 300)  # of features that differ by six orders of magnitude
+    critic = SuccessCritic(300, 6, steps=30, inputs=20, memory=160)
+    for k in range(12):
+        rows = walk(40, seed=k)
+        rows["observation", "state"] = (rows["observation", "state"] @ spread) * scale + 7.0
+        foreseen = critic.fit(rows)
+    assert critic.memory.features.shape == (960, 20) and critic.net[0].in_features == 21
+    assert foreseen["brier"] < 0.16, "half of the chunks can be foreseen: .125"
+    resumed = SuccessCritic(300, 6, steps=30, inputs=20, memory=160)
+    resumed.load_state_dict(critic.state_dict())
+    assert torch.equal(resumed.advantage(rows), critic.advantage(rows))
+    assert "project.matrix" not in critic.state_dict(), "made anew from the seed"
+
+
 def test_columns_with_a_last_dimension_of_1_are_the_same_to_it() -> None:
     rows = walk(20, seed=0)
     columns = rows.clone()
