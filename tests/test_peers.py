@@ -277,7 +277,7 @@ def test_the_search_keeps_the_best_of_each_coordinate(monkeypatch, tmp_path):
 def test_all_are_searched_with_the_same_effort():
     from peers_tune import SEARCHES
 
-    assert {1 + sum(len(values) for _, values in search.others) for search in SEARCHES.values()} == {10}
+    assert {1 + sum(len(values) for _, values in search.others) for search in SEARCHES.values()} == {8}
 
 
 def test_the_chosen_settings_are_the_best_of_the_search():
