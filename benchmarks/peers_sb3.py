@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -179,6 +180,7 @@ class SB3Peer:
         self.callback = None if budget is None else PCMCallback()
         self.model = PPO("MlpPolicy", self.env, learning_rate=lr, n_epochs=epochs, n_steps=length, batch_size=batch,
                          gamma=gamma, policy_kwargs=net, seed=seed, device="cpu", **ours)  # fmt: skip
+        self.model.set_logger(Logger(None, []))  # its own makes a folder
         self.ours, self.decode, self.tokens = policy, decode, tokens
         if start:
             copy_layers(linear(policy), linear(self.model))

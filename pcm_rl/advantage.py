@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pcm_rl.episodes import EpisodeIndex, number_ids
+from pcm_rl.episodes import EpisodeIndex, numbered
 from pcm_rl.inputs import binary, ids, number_per_row
 
 
@@ -28,10 +28,7 @@ def group_advantage(success: Tensor, group: Tensor, *, eps: float = 1e-6) -> Ten
         ValueError: If shapes differ, ``success`` is not binary, or ``group`` is not integer.
     """
     reward = binary("success", success).double()
-    index = number_ids(ids("group", group, len(reward)))
-    if reward.numel() == 0:
-        return reward.float()
-    groups = int(index.max()) + 1
+    index, groups = numbered(ids("group", group, len(reward)))
     count = torch.zeros(groups, dtype=torch.float64, device=reward.device).index_add_(0, index, torch.ones_like(reward))
     wins = torch.zeros_like(count).index_add_(0, index, reward)
     mean = wins / count

@@ -67,9 +67,9 @@ class KeepProbabilities:
         score = score.detach().to("cpu", torch.float64)
         if score.shape != (self.num_phases,):
             raise ValueError(f"score must have shape [{self.num_phases}], got {tuple(score.shape)}")
-        if bool((score < 0).any()) or bool(torch.isinf(score).any()):
+        if any(value < 0.0 or value == math.inf for value in score.tolist()):
             raise ValueError(f"scores must be finite and not negative (nan: no evidence), got {score.tolist()}")
-        if not bool(self._scored.any()):
+        if not any(self._scored.tolist()):
             self._refresh(score)
             return self.probs
         self._buffer.append(score)

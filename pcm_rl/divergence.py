@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 
 import torch
 from torch import Tensor
 
-from pcm_rl.episodes import number_ids
+from pcm_rl.episodes import numbered
 from pcm_rl.inputs import binary, ids, mask, whole_number
 
-_PIECE = 4096  # rows
+_PIECE = 4096  # rows, about
 
 
 def action_divergence(
@@ -50,43 +51,65 @@ def action_divergence(
         raise ValueError(f"actions must be float [M, L, D], got {actions.dtype} {tuple(actions.shape)}")
     chunks, length, _ = actions.shape
     phase, won = ids("phase", phase, chunks), binary("success", success, chunks)
-    group_number = number_ids(ids("group", group, chunks))
+    number, groups = numbered(ids("group", group, chunks))
     if valid is None:
         valid = torch.ones(chunks, length, dtype=torch.bool, device=actions.device)
     steps = mask("valid", valid, (chunks, length)).sum(-1)
-    return divergence_of(actions, phase, won, group_number, valid, steps, num_phases)
+    side = torch.add(number, won, alpha=groups)
+    score, count, evidence = divergence_of(actions, phase, side, groups, valid, steps, steps > 0, num_phases)
+    counted = (count * evidence).sum(1)
+    return score, counted[1], counted[0]
 
 
 def divergence_of(
-    actions: Tensor, phase: Tensor, won: Tensor, group: Tensor, valid: Tensor, steps: Tensor, num_phases: int
+    actions: Tensor,
+    phase: Tensor,
+    side: Tensor,
+    groups: int,
+    valid: Tensor,
+    steps: Tensor,
+    executed: Tensor,
+    num_phases: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """:func:`action_divergence` of columns that are known to fit: ``won`` bool, groups numbered from 0.
+    """C of columns that are known to fit.
 
-    ``steps [M]`` counts the executed steps of each row.
+    Args:
+        actions: As for :func:`action_divergence`, with ``phase [M]`` int64, ``valid`` and ``num_phases``.
+        phase: As above.
+        side: Group of each row, numbered from 0, ``[M]``; after a success ``groups`` more.
+        groups: G.
+        valid: As above.
+        steps: Executed steps of each row, ``[M]``.
+        executed: ``steps > 0``.
+        num_phases: As above.
+
+    Returns:
+        ``score [K]`` float64; ``count [2, G, K]`` int64, the executed chunks of failures and successes; ``evidence
+        [G, K]`` bool, the groups in which a phase can be compared.
     """
-    chunks, length, dimensions = actions.shape
+    _, length, dimensions = actions.shape
     _check_phases(phase, num_phases)
-    groups = int(group.max()) + 1 if chunks else 0
-    # one cell per (group, phase, outcome); rows that take no part go to one more, which is thrown away
-    cells = groups * num_phases * 2
-    part = (phase >= 0) & (steps > 0)
-    cell = ((group * num_phases + phase) * 2 + won).masked_fill_(~part, cells)
+    # one cell per (outcome, group, phase); rows that take no part go to one more, which is thrown away
+    cells = 2 * groups * num_phases
+    cell = torch.where(executed & (phase >= 0), torch.add(phase, side, alpha=num_phases), cells)
     cut = (steps < length).nonzero().squeeze(-1)  # few rows have padded steps: an episode's last one
     total = _sums(actions, valid, cut, cell, cells + 1)[:cells]
-    count = torch.bincount(cell, minlength=cells + 1)[:cells]
-    padded = total.new_zeros(cells + 1, length).index_add_(0, cell[cut], (~valid[cut]).double())[:cells]
-    taken = (count.unsqueeze(-1) - padded).view(groups, num_phases, 2, length, 1)
+    count = torch.bincount(cell, minlength=cells + 1)
+    taken = count.double().unsqueeze(-1)
+    if len(cut):
+        padded = (~valid.index_select(0, cut)).double()
+        taken = taken.repeat(1, length).index_add_(0, cell.index_select(0, cut), padded, alpha=-1)
+    taken = taken[:cells].view(2, groups * num_phases, taken.shape[-1])
     if total.numel() and not all(math.isfinite(end) for end in total.aminmax()):
         raise ValueError("actions hold NaN or infinity in executed steps")
 
-    mean = total.view(groups, num_phases, 2, length, dimensions) / taken.clamp_min(1)
-    # an action entry that nobody executed on one side says nothing
-    both = (taken > 0).all(2)
-    distance = (mean[:, :, 1] - mean[:, :, 0]).masked_fill_(~both, 0.0).flatten(2).norm(dim=-1)
-    evidence = both.flatten(2).any(-1)
-    score = distance.masked_fill_(~evidence, 0.0).sum(0) / evidence.sum(0)  # 0 / 0 = nan: no evidence
-    counted = (count.view(groups, num_phases, 2) * evidence.unsqueeze(-1)).sum(0)
-    return score, counted[:, 1], counted[:, 0]
+    mean = total.view(2, groups * num_phases, length, dimensions) / taken.unsqueeze(-1)
+    # an action entry that nobody executed on one side, whose mean is 0 / 0 = nan, says nothing
+    apart = (mean[1] - mean[0]).nan_to_num_(0.0, torch.inf, -torch.inf)
+    distance = torch.linalg.vector_norm(apart.flatten(1), dim=-1).view(groups, num_phases)
+    evidence = (taken > 0).all(0).any(-1).view(groups, num_phases)
+    score = distance.sum(0) / evidence.sum(0)  # 0 / 0 = nan: no evidence
+    return score, count[:cells].view(2, groups, num_phases), evidence
 
 
 def gradient_variance(gradient: Tensor, phase: Tensor, *, num_phases: int = 5) -> Tensor:
@@ -124,14 +147,20 @@ def _sums(actions: Tensor, valid: Tensor, cut: Tensor, cell: Tensor, cells: int)
 
     In pieces, whose float64 copies stay in the processor's cache. The rows ``cut`` have steps that were not executed.
     """
-    total = torch.zeros(cells, actions[0].numel() if len(actions) else 0, dtype=torch.float64, device=actions.device)
-    ends = torch.searchsorted(cut, torch.arange(0, len(actions) + _PIECE, _PIECE, device=cut.device)).tolist()
-    for number, first in enumerate(range(0, len(actions), _PIECE)):
-        executed = actions[first : first + _PIECE].to(torch.float64, copy=True)
-        if ends[number] < ends[number + 1]:
-            rows = cut[ends[number] : ends[number + 1]]
-            executed[rows - first] = executed[rows - first].masked_fill_(~valid[rows].unsqueeze(-1), 0.0)
-        total.index_add_(0, cell[first : first + _PIECE], executed.flatten(1))
+    chunks, length, dimensions = actions.shape
+    total = torch.zeros(cells, length * dimensions, dtype=torch.float64, device=actions.device)
+    numbers, start = cut.tolist(), 0
+    size = max(1, math.ceil(chunks / max(1, round(chunks / _PIECE))))
+    for first in range(0, chunks, size):
+        executed = actions[first : first + size].to(torch.float64, copy=True)
+        end = bisect_left(numbers, first + size, start)
+        if end > start:
+            rows = cut[start:end]
+            padded = ~valid.index_select(0, rows).unsqueeze(-1)
+            rows = rows - first
+            executed.index_copy_(0, rows, executed.index_select(0, rows).masked_fill_(padded, 0.0))
+        total.index_add_(0, cell[first : first + size], executed.flatten(1))
+        start = end
     return total
 
 

@@ -62,18 +62,19 @@ class EpisodeIndex:
         pieces, piece, size = torch.unique_consecutive(episode, return_inverse=True, return_counts=True)
         found, number = torch.unique(pieces, return_inverse=True)
         self.row = number.index_select(0, piece)  # faster than number[piece]
-        self.length = torch.zeros_like(found).index_add_(0, number, size)
-        self.shape = len(found), int(self.length.max()) if len(found) else 0
         if len(pieces) == len(found):
             start = size.cumsum(0) - size
+            self.length = torch.empty_like(size).index_copy_(0, number, size)
             self.first = torch.empty_like(start).index_copy_(0, number, start)
             self.column = numbers - start.index_select(0, piece)
         else:
+            self.length = torch.zeros_like(found).index_add_(0, number, size)
             order, start = self.row.argsort(stable=True), self.length.cumsum(0) - self.length
             self.first = order[start]
             self.column = torch.empty_like(order)
             self.column[order] = numbers - start[self.row[order]]
-        self._place = self.row * self.shape[1] + self.column
+        self.shape = len(found), int(self.length.max()) if len(found) else 0
+        self._place = torch.add(self.column, self.row, alpha=self.shape[1])
 
     def dense(self, values: Tensor, fill: float) -> Tensor:
         """``[M, ...]`` -> ``[I, N, ...]``, ``fill`` where an episode is shorter."""
@@ -86,14 +87,14 @@ class EpisodeIndex:
         return values.flatten(0, 1).index_select(0, self._place)
 
 
-def number_ids(ids: Tensor) -> Tensor:
-    """Number of each row's id among all distinct ones in ascending order, ``[M]`` integer -> ``[M]`` int64.
+def numbered(ids: Tensor) -> tuple[Tensor, int]:
+    """Number of each row's id among all distinct ones in ascending order, ``[M]`` int64, and how many these are.
 
     Linear where rows with one id stand together: these pieces are sorted, and not the rows.
     """
     pieces, piece = torch.unique_consecutive(ids, return_inverse=True)
-    _, number = torch.unique(pieces, return_inverse=True)
-    return torch.index_select(number, 0, piece)
+    found, number = torch.unique(pieces, return_inverse=True)
+    return torch.index_select(number, 0, piece), len(found)
 
 
 def trajectory_shares(episode: Tensor, valid: Tensor) -> Tensor:
@@ -109,18 +110,20 @@ def trajectory_shares(episode: Tensor, valid: Tensor) -> Tensor:
     Raises:
         ValueError: If a shape or a type does not fit.
     """
-    trajectory = number_ids(ids("episode_id", episode, len(valid)))
-    steps = mask("valid", valid, (len(trajectory), *valid.shape[1:])).sum(-1).double()
-    return shares_of_steps(trajectory, steps)
+    trajectory, number = numbered(ids("episode_id", episode, len(valid)))
+    steps = mask("valid", valid, (len(trajectory), *valid.shape[1:])).sum(-1)
+    return shares_of_steps(trajectory, number, steps)
 
 
-def shares_of_steps(trajectory: Tensor, steps: Tensor) -> Tensor:
-    """:func:`trajectory_shares` of rows with ``steps [R]`` float64 executed, of trajectories numbered from 0."""
-    if not len(steps):
-        return steps
-    total = steps.new_zeros(int(trajectory.max()) + 1).index_add_(0, trajectory, steps)
-    number = (total > 0).sum()
-    return steps / total.clamp_min(1).index_select(0, trajectory) / number.clamp_min(1)
+def shares_of_steps(trajectory: Tensor, number: int, steps: Tensor) -> Tensor:
+    """:func:`trajectory_shares` of rows with ``steps [R]`` executed, of trajectories numbered from 0 to ``number - 1``.
+
+    A trajectory may be without rows.
+    """
+    steps = steps.double()
+    total = steps.new_zeros(number).index_add_(0, trajectory, steps)
+    counted = total.count_nonzero().clamp_min(1)
+    return steps / total.clamp_min_(1).index_select(0, trajectory) / counted
 
 
 def label_episodes(
@@ -217,8 +220,13 @@ def pad_episodes(batch: TensorDictBase, chunks: int) -> TensorDictBase:
     return out
 
 
-def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, SUCCESS, GROUP, EPISODE)) -> None:
+def check_batch(
+    batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, SUCCESS, GROUP, EPISODE)
+) -> dict[Any, Tensor]:
     """Raise unless ``batch`` is ``[M]`` and has the schema's ``keys`` with fitting shapes and types.
+
+    Returns:
+        The columns among ``keys``, as :func:`column_of` gives them.
 
     Raises:
         KeyError: If a key is missing; the message lists all that are.
@@ -229,20 +237,20 @@ def check_batch(batch: TensorDictBase, keys: tuple[Any, ...] = (CHUNK, IS_PAD, S
             f"expected a batch of rows [M] (one row = one chunk), got batch size {tuple(batch.shape)}: give the rows "
             "of whole groups at once, with a buffer's extend"
         )
-    present = set(batch.keys(include_nested=True))
-    missing = [key for key in keys if key not in present]
+    entries = {key: batch.get(key, None) for key in keys}
+    missing = [key for key, value in entries.items() if value is None]
     if missing:
         raise KeyError(f"the batch lacks {missing}; a chunk wrapper or collector should have written them")
-    for key in keys:
-        if key in _COLUMNS:
-            column_of(batch, key)
+    rows = len(batch)
+    columns = {key: _COLUMNS[key](key, value, rows) for key, value in entries.items() if key in _COLUMNS}
     if CHUNK in keys:
-        chunk = batch.get(CHUNK)
+        chunk = entries[CHUNK]
         if chunk.ndim != 3 or not chunk.is_floating_point():
             raise ValueError(f"{CHUNK} must be float [M, L, D], got {chunk.dtype} {tuple(chunk.shape)}")
     if IS_PAD in keys:
-        padded = batch.get(IS_PAD)
-        mask(IS_PAD, padded, (batch.get(CHUNK) if CHUNK in keys else padded).shape[:2])
+        padded = entries[IS_PAD]
+        mask(IS_PAD, padded, entries.get(CHUNK, padded).shape[:2])
+    return columns
 
 
 _COLUMNS: dict[Any, Callable[[str, Tensor, int], Tensor]] = {
@@ -272,9 +280,10 @@ def check_order(batch: TensorDictBase, rows: EpisodeIndex) -> None:
     """
     number, done = batch.get(CHUNK_ID, None), batch.get(DONE, None)
     if number is not None:
-        wrong = number.reshape(-1) != rows.column
-        if bool(wrong.any()):
-            row = int(wrong.nonzero()[0])
+        number, expected = number.reshape(-1), rows.column
+        same = torch.equal(number, expected) if number.dtype == expected.dtype else bool((number == expected).all())
+        if not same:
+            row = int((number != expected).nonzero()[0])
             raise ValueError(
                 f"{CHUNK_ID} is {int(number[row])} at row {row}, where chunk {int(rows.column[row])} of episode "
                 f"{int(batch.get(EPISODE)[row])} was expected: {_WHOLE}"

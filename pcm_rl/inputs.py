@@ -138,11 +138,12 @@ def weights(value: Tensor) -> Tensor:
     """
     if value.ndim < 1:
         raise ValueError(f"weight must have shape [..., N], got {tuple(value.shape)}")
+    value = value.detach()
     if value.numel():
-        least, most = (float(end) for end in value.detach().aminmax())  # NaN where there is one
+        least, most = (float(end) for end in value.aminmax())  # NaN where there is one
         if not (least >= 0.0 and most < math.inf):
             raise ValueError(f"weights must be finite and not negative, got values from {least} to {most}")
-    return value.detach()
+    return value
 
 
 def entry(batch: TensorDictBase, key: NestedKey) -> Tensor:

@@ -31,8 +31,8 @@ from pcm_rl.episodes import (
     EpisodeIndex,
     shares_of_steps,
 )
-from pcm_rl.inputs import mask, number_per_row, whole_number
-from pcm_rl.sampling import sample_chunks
+from pcm_rl.inputs import mask, number_per_row, weights, whole_number
+from pcm_rl.sampling import first_of_race, log_weights
 from pcm_rl.support.plugins import is_plugin, load_plugin
 
 ALWAYS_READ: tuple[NestedKey, ...] = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE)  # what every rule gets
@@ -74,7 +74,8 @@ class Candidates:
 
         Float64. Trajectories without a signal count in the mean; their own share is 0, since they add nothing to it.
         """
-        share = shares_of_steps(self.episodes.row, (~self.batch.get(IS_PAD)).sum(-1).double())
+        steps = (~self.batch.get(IS_PAD)).sum(-1)
+        share = shares_of_steps(self.episodes.row, self.episodes.shape[0], steps)
         return torch.where(self.signal, share, 0.0)
 
     @functools.cached_property
@@ -99,9 +100,10 @@ class Candidates:
         among = self.allowed
         if allowed is not None:
             among = among & mask("allowed", allowed, among.shape)
-        weight = self.episodes.dense(number_per_row("weight", weight, len(among)), 0.0)
-        valid = self.episodes.dense(among, False)
-        return self.episodes.flat(sample_chunks(weight, budget, valid=valid, generator=generator))
+        budget = whole_number("budget", budget, unit="chunk per trajectory")
+        weight = weights(number_per_row("weight", weight, len(among)))
+        race = self.episodes.dense(log_weights(weight, among), -torch.inf)
+        return self.episodes.flat(first_of_race(race, budget, generator)) & among
 
     def largest(self, score: Tensor, budget: int, generator: Generator | None) -> Tensor:
         """Spend on the whole batch what ``budget`` chunks a trajectory would cost, on the largest scores.

@@ -37,9 +37,18 @@ def sample_chunks(
     budget = whole_number("budget", budget, unit="chunk per trajectory")
     weight = weights(weight)
     valid = torch.ones_like(weight, dtype=torch.bool) if valid is None else mask("valid", valid, weight.shape)
-    log_weight = weight.double().log().clamp_min_(_LOG_OF_ZERO)
-    source = generator.device if generator is not None else weight.device
-    race = torch.empty(weight.shape, dtype=torch.float64, device=source).exponential_(generator=generator)
-    score = log_weight.sub_(race.to(weight.device).log_()).masked_fill_(~valid, -torch.inf)
-    top = score.topk(min(budget, weight.shape[-1]), dim=-1).indices
-    return torch.zeros_like(valid).scatter_(-1, top, True) & valid
+    return first_of_race(log_weights(weight, valid), budget, generator) & valid
+
+
+def log_weights(weight: Tensor, valid: Tensor) -> Tensor:
+    """What :func:`first_of_race` draws by, float64: logarithms of weights, the smallest of all where not ``valid``."""
+    return weight.double().log().clamp_min_(_LOG_OF_ZERO).masked_fill_(~valid, -torch.inf)
+
+
+def first_of_race(log_weight: Tensor, budget: int, generator: Generator | None) -> Tensor:
+    """``[..., N]`` bool, ``min(budget, N)`` True a row; some of them no candidates where there are fewer of these."""
+    source = generator.device if generator is not None else log_weight.device
+    race = torch.empty(log_weight.shape, dtype=torch.float64, device=source).exponential_(generator=generator)
+    score = log_weight - race.to(log_weight.device).log_()
+    top = score.topk(min(budget, score.shape[-1]), dim=-1, sorted=False).indices
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(-1, top, True)

@@ -22,8 +22,7 @@ from pcm_rl.episodes import (
     EpisodeIndex,
     check_batch,
     check_order,
-    column_of,
-    number_ids,
+    numbered,
     shares_of_steps,
     trajectory_shares,
 )
@@ -99,33 +98,32 @@ def select_chunks(
     rule = check_options(budget, selection, padding)
     given, batch = batch, _columns(batch, rule)
     valid, phase = ~batch.get(IS_PAD), batch.get(PHASE)
-    success, group = batch.get(SUCCESS), batch.get(GROUP)
     rows = EpisodeIndex(batch.get(EPISODE))
     check_order(given, rows)
-    _check_constant(SUCCESS, success, rows)
-    _check_constant(GROUP, group, rows)
+    won = _of_episodes(SUCCESS, batch.get(SUCCESS), rows)
+    number, groups = numbered(_of_episodes(GROUP, batch.get(GROUP), rows))
+    side = torch.add(number, won, alpha=groups).index_select(0, rows.row)
     steps = valid.sum(-1)
-    group = number_ids(group[rows.first]).index_select(0, rows.row)
-    score, _, _ = divergence_of(batch.get(CHUNK), phase, success, group, valid, steps, keep.num_phases)
+    executed = steps > 0
+    score, count, _ = divergence_of(batch.get(CHUNK), phase, side, groups, valid, steps, executed, keep.num_phases)
     probs = keep.update(score)
 
-    executed = steps > 0
-    counts = _phase_counts(phase.masked_fill(~executed, -1), keep.num_phases)
+    counts = count.sum((0, 1))
     if rule.by_phase:
-        _warn_if_one_phase(counts, len(success))
+        _warn_if_one_phase(counts.tolist(), len(phase))
     allowed = executed if padding == "drop" else torch.ones_like(executed)
     candidates = Candidates(batch, rows, executed, allowed, keep)
     kept = rule.choose(candidates, budget, generator)
-    index = _checked_index(kept, candidates, rule, budget, selection)
+    index, trajectory = _checked_index(kept, candidates, rule, budget, selection)
     trajectories = max(rows.shape[0], 1)
     return Selection(
         index=index,
-        weight=_row_weights(candidates, index, steps, rule),
-        full=int((candidates.signal & executed).sum() if rule.budget == "batch" else executed.sum()),
+        weight=_row_weights(candidates, index, trajectory, steps, rule),
+        full=int((candidates.signal & executed if rule.budget == "batch" else executed).count_nonzero()),
         probs=probs,
         score=score.cpu(),
         candidates=counts.double().cpu() / trajectories,
-        kept=_phase_counts(phase[index], keep.num_phases).double().cpu() / trajectories,
+        kept=_phase_counts(phase.index_select(0, index), keep.num_phases).double().cpu() / trajectories,
     )
 
 
@@ -156,34 +154,40 @@ def trajectory_weights(episode: Tensor, valid: Tensor) -> Tensor:
 
 def _columns(batch: TensorDictBase, rule: Rule) -> TensorDictBase:
     """What the rule gets: the light entries, columns as the schema has them."""
-    check_batch(batch, (*ALWAYS_READ, *rule.reads))
     given = (ADVANTAGE,) if ADVANTAGE in batch.keys() else ()
-    light = batch.select(*ALWAYS_READ, *rule.reads, *given)
-    for key in (PHASE, SUCCESS, GROUP, EPISODE, *given):
-        light.set(key, column_of(batch, key))
+    keys = (*ALWAYS_READ, *rule.reads, *given)
+    columns = check_batch(batch, keys)
+    light = batch.select(*keys)
+    for key, column in columns.items():
+        if column is not light.get(key):
+            light.set(key, column)
     return light
 
 
-def _row_weights(candidates: Candidates, index: Tensor, steps: Tensor, rule: Rule) -> Tensor:
+def _row_weights(candidates: Candidates, index: Tensor, trajectory: Tensor, steps: Tensor, rule: Rule) -> Tensor:
     """Weights of the kept rows: of a mean over what is kept, or their part of the whole batch's mean."""
     if rule.budget == "batch":
         share = candidates.share[index]
     else:
-        share = shares_of_steps(candidates.episodes.row[index], steps[index].double())
+        share = shares_of_steps(trajectory, candidates.episodes.shape[0], steps.index_select(0, index))
     return (share * len(index)).float()
 
 
-def _checked_index(kept: Tensor, candidates: Candidates, rule: Rule, budget: int, name: str) -> Tensor:
-    """Rows that the rule keeps, ``[R]``; refuse what it must not give, before anything is trained on it."""
+def _checked_index(kept: Tensor, candidates: Candidates, rule: Rule, budget: int, name: str) -> tuple[Tensor, Tensor]:
+    """Rows that the rule keeps, ``[R]``, and the trajectory of each.
+
+    What it must not give is refused before anything is trained on it.
+    """
     rows = candidates.executed
     if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != rows.shape:
         what = f"{kept.dtype} {tuple(kept.shape)}" if isinstance(kept, Tensor) else type(kept).__name__
         raise ValueError(f"the rule {name} must return bool {tuple(rows.shape)}, one entry a row, got {what}")
-    if bool((kept & ~candidates.allowed).any()):
+    if not torch.equal(kept & candidates.allowed, kept):
         raise ValueError(f"the rule {name} keeps rows that are no candidates; take them from candidates.allowed")
     index = kept.nonzero().squeeze(-1)
+    trajectory = candidates.episodes.row.index_select(0, index)
     if rule.budget == "trajectory" and len(index):
-        most = int(torch.bincount(candidates.episodes.row[index]).max())
+        most = int(torch.bincount(trajectory).max())
         if most > budget:
             raise ValueError(f"the rule {name} keeps {most} chunks of a trajectory, more than the budget of {budget}")
     if rule.budget == "batch" and len(index) > candidates.affordable(budget):
@@ -191,7 +195,7 @@ def _checked_index(kept: Tensor, candidates: Candidates, rule: Rule, budget: int
             f"the rule {name} keeps {len(index)} chunks, more than the {candidates.affordable(budget)} that a "
             f"budget of {budget} a trajectory allows"
         )
-    return index
+    return index, trajectory
 
 
 def _phase_counts(phase: Tensor, num_phases: int) -> Tensor:
@@ -199,20 +203,23 @@ def _phase_counts(phase: Tensor, num_phases: int) -> Tensor:
     return torch.bincount(phase.clamp_min(-1) + 1, minlength=num_phases + 1)[1:]
 
 
-def _check_constant(name: str, value: Tensor, rows: EpisodeIndex) -> None:
-    changed = value[rows.first].index_select(0, rows.row) != value
-    if bool(changed.any()):
+def _of_episodes(name: str, value: Tensor, rows: EpisodeIndex) -> Tensor:
+    """Value of each episode, ``[I]``, of ``value [M]``, which must not change within one."""
+    first = value.index_select(0, rows.first)
+    expected = first.index_select(0, rows.row)
+    if not torch.equal(value, expected):
         raise ValueError(
-            f"{name} changes within an episode, at row {int(changed.nonzero()[0])}; rows must carry the id "
+            f"{name} changes within an episode, at row {int((value != expected).nonzero()[0])}; rows must carry the id "
             "of their own episode"
         )
+    return first
 
 
-def _warn_if_one_phase(counts: Tensor, rows: int) -> None:
+def _warn_if_one_phase(counts: list[int], rows: int) -> None:
     # a handful of rows may well be one phase; a batch should not be
-    if rows >= 32 and int((counts > 0).sum()) == 1:
+    if rows >= 32 and sum(count > 0 for count in counts) == 1:
         warnings.warn(
-            f"all {int(counts.max())} chunks are in phase {int(counts.argmax())}: weighting by phase is uniform "
+            f"all {max(counts)} chunks are in phase {counts.index(max(counts))}: weighting by phase is uniform "
             "sampling here. Check gripper_index and close_above, or give a labeller that fits this task.",
             PhaseWarning,
             stacklevel=3,

@@ -260,7 +260,7 @@ def test_the_search_keeps_the_best_of_each_coordinate(monkeypatch, tmp_path):
     import peers_tune
     from peers_run import Run
 
-    search = peers_tune.Search("none", {"a": 0, "b": 0}, {"a": [1, 2], "b": [1]})
+    search = peers_tune.Search("none", {"a": 0, "b": 0}, [("a", [1, 2]), ("b", [1])])
     monkeypatch.setitem(peers_tune.SEARCHES, "x", search)
 
     def rows(self, folder, make):
@@ -277,7 +277,7 @@ def test_the_search_keeps_the_best_of_each_coordinate(monkeypatch, tmp_path):
 def test_all_are_searched_with_the_same_effort():
     from peers_tune import SEARCHES
 
-    assert {1 + sum(map(len, search.others.values())) for search in SEARCHES.values()} == {8}
+    assert {1 + sum(len(values) for _, values in search.others) for search in SEARCHES.values()} == {8}
 
 
 def test_the_chosen_settings_are_the_best_of_the_search():

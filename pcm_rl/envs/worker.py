@@ -248,7 +248,7 @@ class Worker:
         free_memory(self._memory_name)
 
     def _cause_of_death(self) -> str:
-        self.process.join(1.0)  # the pipe closes a moment before the process has ended
+        self.process.join(10.0)  # the pipe closes a moment before the process has ended, on a busy machine seconds
         code = self.process.exitcode
         if code is not None and code < 0:
             name = signal.Signals(-code).name

@@ -214,9 +214,9 @@ def _play_in_step(
             ends = watch.ends(part, [instructions[i] for i in episode])
             if ends.any():
                 failures.completed = True
-                _idle(env, episode_of, active[ends.numpy()])
-                part = {key: value[~ends] for key, value in part.items()}
-                active, episode = active[~ends.numpy()], episode[~ends.numpy()]
+                _idle(env, episode_of, active[ends])
+                active, episode = active[~ends], episode[~ends]
+                part = {key: value[torch.from_numpy(~ends)] for key, value in part.items()}
             if not len(active):
                 continue
         action = np.zeros((env.num_envs, *shape), dtype=np.float32)

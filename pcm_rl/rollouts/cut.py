@@ -13,6 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
 from torch import Tensor
 
@@ -66,20 +67,20 @@ class Watch:
     def __init__(self, cut: Cut, policy: Policy) -> None:
         self.cut, self._listens = cut, listens(policy)
         episodes = len(cut.exempt)
-        self._low = torch.zeros(episodes, dtype=torch.int64)  # low chances in a row
-        self._succeeded = torch.zeros(episodes, dtype=torch.bool)
-        # where an episode was cut, or where an exempt one would have been; nan where neither
-        self._chance = torch.full((episodes,), torch.nan, dtype=torch.float64)
+        self._exempt = cut.exempt.numpy()
+        self._low = np.zeros(episodes, dtype=np.int64)  # low chances in a row
+        self._succeeded = np.zeros(episodes, dtype=bool)
+        self._chance = np.full(episodes, np.nan)  # where it was cut, or would have been were it not exempt; else nan
 
     def restart(self, episode: int) -> None:
         """Forget an episode that is played again."""
-        self._low[episode], self._succeeded[episode], self._chance[episode] = 0, False, torch.nan
+        self._low[episode], self._succeeded[episode], self._chance[episode] = 0, False, np.nan
 
     def executed(self, part: Part) -> None:
         """Note which of the n episodes of executed chunks have succeeded: these are never cut."""
-        self._succeeded[part[EPISODE]] |= part[SUCCESS]
+        self._succeeded[part[EPISODE].numpy()] |= part[SUCCESS].numpy()
 
-    def ends(self, part: Part, instructions: Sequence[str | None]) -> Tensor:
+    def ends(self, part: Part, instructions: Sequence[str | None]) -> NDArray[np.bool_]:
         """Which of n episodes end here, ``[n]`` bool, before the chunk that was decided is executed.
 
         Args:
@@ -89,16 +90,16 @@ class Watch:
         Raises:
             ConfigError: The chances are not n numbers in [0, 1].
         """
-        episode = part[EPISODE]
+        episode = part[EPISODE].numpy()
         if self.cut.value is None:
-            return torch.zeros(len(episode), dtype=torch.bool)
+            return np.zeros(len(episode), dtype=bool)
         chance = self._chances(part, instructions)
-        low = torch.where(chance < self.cut.below, self._low[episode] + 1, 0)
+        low = np.where(chance < self.cut.below, self._low[episode] + 1, 0)
         self._low[episode] = low
         # a cut episode has a row: one that ends before its first chunk would have none
-        found = (low >= self.cut.after) & (part[CHUNK_ID] > 0) & ~self._succeeded[episode]
+        found = (low >= self.cut.after) & (part[CHUNK_ID].numpy() > 0) & ~self._succeeded[episode]
         self._chance[episode[found]] = chance[found]
-        return found & ~self.cut.exempt[episode]
+        return found & ~self._exempt[episode]
 
     def write(self, rows: TensorDict, episodes: Tensor) -> TensorDict:
         """Write what came of the cut into the rows of whole episodes, in place.
@@ -110,7 +111,7 @@ class Watch:
             rows: ``[M]``, episodes numbered from 0.
             episodes: Number of each of them in this collection, ``[J]`` int64.
         """
-        episode, exempt, chance = rows[EPISODE], self.cut.exempt[episodes], self._chance[episodes]
+        episode, exempt, chance = rows[EPISODE], self.cut.exempt[episodes], torch.from_numpy(self._chance)[episodes]
         found = ~chance.isnan()
         ended = (found & ~exempt)[episode]
         last = torch.cat([episode[1:] != episode[:-1], torch.ones(1, dtype=torch.bool)])
@@ -121,7 +122,7 @@ class Watch:
         return rows
 
     @torch.no_grad()
-    def _chances(self, part: Part, instructions: Sequence[str | None]) -> Tensor:
+    def _chances(self, part: Part, instructions: Sequence[str | None]) -> NDArray[np.float64]:
         assert self.cut.value is not None
         rows = TensorDict({key: value for key, value in part.items() if key != EPISODE}, batch_size=[len(instructions)])
         if instructions[0] is not None and self._listens:
@@ -131,10 +132,12 @@ class Watch:
             got = f"a {type(chance).__name__}"
         elif chance.shape != rows.batch_size:
             got = f"of shape {list(chance.shape)}"
-        elif bool(((chance >= 0) & (chance <= 1)).all()):  # not of a nan
-            return chance.detach().cpu().double()
         else:
-            got = f"{float(chance[~((chance >= 0) & (chance <= 1))][0]):g}"
+            chances: NDArray[np.float64] = chance.detach().cpu().double().numpy()
+            right = (chances >= 0) & (chances <= 1)  # not of a nan
+            if right.all():
+                return chances
+            got = f"{chances[~right][0]:g}"
         raise ConfigError(
             f"rollouts.cut: the chance of success is {got}, expected a tensor [{len(rows)}] of numbers in [0, 1], one "
             "for each row; see the value of advantage.name"

@@ -119,7 +119,7 @@ def collect_from_workers(
                 with _sampling(policy, seeds, device):
                     chunks = _act(policy, pairs, device)
                 for (episode, answer), chunk in zip(pairs, chunks, strict=True):
-                    if watch is not None and bool(watch.ends(episode.parts[-1], [episode.instruction])):
+                    if watch is not None and watch.ends(episode.parts[-1], [episode.instruction])[0]:
                         del episode.parts[-1], schedule.playing[answer.worker]  # the worker is free for another episode
                         failures.completed = True
                     else:

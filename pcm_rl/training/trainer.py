@@ -20,7 +20,7 @@ from pcm_rl.episodes import INSTRUCTION, PHASE, label_episodes
 from pcm_rl.processes.exchange import Complete
 from pcm_rl.processes.launch import joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
-from pcm_rl.reports.metrics import RunLog, step_line
+from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
 from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.environments import make_vector_env, phase_rule
@@ -30,21 +30,15 @@ from pcm_rl.rollouts.rows import listens, rollout_metrics
 from pcm_rl.training.checkpoint import Snapshot, load_checkpoint, policy_metadata
 from pcm_rl.training.cuts import Cuts
 from pcm_rl.training.finish import report_run
-from pcm_rl.training.generations import NEWEST, add_generation, best, newest_whole, set_damaged_aside
+from pcm_rl.training.generations import NEWEST, best, newest_whole
 from pcm_rl.training.grpo import GRPO
 from pcm_rl.training.lock import locked
+from pcm_rl.training.output import Output
 from pcm_rl.training.patience import Patience
 from pcm_rl.training.probe import heed_first_look
-from pcm_rl.training.run_folder import (
-    CONFIG,
-    adopt,
-    begin_run_folder,
-    check_new_run,
-    find_resume,
-    restore_tables,
-    run_id,
-)
+from pcm_rl.training.run_folder import check_new_run, find_resume, run_id
 from pcm_rl.training.signals import Listener, listening
+from pcm_rl.training.spent import Spent
 from pcm_rl.training.start import supervised_start
 from pcm_rl.training.trial import check_sane, rows_at_hand
 
@@ -124,11 +118,9 @@ class Trainer:
         self.states = InitialStates.of(config)
         if config.policy.init is not None:
             self.states.check_policy(policy_metadata(config.policy.init), config.env.id)
-        self.step, self.seconds = 0, 0.0
-        self.env_steps, self.gradient_chunks = 0, 0  # of all training steps
+        self.spent = Spent()
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
-        self.log: RunLog | None = None
-        self.id, self.config_file = "", b""  # of the run's folder
+        self.output: Output | None = None  # on the first process, once the folder is open
         self.evaluated: tuple[int, float | None] = (-1, None)  # step and success of the last evaluation
         self.saved: int | None = None  # step of the newest checkpoint
         self.held: Snapshot | None = None  # the last completed step
@@ -145,10 +137,14 @@ class Trainer:
         return self.config.folder
 
     @property
+    def step(self) -> int:
+        """Training steps so far."""
+        return self.spent.step
+
+    @property
     def done(self) -> bool:
         """Whether all training steps are made."""
-        limit = self.config.env_steps
-        return self.step >= self.config.steps or (limit is not None and self.env_steps >= limit)
+        return self.spent.reaches(self.config)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -166,7 +162,7 @@ class Trainer:
             self.probed = True
         rows, complete = self.ranks.exchange(recorded, self.shared_entries)
         collected = time.perf_counter()
-        self.step += 1
+        self.spent.step += 1
         signal = grpo.write_advantage(rows)
         metrics = {"step": self.step, **self.cuts.count(rollout_metrics(rows, self.config.groups), rows)}
         metrics |= {"rollout_s": collected - started, "worker_restarts": self._restarts()}
@@ -178,9 +174,7 @@ class Trainer:
             metrics |= {"select_s": selected - collected, "update_s": time.perf_counter() - selected}
             self.latest = rows[signal], complete
         metrics["step_s"] = time.perf_counter() - started
-        self.seconds += metrics["step_s"]
-        self.env_steps += int(metrics["env_steps"])
-        self.gradient_chunks += int(metrics.get("chunks_kept", 0)) * self.config.update.epochs
+        self.spent.add(metrics, self.config.update.epochs)
         return metrics
 
     def collect(self) -> TensorDict:
@@ -221,8 +215,8 @@ class Trainer:
 
     def complete(self, metrics: dict[str, float]) -> None:
         """Log a step, hold it, and only then print its line: a step that was printed is never lost."""
-        if self.log is not None:
-            self.log.step(metrics)
+        if self.output is not None:
+            self.output.log.step(metrics)
         self.hold()
         self.say(step_line(metrics, self.config.steps))
 
@@ -234,9 +228,8 @@ class Trainer:
         self.evaluated = self.step, result.success.success
         if self.at_hand is None:
             self.at_hand = rows_at_hand(self.policy, result.rows)
-        if self.log is not None:
-            spent = {"env_steps": self.env_steps, "gradient_chunks": self.gradient_chunks, "train_s": self.seconds}
-            self.log.evaluated({"step": self.step, **spent, **result.success.as_dict()})
+        if self.output is not None:
+            self.output.log.evaluated({**self.spent.columns(), **result.success.as_dict()})
         self.say(f"evaluation after step {self.step}: {result.line()}")
         return result
 
@@ -293,10 +286,7 @@ class Trainer:
         parts = self.grpo.saved()
         check_sane(self.step, self.policy, parts["optimizer"], parts["critic"], self.at_hand)
         state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "env_steps": self.env_steps,
-            "gradient_chunks": self.gradient_chunks,
+            **self.spent.state_dict(),
             "keep": self.grpo.sampler.keep.state_dict(),
             "states": self.states.state_dict(),
             "steps_without_success": self.patience.steps,
@@ -344,8 +334,8 @@ class Trainer:
         checkpoint = newest_whole(self.folder, run_id(self.folder), self.say)
         state = load_checkpoint(checkpoint, **self.grpo.saved())
         self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
-        self.step, self.seconds, self.summary = state["step"], state["seconds"], state["summary"]
-        self.env_steps, self.gradient_chunks = state.get("env_steps", 0), state.get("gradient_chunks", 0)
+        self.spent.load_state_dict(state)
+        self.summary = state["summary"]
         self.evaluated, self.saved = (state.get("evaluated", self.step), None), self.step
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
@@ -357,7 +347,7 @@ class Trainer:
     def finish(self) -> None:
         """Last evaluation, checkpoint, measured update cost, films, report."""
         evaluation = self.evaluate()
-        self.summary |= {"after": evaluation.success.as_dict(), "seconds": self.seconds}
+        self.summary |= {"after": evaluation.success.as_dict(), "seconds": self.spent.seconds}
         self.save()
         if self.latest is None:  # a resumed run that had no step left to do
             rows, complete = self.ranks.exchange(self.collect(), self.shared_entries)
@@ -381,25 +371,13 @@ class Trainer:
     @on_first_rank
     def _open_folder(self, checkpoint: Path | None = None) -> None:
         """Make the folder, or continue in it from a checkpoint."""
-        words: list[str] = []
-        if checkpoint is None:
-            self.id = begin_run_folder(self.config)
-        else:
-            set_damaged_aside(self.folder, checkpoint)
-            self.id = adopt(self.folder, checkpoint)
-            words = restore_tables(self.folder, checkpoint)
-        self.config_file = (self.folder / CONFIG).read_bytes()
-        after_step = None if checkpoint is None else self.step
-        self.log = RunLog(self.folder, self.config.logger, after_step, self.grpo.credit.metrics)
-        for line in [*words, *self.log.repairs]:
-            self.say(line)
+        resumed = None if checkpoint is None else (checkpoint, self.step)
+        self.output = Output(self.config, self.grpo.credit.metrics, self.say, resumed)
 
     @on_first_rank
     def _write_checkpoint(self) -> None:
-        held, log = self.held, self.log
-        assert held is not None and log is not None
-        copies = {CONFIG: self.config_file, **log.contents()}
-        add_generation(self.folder, lambda folder: held.write(folder, self.id, copies), keep=self.config.save_keep)
+        assert self.held is not None and self.output is not None
+        self.output.save(self.held)
 
     def origin(self) -> dict[str, str]:
         """Metadata that a later run needs before it starts from this policy, or exports it."""

@@ -59,8 +59,8 @@ while not pathlib.Path({other!r}).exists(): time.sleep(.01)
 WAITS = """
 import os, pathlib, signal, time
 {handler}
-pathlib.Path({ready!r}).write_text(str(os.getpid()))
 try:
+    pathlib.Path({ready!r}).write_text(str(os.getpid()))  # the signal may come as soon as this is there
     while True: time.sleep(1)
 except KeyboardInterrupt:
     print("closed")
@@ -100,7 +100,8 @@ signal.signal(signal.SIGINT, signal.SIG_IGN)
 if os.fork() == 0:
     pathlib.Path({str(worker)!r}).write_text(str(os.getpid()))
     while True: time.sleep(1)
-while not pathlib.Path({str(worker)!r}).exists(): time.sleep(.01)
+worker = pathlib.Path({str(worker)!r})
+while not (worker.exists() and worker.read_text()): time.sleep(.01)
 """
     jobs = [job(tmp_path, "deaf", WAITS.format(ready=str(ready), handler=fork)), job(tmp_path, "ends", "")]
 

@@ -77,7 +77,7 @@ def test_the_start_is_the_same_in_another_process(env):
         "first = env.reset(options={'init_state': 3})[0]\n"
         "print(first.tobytes().hex(), env.step(np.ones(4, np.float32))[0].tobytes().hex())"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240, check=True)
     first, _ = env.reset(options={"init_state": 3})
     second, *_ = env.step(np.ones(4, np.float32))
     assert done.stdout.split() == [first.tobytes().hex(), second.tobytes().hex()]

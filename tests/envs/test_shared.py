@@ -4,8 +4,6 @@ import errno
 import fcntl
 import os
 import re
-import subprocess
-import sys
 from multiprocessing import resource_tracker
 from pathlib import Path
 
@@ -74,7 +72,8 @@ def full(*_):
 
 
 def memories():
-    return {path.name for path in Path("/dev/shm").glob(f"pcm_rl-*{os.getpid()}*")}
+    names = {path.name for path in Path("/dev/shm").glob("pcm_rl-*")}
+    return {name for name in names if str(os.getpid()) in name.split("-")}  # not those of others at work here
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is no folder here")
@@ -103,10 +102,11 @@ def test_the_whole_space_is_taken_at_the_start():
         free_memory(NAME)
 
 
+DEAD = 2**22 + 1  # no process has such a number, now or later
+
+
 def test_leftovers_of_dead_processes_are_swept_and_nothing_else(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "FOLDER", tmp_path)
-    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
-    pid = int(dead.stdout)
 
     def left(name, age=3600.0):
         path = tmp_path / name
@@ -114,9 +114,9 @@ def test_leftovers_of_dead_processes_are_swept_and_nothing_else(monkeypatch, tmp
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
         return path
 
-    swept = left(f"pcm_rl-{pid}-{'a' * 16}")
-    locked = left(f"pcm_rl-{pid}-{'b' * 16}")  # of a process that this one cannot see, as in another container
-    young, others = left(f"pcm_rl-{pid}-{'c' * 16}", age=-9.0), left(f"pcm_rl-{pid}-mine")
+    swept = left(f"pcm_rl-{DEAD}-{'a' * 16}")
+    locked = left(f"pcm_rl-{DEAD}-{'b' * 16}")  # of a process that this one cannot see, as in another container
+    young, others = left(f"pcm_rl-{DEAD}-{'c' * 16}", age=-9.0), left(f"pcm_rl-{DEAD}-mine")
     own, foreign = left(new_name()), left("sem.mp-1")
     with locked.open() as file:
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -127,7 +127,7 @@ def test_leftovers_of_dead_processes_are_swept_and_nothing_else(monkeypatch, tmp
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="shared memory is no folder here")
 def test_a_memory_is_locked_while_its_process_lives_and_swept_afterwards(monkeypatch):
-    name = f"pcm_rl-{2**22 + 1}-{os.getpid():016x}"  # no process has such a number
+    name = f"pcm_rl-{DEAD}-{os.getpid():016x}"
     monkeypatch.setattr(module, "_OLD", -1.0)
     memory = SharedObservation(BOX, name, create=True)
     sweep_memory()

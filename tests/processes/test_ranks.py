@@ -157,10 +157,16 @@ def test_a_signal_to_torchrun_saves_the_last_step_and_says_how_to_go_on(tmp_path
 
 
 FAILING = """
-import time
+import os, time
 from datetime import timedelta
+from pathlib import Path
 from pcm_rl.processes.launch import TIMEOUT, joined
 from pcm_rl.config import Config
+# the time for an exchange does not begin before both processes are there
+started = [Path(__file__).with_name(rank) for rank in "01"]
+started[int(os.environ["RANK"])].touch()
+while not all(path.exists() for path in started):
+    time.sleep(0.01)
 with joined(Config(), timeout={timeout}) as ranks:
     if not ranks.first:
         {what}

@@ -143,7 +143,7 @@ def test_nothing_is_written_without_a_cut(uncut):
 def test_on_workers_every_episode_has_the_rows_of_an_uncut_one_up_to_its_cut(sampler, uncut, after, tmp_path):
     cut = Cut(chances, 0.05, after, EXEMPT)
     rows = collected(sampler, 1, cut, workers=True)
-    assert 2 <= check_against_uncut(rows, uncut, after) <= 8
+    assert check_against_uncut(rows, uncut, after) >= 2
     assert bool((rows[CUT] & rows[CUT_EXEMPT]).any())
     if after == 3:  # neither the number of workers nor the death of one changes a row
         again = collected(sampler, 3, cut, workers=True, folder=tmp_path, dies=True)

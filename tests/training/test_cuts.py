@@ -72,7 +72,7 @@ def test_a_run_that_cuts_resumes_bit_for_bit(tiny, whole):
     trainer = Trainer(dataclasses.replace(config, name="cut"), silent)
     trainer.start()
     for _ in range(3):  # the checkpoint is of step 2: the third step is lost and done again
-        trainer.log.step(trainer.train_step())
+        trainer.output.log.step(trainer.train_step())
         if trainer.step == 2:
             trainer.save()
     trainer.env.close()

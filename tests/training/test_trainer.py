@@ -52,7 +52,7 @@ def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, method, features):
     trainer = Trainer(cut, silent)
     trainer.start()
     for _ in range(3):  # the checkpoint is of step 2: the third step is lost and done again
-        trainer.log.step(trainer.train_step())
+        trainer.output.log.step(trainer.train_step())
         if trainer.step == 2:
             trainer.evaluate()
             trainer.save()

@@ -160,7 +160,7 @@ def test_a_region_without_a_body_is_at_its_site_and_frames_are_upright():
         "except RuntimeError as error: assert 'closed' in str(error)\n"
         "else: raise SystemExit('a closed environment was reset')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "", "LIBERO's start-up messages are kept quiet"
     assert "macro" not in done.stderr and "LIBERO issue 88" not in done.stderr

@@ -102,7 +102,7 @@ def test_another_libero_is_imported_without_a_prompt_and_without_a_trace_at_home
         text=True,
         env=environment,
         stdin=subprocess.DEVNULL,
-        timeout=60,
+        timeout=240,
     )
     assert done.returncode == 0, done.stderr
     found, paths = json.loads(done.stdout)
