@@ -19,7 +19,7 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pcm_rl.episodes import EPISODE, GROUP, STATE, SUCCESS, EpisodeIndex, column_of, number_ids
+from pcm_rl.episodes import EPISODE, GROUP, STATE, SUCCESS, EpisodeIndex, column_of
 
 
 class Progress:
@@ -75,7 +75,7 @@ def relative(reward: Tensor, group: Tensor) -> Tensor:
     Raises:
         ValueError: A group has one episode only.
     """
-    index = number_ids(group)
+    index = group.unique(return_inverse=True)[1]
     zeros = torch.zeros(int(index.max()) + 1, dtype=reward.dtype)
     count = zeros.index_add(0, index, torch.ones_like(reward))
     if bool((count < 2).any()):
