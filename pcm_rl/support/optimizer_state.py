@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The tensors themselves, named ``<number of the parameter>.<name>``, such as ``0.exp_avg``."""
+    """The tensors themselves, named ``<number of the parameter>.<name>``, such as ``0.exp_avg``, by name in order."""
     state = optimizer.state_dict()["state"]
     return {
-        f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
+        f"{index}.{name}": torch.as_tensor(value)
+        for index, entry in state.items()
+        for name, value in sorted(entry.items())  # a restored one has them in the order of its file
     }
 
 

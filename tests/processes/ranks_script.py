@@ -19,7 +19,7 @@ from tensordict import NonTensorData, NonTensorStack, TensorDict, is_non_tensor
 from pcm_rl import Candidates, Rule
 from pcm_rl.algos import ChunkGRPOLoss, PCMSampler
 from pcm_rl.algos.update import grpo_update
-from pcm_rl.config import METHODS, load_config, load_run_config
+from pcm_rl.config import METHODS, Config, load_config, load_run_config
 from pcm_rl.envs import chunked_vector_env
 from pcm_rl.episodes import EPISODE, GROUP, INSTRUCTION, LOG_PROBS, PHASE, label_episodes, pad_episodes
 from pcm_rl.policies import StateTokenPolicy
@@ -27,7 +27,7 @@ from pcm_rl.processes.exchange import LIGHT
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.evaluate import evaluate
-from pcm_rl.training.trainer import Trainer, train
+from pcm_rl.training.trainer import Say, Trainer, train
 
 torch.set_num_threads(1)
 RUN = [
@@ -262,13 +262,19 @@ def dropped(ranks: Ranks) -> dict:
     }
 
 
-def runs(ranks: Ranks, folder: Path) -> dict:
-    """A whole run, and the same one cut after its third step and resumed from the checkpoint of the second."""
-    whole = load_config(None, [*RUN, f"run_dir={folder}", "name=whole"])
-    lines: list[str] = []
-    straight = train(whole, say=lines.append)
-    cut = replace(whole, name="cut")
-    trainer = Trainer(cut, lines.append, ranks)
+def silent(line: str) -> None:
+    """Say nothing."""
+
+
+def with_credit(trainer: Trainer) -> str:
+    """Of the policy and of all that its critic keeps."""
+    return digest(*trainer.grpo.credit.module.state_dict().values(), *trainer.policy.parameters())
+
+
+def cut_and_resumed(whole: Config, name: str, say: Say, ranks: Ranks) -> tuple[Trainer, Trainer, list[dict]]:
+    """A run that was cut after its third step; what was resumed from the second; its steps."""
+    cut = replace(whole, name=name)
+    trainer = Trainer(cut, say, ranks)
     trainer.start()
     steps = []
     for _ in range(3):
@@ -281,15 +287,27 @@ def runs(ranks: Ranks, folder: Path) -> dict:
     trainer.env.close()
     ranks.gather_json(None)
     torch.manual_seed(999)
-    resumed = train(load_run_config(cut.folder), resume=True, say=lambda line: None)
+    return trainer, train(load_run_config(cut.folder), resume=True, say=silent), steps
+
+
+def runs(ranks: Ranks, folder: Path) -> dict:
+    """A whole run, and the same one cut after its third step and resumed from the checkpoint of the second."""
+    whole = load_config(None, [*RUN, f"run_dir={folder}", "name=whole"])
+    lines: list[str] = []
+    straight = train(whole, say=lines.append)
+    trainer, resumed, steps = cut_and_resumed(whole, "cut", lines.append, ranks)
     start = [f"policy.init={whole.folder / 'checkpoint' / 'policy.safetensors'}", f"run_dir={folder}", "name=critic"]
     credit = [*METHODS["top-critic"].overrides(), "advantage.features=policy", "advantage.steps=20", "eval_every=0"]
     credit += ["steps=3", "rollouts.cut=0.4", "rollouts.cut_after=1", "rollouts.cut_exempt=0.3"]
-    credited = train(load_config(None, [*RUN, *start, *credit]), say=lambda line: None)
+    with_critic = load_config(None, [*RUN, *start, *credit])
+    credited = train(with_critic, say=silent)
+    _, critic_resumed, _ = cut_and_resumed(with_critic, "critic-cut", silent, ranks)
     return {
         "whole": digest(*straight.policy.parameters()),
-        "critic": digest(*credited.grpo.credit.module.state_dict().values(), *credited.policy.parameters()),
+        "critic": with_credit(credited),
+        "critic resumed": with_credit(critic_resumed),
         "cuts": credited.cuts.state_dict(),
+        "cuts resumed": critic_resumed.cuts.state_dict(),
         "resumed": digest(*resumed.policy.parameters()),
         "steps": steps,
         "lines": lines,
