@@ -17,13 +17,18 @@ toy() {
     pcm-rl compare --config configs/pick_place.yaml name="evidence-$name" logger=none steps=60 eval_every=10 "$@"
 }
 
-critic4=top-critic-4:method=top-critic,selection.budget=4
+# the critic of older versions, which learned from the last batch alone
+batch=advantage.memory=0,advantage.steps=200,advantage.width=128,advantage.scale=null,advantage.every_group=false
+often=eval_every=12
+small=groups=20,group_size=1,$often  # rollouts without groups, in small steps
+critic4=batch-critic-4:method=top-critic,selection.budget=4,$batch
+fullcritic=full-batch-critic:method=full-critic,$batch
 advantage8=top-advantage-8:method=top-advantage,selection.budget=8
 random6=random-6:method=random-valid,selection.budget=6
 
 case $name in
 clean)
-    toy --methods full-valid,pcm,random-valid,full-critic --variant $critic4 --variant $advantage8 \
+    toy --methods full-valid,pcm,random-valid --variant $fullcritic --variant $critic4 --variant $advantage8 \
         --variant $random6 --seeds 200-215 "$@" ;;
 few)
     toy --methods full-valid,pcm,random-valid --variant $critic4 --variant $advantage8 --seeds 300-315 \
@@ -46,9 +51,9 @@ rates)
 budgets)
     toy --methods pcm,random-valid,top-phase --budgets 8,16,24 \
         --variant top-phase-12:method=top-phase,selection.budget=12 \
-        --variant top-critic-2:method=top-critic,selection.budget=2 \
-        --variant top-critic-8:method=top-critic,selection.budget=8 \
-        --variant top-critic-16:method=top-critic,selection.budget=16 --seeds 200-203 "$@" ;;
+        --variant batch-critic-2:method=top-critic,selection.budget=2,$batch \
+        --variant batch-critic-8:method=top-critic,selection.budget=8,$batch \
+        --variant batch-critic-16:method=top-critic,selection.budget=16,$batch --seeds 200-203 "$@" ;;
 controls)
     toy --methods full-valid,random-valid,pcm \
         --variant full-epochs-4:method=full-valid,update.epochs=4 \
@@ -56,20 +61,35 @@ controls)
         --variant random-padded:selection.name=random,selection.padding=keep \
         --seeds 200-202 "$@" ;;
 timed)
-    toy --methods full-padded,full-valid,pcm,random-valid,full-critic --variant $critic4 --variant $advantage8 \
+    toy --methods full-padded,full-valid,pcm,random-valid --variant $fullcritic --variant $critic4 --variant $advantage8 \
         --seeds 200 "$@" ;;
 metaworld)
     pcm-rl compare --config configs/metaworld_drawer_open.yaml name="evidence-$name" logger=none \
         --methods full-valid,pcm,random-valid,top-phase --seeds 1,2,3 \
         steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 "$@" ;;
 libero)  # one task, five demonstrations; each seed records its own, since held-out states differ. Seeds 4 and 5 of
-    # full-valid and top-critic-3 were run by a second call with these two columns, and joined
+    # full-valid and batch-critic-3 were run by a second call with these two columns, and joined
     pcm-rl compare --config configs/libero_object_state.yaml name="evidence-$name" logger=none \
         --methods full-valid,pcm,random-valid,top-phase,top-advantage \
-        --variant top-critic-3:method=top-critic,selection.budget=3 --seeds 1,2,3 \
+        --variant batch-critic-3:method=top-critic,selection.budget=3,$batch --seeds 1,2,3 \
         'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
         eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;
+credit-tuning)  # rollouts a step and learning rate, five choices for each method
+    full=method=full-valid
+    critic=method=full-critic,advantage.steps=5
+    top=method=top-critic,selection.budget=4,advantage.steps=5
+    toy --methods '' --variant full-80-3:$full,update.lr=3e-4 --variant full-80-6:$full,update.lr=6e-4 \
+        --variant full-80-10:$full,update.lr=1e-3 \
+        --variant full-20-3:$full,groups=2,$often,update.lr=3e-4 \
+        --variant full-20-6:$full,groups=2,$often,update.lr=6e-4 \
+        --variant critic-80-6:$critic,update.lr=6e-4 --variant critic-80-10:$critic,update.lr=1e-3 \
+        --variant critic-20-3:$critic,$small,update.lr=3e-4 --variant critic-20-6:$critic,$small,update.lr=6e-4 \
+        --variant critic-20-10:$critic,$small,update.lr=1e-3 \
+        --variant top-80-6:$top,update.lr=6e-4 --variant top-80-10:$top,update.lr=1e-3 \
+        --variant top-20-3:$top,$small,update.lr=3e-4 --variant top-20-6:$top,$small,update.lr=6e-4 \
+        --variant top-20-10:$top,$small,update.lr=1e-3 \
+        --seeds 610-612 steps=1000 env_steps=300000 eval_every=3 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero" >&2
     exit 2 ;;

@@ -26,8 +26,8 @@ from pcm_rl.reports.colors import PHASE_COLORS
 
 FIGURES = Path(__file__).parents[1] / "docs" / "figures"
 COLORS = {"full-valid": "#1f2933", "full-padded": "#7c3aed", "pcm": "#0f766e", "random-valid": "#d97706",
-          "top-phase": "#9ca3af", "top-advantage": "#2563eb", "top-critic": "#dc2626",
-          "full-critic": "#c026d3"}  # fmt: skip
+          "top-phase": "#9ca3af", "top-advantage": "#2563eb", "batch-critic": "#f59e0b", "top-critic": "#dc2626",
+          "full-batch-critic": "#c026d3", "full-critic": "#c026d3"}  # fmt: skip
 MORE_COLORS = ("#4d7c0f", "#a16207", "#0e7490", "#64748b", "#9f1239", "#1d4ed8")  # variants
 MARKS = (0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)  # successes whose price is shown
 Row = dict[str, str]
@@ -54,7 +54,7 @@ def colors(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def _without_budget(column: str) -> str:
-    """The method of a column that sets its own B: ``top-critic`` of ``top-critic-4``."""
+    """The method of a column that sets its own B: ``batch-critic`` of ``batch-critic-4``."""
     method, _, budget = column.rpartition("-")
     return method if budget.isdigit() else column
 

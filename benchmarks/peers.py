@@ -1,87 +1,132 @@
-"""Other trainers beside ours, on the same toy with the same policy, in one run on one thread.
+"""Other trainers beside ours, on the same toy with the same policy, on one thread.
 
-    python benchmarks/peers.py                                   both tables below; needs stable-baselines3
-    python benchmarks/peers.py update                            writes results/peers-update.csv
-    python benchmarks/peers.py training [--steps N] [--seeds 0,1] [--peers pcm,torchrl]
-                                        writes results/peers-training.csv (every evaluation) and peers-summary.csv
+    python benchmarks/peers.py update                            one update; writes results/peers-update.csv
+    python benchmarks/peers.py training [--steps N] [--seeds 0,1] [--peers pcm,sb3-ppo] [--every N] [--ahead top-critic]
+    python benchmarks/peers.py tune [--peers sb3-ppo,torchrl-ppo]           writes results/peers-tuning.csv
+
+The peers ``sb3-...`` need stable-baselines3. ``training`` and ``tune`` take ``key=value`` changes of the recipe at the
+end, which all peers get, such as ``demos.episodes=20`` for a start from fewer demonstrations.
 
 ``update``: one update on one and the same batch of pick and place (groups with both outcomes, collected with the
 supervised policy of ``configs/pick_place.yaml``), by our methods and by TorchRL's recipe; trials interleaved.
 
-``training``: success on 256 held-out initial states against environment steps and against seconds of rollouts and
-updates (evaluations left out), until ``--steps`` environment steps are done. Peers:
+``training``: success on 256 held-out initial states against environment steps, chunks that went through the policy's
+backward pass, and seconds of rollouts and updates (evaluations left out), until ``--steps`` environment steps are done.
+The rows of each peer and seed are kept in ``runs/peers``, and what is there is not run again: an interrupted command
+goes on, several may share the peers or the seeds, and the same command with all of them then writes
+``results/peers-training.csv`` (every evaluation), ``peers-seeds.csv`` (a row a peer and seed), ``peers-summary.csv`` (a
+row a peer) and ``peers-ahead.csv`` (who needs less, seed by seed; ``peers_summary.py``).
 
-- ``full-valid``, ``pcm`` (B = 12), ``top-advantage`` (B = 8), ``top-critic`` (B = 4): our trainer;
-- ``torchrl``: TorchRL's recipe, an optimiser step for every 64 decisions, with our learning rate of 3e-4;
-  ``torchrl-3e-5``: with the best of 3e-4, 1e-4 and 3e-5 on seed 0; ``torchrl-4``: with four optimiser steps a pass, as
-  ours has (``peers_torchrl.py``); ``full-valid-64``: ours with a step for every 64 decisions;
-- ``sb3-tokens-start``, ``sb3-tokens``, ``sb3-box``: Stable-Baselines3's PPO (``peers_sb3.py``) from the supervised
-  weights, and from scratch.
+``tune``: the same number of configurations for every peer in :data:`SEARCHES`, on tuning seeds (``peers_tune.py``).
 
-All but the last two start from the same supervised policy. Everything runs in one process on one thread, and seconds
-are its processor time, which other work on the machine changes less than the wall-clock.
+Peers are in :data:`PEERS`, with all that differs from what their files say. All but ``sb3-tokens`` and ``sb3-box``
+start from the same supervised policy. Seconds are processor time of one thread, which other work on the machine changes
+less than the wall-clock.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
-import dataclasses
-import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from common import medians, write_csv
-from peers_sb3 import SB3Peer
+from peers_ours import OurPeer, Weights, configure, quiet, supervised, weights
+from peers_ppo import PPOPeer
+from peers_run import Peer, Run
+from peers_summary import ahead, prices, summarise
 from peers_torchrl import DECISIONS, RecipePeer, RecipeUpdate
+from peers_tune import CHOSEN, SEARCHES, tune
 from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos import PCMSampler
-from pcm_rl.config import METHODS, Config, load_config
+from pcm_rl.config import METHODS, Config, ConfigError
 from pcm_rl.episodes import ADVANTAGE, pad_episodes
 from pcm_rl.rollouts.environments import make_vector_env
-from pcm_rl.rollouts.evaluate import evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.training.build import make_policy
 from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
-from pcm_rl.training.trainer import EVALUATION_SEED, Trainer
+from pcm_rl.training.trainer import Trainer
 
-CONFIG = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
+WORK = Path(__file__).parent.parent / "runs" / "peers"
 OURS = ("full-padded", "full-valid", "pcm", "top-advantage")
-TORCHRL: dict[str, dict[str, Any]] = {"torchrl": {}, "torchrl-3e-5": {"lr": 3e-5}, "torchrl-4": {"steps": 4}}
-SB3 = {
-    "sb3-tokens-start": {"tokens": True, "start": True},
-    "sb3-tokens": {"tokens": True, "start": False},
-    "sb3-box": {"tokens": False, "start": False},
-}
 BUDGETS = {"top-advantage": 8, "top-critic": 4}  # for the whole batch; the others have the recipe's 12
-PEERS = ("full-valid", "full-valid-64", "pcm", "top-advantage", "top-critic", *TORCHRL, *SB3)
-DEFAULT = tuple(name for name in PEERS if name != "sb3-tokens")  # from scratch no success either, at thrice the price
-GOOD = 0.7  # success whose price in steps and seconds the summary gives
-Weights = dict[str, Any]
+TORCHRL: dict[str, dict[str, Any]] = {"torchrl": {}, "torchrl-3e-5": {"lr": 3e-5}, "torchrl-4": {"steps": 4}}
+# Kind and settings of each. Settings of our trainer are a method, and changes of the recipe by their dotted keys.
+PEERS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: ("ours", {"method": name}) for name in METHODS},
+    "full-valid-64": ("ours", {"method": "full-valid", "rows": DECISIONS}),
+    "srpo-like": ("ours", CHOSEN["srpo-like"]),
+    **{name: ("vla_grpo", options) for name, options in TORCHRL.items()},
+    "vla-grpo": ("vla_grpo", CHOSEN["vla-grpo"]),
+    "torchrl-ppo": ("torchrl_ppo", CHOSEN["torchrl-ppo"]),
+    "sb3-ppo": ("sb3", CHOSEN["sb3-ppo"]),
+    "sb3-tokens-start": ("sb3", {"tokens": True, "start": True}),
+    "sb3-tokens": ("sb3", {"tokens": True, "start": False}),
+    "sb3-box": ("sb3", {"tokens": False, "start": False}),
+}
+DEFAULT = ("sb3-ppo", "torchrl-ppo", "vla-grpo", "srpo-like", "full-valid", "pcm", "top-critic")
 
 
-def configure(method: str, seed: int) -> Config:
-    """The recipe of pick and place by one of our methods."""
-    budget = [f"selection.budget={BUDGETS[method]}"] if method in BUDGETS else []
-    always = [f"seed={seed}", "logger=none", "record=false", "threads=1"]
-    return load_config(CONFIG, [*METHODS[method].overrides(), *budget, *always])
+# -- what makes a peer ------------------------------------------------------------------------------------------------
 
 
-def quiet(line: str) -> None:
-    """What a trainer says of itself is not shown."""
+def ours(run: Run, *, method: str, rows: int | None = None, **changes: Any) -> Peer:
+    """Our trainer, with as many environments as a step has rollouts; ``changes`` of the recipe by their dotted keys."""
+    told = [f"selection.budget={BUDGETS[method]}"] if method in BUDGETS else []
+    told += [f"{key}={value}" for key, value in changes.items()]
+    config = configure(method, run.seed, [*told, *run.overrides])
+    rollouts = f"env.num_envs={config.groups * config.group_size}"
+    return OurPeer(configure(method, run.seed, [*told, rollouts, *run.overrides]), start_of(run), rows)
 
 
-def supervised(seed: int) -> Weights:
-    """Weights of the supervised policy that all peers of a seed start from."""
-    trainer = Trainer(configure("full-valid", seed), quiet)
-    trainer.supervised_start()
-    trainer.env.close()
-    return weights(trainer.policy)
+def vla_grpo(run: Run, *, groups: int | None = None, **options: Any) -> Peer:
+    """TorchRL's recipe, with one environment for each rollout of a wave."""
+    config = configure("full-valid", run.seed, run.overrides)
+    number = config.groups if groups is None else groups
+    sizes = [f"groups={number}", f"env.num_envs={number * config.group_size}"]
+    return _beside(run, RecipePeer, sizes, lambda config: {"config": config, **options})
+
+
+def torchrl_ppo(run: Run, **options: Any) -> Peer:
+    """PPO of TorchRL's parts."""
+    return _beside(run, PPOPeer, [], lambda config: options)
+
+
+def sb3(run: Run, **options: Any) -> Peer:
+    """Stable-Baselines3's PPO."""
+    from peers_sb3 import SB3Peer  # the others do without the package
+
+    return _beside(run, SB3Peer, [], lambda config: {"seed": run.seed, **options})
+
+
+KINDS: dict[str, Callable[..., Peer]] = {"ours": ours, "vla_grpo": vla_grpo, "torchrl_ppo": torchrl_ppo, "sb3": sb3}
+
+
+def start_of(run: Run) -> Weights:
+    """The supervised weights of the run's seed."""
+    return supervised(run.seed, *run.overrides)
+
+
+def _beside(run: Run, make: Callable[..., Peer], sizes: list[str], options: Callable[[Config], dict[str, Any]]) -> Peer:
+    """Another trainer, with our policy at its start, our environments and our training states."""
+    start = start_of(run)  # before the seed: the first run of a seed may draw here
+    config = configure("full-valid", run.seed, [*run.overrides, *sizes])
+    torch.manual_seed(run.seed)
+    env, deal = make_vector_env(config.env), InitialStates.of(config).deal
+    policy = make_policy(config, env)
+    policy.load_state_dict(start)
+    return make(policy=policy, env=env, deal=deal, **options(config))
+
+
+def make_peer(run: Run) -> Peer:
+    """A peer at its start."""
+    return KINDS[run.kind](run, **run.settings)
 
 
 # -- one update -------------------------------------------------------------------------------------------------------
@@ -97,7 +142,8 @@ def update_table(seed: int, repeats: int) -> list[dict[str, object]]:
     rows: dict[str, int] = {}
     steps: dict[str, int] = {}
     for method in OURS:
-        config = configure(method, seed)
+        budget = [f"selection.budget={BUDGETS[method]}"] if method in BUDGETS else []
+        config = configure(method, seed, budget)
         chosen = config.selection
         sampler = PCMSampler(chosen.budget, selection=chosen.name, padding=chosen.padding)
         kept = sampler(pad_episodes(batch, config.env.slots) if chosen.padding == "keep" else batch)
@@ -146,177 +192,52 @@ def recipe_update(learner: RecipeUpdate, batch: TensorDictBase) -> Callable[[], 
     return run
 
 
-# -- training ---------------------------------------------------------------------------------------------------------
+# -- commands ---------------------------------------------------------------------------------------------------------
 
 
-class Peer(Protocol):
-    """What trains.
-
-    Attributes:
-        policy: For evaluations.
-        update: What follows a rollout; replaced by a timed one.
-    """
-
-    policy: Any
-    update: Callable[..., Any]
-
-    def advance(self) -> int:
-        """Train a little; environment steps done."""
-
-
-class OurPeer:
-    """Our trainer without its folder, report and films.
-
-    Args:
-        config: The run.
-        start: Weights.
-        rows: Rows of a minibatch; None takes the configuration's number of minibatches.
-    """
-
-    def __init__(self, config: Config, start: Weights, rows: int | None) -> None:
-        self.trainer, self.rows = Trainer(config, quiet), rows
-        self.trainer.policy.load_state_dict(start)
-        self.policy = self.trainer.policy
-        self.update: Callable[..., Any] = self._update
-        self.trainer.grpo.update = lambda kept: self.update(kept)  # type: ignore[method-assign]
-
-    def _update(self, kept: TensorDictBase) -> dict[str, float]:
-        own = self.trainer.grpo
-        number = own.config.update.minibatches if self.rows is None else -(-len(kept) // self.rows)
-        update = dataclasses.replace(own.config.update, minibatches=number)
-        return update_policy(own.loss, own.optimizer, kept, update, own.generator)
-
-    def advance(self) -> int:
-        """One step of the trainer; environment steps done."""
-        return int(self.trainer.train_step()["env_steps"])
-
-
-def make_peer(name: str, seed: int, start: Weights) -> Peer:
-    """A peer at its start."""
-    method = name.removesuffix(f"-{DECISIONS}")
-    config = configure(method if method in METHODS else "full-valid", seed)
-    if method in METHODS:
-        return OurPeer(config, start, None if name == method else DECISIONS)
-    torch.manual_seed(seed)
-    env, deal = make_vector_env(config.env), InitialStates.of(config).deal
-    policy = make_policy(config, env)
-    policy.load_state_dict(start)
-    if name in TORCHRL:
-        return RecipePeer(policy, config, env, deal, **TORCHRL[name])
-    return SB3Peer(policy, env, deal, seed=seed, **SB3[name])
-
-
-def train(name: str, peer: Any, seed: int, budget: int, evaluations: int) -> list[dict[str, object]]:
-    """Train ``peer`` until ``budget`` environment steps are done; a row for each evaluation, without its name."""
-    config = configure("full-valid", seed)
-    env, held_out = make_vector_env(config.env), InitialStates.of(config).evaluation
-    spent = {"all": 0.0, "update": 0.0}
-    peer.update = clocked(peer.update, spent, "update")
-    advance = clocked(peer.advance, spent, "all")
-    rows: list[dict[str, object]] = []
-    steps = 0
-    while True:
-        if steps >= len(rows) * budget / evaluations:
-            success = evaluate(env, peer.policy, held_out, config.eval_episodes, seed=EVALUATION_SEED).success
-            rows.append(
-                {
-                    "seed": seed,
-                    "env_steps": steps,
-                    "seconds": round(spent["all"], 2),
-                    "update_seconds": round(spent["update"], 2),
-                    "success": success.success,
-                    "episodes": success.episodes,
-                }
-            )
-            print(f"{name}, seed {seed}: {steps} steps, {spent['all']:.1f} s, {success}", flush=True)
-        if steps >= budget:
-            return rows
-        steps += advance()
-
-
-def clocked(call: Callable[..., Any], spent: dict[str, float], name: str) -> Callable[..., Any]:
-    """``call``, with its processor time added to ``spent[name]``."""
-
-    def run(*args: Any) -> Any:
-        begun = time.process_time()
-        try:
-            return call(*args)
-        finally:
-            spent[name] += time.process_time() - begun
-
-    return run
-
-
-def summarise(rows: list[dict[str, Any]]) -> list[dict[str, object]]:
-    """One row a peer: means over seeds, seconds against ``full-valid``'s where it was run."""
-    table: list[dict[str, object]] = []
-    for name in dict.fromkeys(row["peer"] for row in rows):
-        seeds = dict.fromkeys(row["seed"] for row in rows if row["peer"] == name)
-        runs = [[row for row in rows if (row["peer"], row["seed"]) == (name, seed)] for seed in seeds]
-        ends = [run[-1] for run in runs]
-        good = [next((row for row in run if row["success"] >= GOOD), None) for run in runs]
-        reached = [row for row in good if row is not None]
-        after = torch.tensor([row["success"] for row in ends])
-        table.append(
-            {
-                "peer": name,
-                "seeds": len(runs),
-                "success_before": round(mean([run[0]["success"] for run in runs]), 3),
-                "success_after": round(float(after.mean()), 3),
-                "standard_error": round(float(after.std()) / len(runs) ** 0.5, 3) if len(runs) > 1 else "",
-                "mean_of_evaluations": round(mean([area(run) for run in runs]), 3),
-                "env_steps": round(mean([row["env_steps"] for row in ends])),
-                "seconds": round(mean([row["seconds"] for row in ends]), 1),
-                "update_seconds": round(mean([row["update_seconds"] for row in ends]), 1),
-                f"reached_{GOOD}": len(reached),
-                f"env_steps_to_{GOOD}": round(mean([r["env_steps"] for r in reached])) if reached else "",
-                f"seconds_to_{GOOD}": round(mean([r["seconds"] for r in reached]), 1) if reached else "",
-            }
-        )
-    return table
-
-
-def mean(values: list[float]) -> float:
-    return sum(values) / len(values)
-
-
-def area(run: list[dict[str, Any]]) -> float:
-    """Mean success over the environment steps of a run, by trapezoids."""
-    pairs = list(itertools.pairwise(run))
-    total: float = sum((b["env_steps"] - a["env_steps"]) * (a["success"] + b["success"]) / 2 for a, b in pairs)
-    return total / int(run[-1]["env_steps"])
-
-
-def weights(policy: VLAWrapperBase) -> Weights:
-    """A copy."""
-    return copy.deepcopy(policy.state_dict())
+def training(runs: list[Run], base: list[str], steps: int) -> None:
+    """Train what is not there yet, then write the tables of all."""
+    curves = {(run.name, run.seed): run.rows(WORK, make_peer) for run in runs}
+    every = [{"peer": name, **row} for (name, _), rows in curves.items() for row in rows]
+    priced = [{"peer": name, **prices(rows, steps)} for (name, _), rows in curves.items()]
+    write_csv("peers-training", every, quiet=True)
+    write_csv("peers-seeds", priced, quiet=True)
+    write_csv("peers-summary", summarise(curves, steps))
+    if compared := ahead(priced, base):
+        write_csv("peers-ahead", compared, quiet=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="both", choices=["both", "update", "training"])
-    parser.add_argument("--steps", type=int, default=1_000_000, help="environment steps of every peer and seed")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--peers", default=",".join(DEFAULT), help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--evaluations", type=int, default=10)
+    parser.add_argument("what", choices=["update", "training", "tune"])
+    parser.add_argument("--steps", type=int, help="environment steps of every run (training 800,000, tune 300,000)")
+    parser.add_argument("--seeds", help="of training 0,1,2; of tune 600,601")
+    parser.add_argument("--peers", help=f"of {', '.join(PEERS)}; for tune of {', '.join(SEARCHES)}")
+    parser.add_argument("--every", type=int, default=40_000, help="environment steps between two evaluations")
+    parser.add_argument("--ahead", default="top-critic", help="peers that each other one is compared with")
     parser.add_argument("--repeats", type=int, default=9, help="timed trials of an update, after a warm-up")
-    options = parser.parse_args()
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the recipe for all peers")
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(1)
-    seeds, chosen = [int(seed) for seed in options.seeds.split(",")], options.peers.split(",")
-    if unknown := sorted(set(chosen) - set(PEERS)):
-        parser.error(f"unknown peers {unknown}; choose some of {','.join(PEERS)}")
-    if options.what != "training":
+    tunes = options.what == "tune"
+    seeds = [int(seed) for seed in (options.seeds or ("600,601" if tunes else "0,1,2")).split(",")]
+    steps = options.steps or (300_000 if tunes else 800_000)
+    base = [(seed, steps, options.every, tuple(options.overrides)) for seed in seeds]
+    known = tuple(SEARCHES) if tunes else tuple(PEERS)
+    chosen = options.peers.split(",") if options.peers else list(known if tunes else DEFAULT)
+    if unknown := sorted(set(chosen) - set(known)):
+        parser.error(f"unknown peers {unknown}; choose some of {','.join(known)}")
+    try:
+        configure("full-valid", seeds[0], options.overrides)
+    except ConfigError as error:
+        parser.error(str(error))
+    if options.what == "update":
         write_csv("peers-update", update_table(seeds[0], options.repeats))
-    if options.what != "update":
-        starts = {seed: supervised(seed) for seed in seeds}
-        rows: list[dict[str, object]] = []
-        for seed in seeds:
-            for name in chosen:
-                peer = make_peer(name, seed, starts[seed])
-                curve = train(name, peer, seed, options.steps, options.evaluations)
-                rows += [{"peer": name, **row} for row in curve]
-                write_csv("peers-training", rows, quiet=True)  # an interrupted run keeps what it has
-        write_csv("peers-summary", summarise(rows))
+    elif tunes:
+        write_csv("peers-tuning", tune(chosen, base, WORK, make_peer), quiet=True)
+    else:
+        runs = [Run(name, *PEERS[name], *rest) for rest in base for name in chosen]
+        training(runs, options.ahead.split(","), steps)
 
 
 if __name__ == "__main__":

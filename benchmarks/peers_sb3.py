@@ -1,8 +1,10 @@
 """Stable-Baselines3's PPO on our chunked toy; see ``peers.py``.
 
-Its settings are its own defaults (learning rate 3e-4, minibatches of 64, 10 epochs, gamma 0.99, a critic), but for two
-hidden layers of 256 as our policy has, and rollouts of 32 decisions in each of 80 environments, about as many as one of
-our steps has. It knows no groups, and learns from the same reward, 1 at the step of success.
+Its settings are its own defaults (learning rate 3e-4, minibatches of 64, 10 epochs, gamma 0.99, GAE 0.95, no entropy
+bonus, advantages normalised in each minibatch, a critic), but for hidden layers as our policy has (256, 256), and
+rollouts of 32 decisions in each of 80 environments, about as many as one of our steps has. ``peers.py`` names other
+ones. It knows no groups, and learns from the same reward, 1 at the step of success. Observations are as the supervised
+policy was trained on them, about in [-1, 1].
 
 Actions: ``box``, the chunk as one vector of 56 numbers under a Gaussian, which is what one gets without asking, and
 ``tokens``, 56 categorical variables of 16 bins each, as our policy has: then the weights of the supervised start fit.
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from stable_baselines3 import PPO
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.vec_env import VecEnv
 from tensordict import TensorDictBase
 from torch import Tensor, nn
@@ -27,6 +30,7 @@ from pcm_rl.algos.sb3 import PCMCallback, PCMRolloutBuffer
 from pcm_rl.episodes import CHUNK, LOG_PROBS, STATE, TOKENS
 
 DECISIONS = 32  # a rollout, in each environment
+ACTOR = ("mlp_extractor.policy_net", "action_net")
 
 
 class ChunkVecEnv(VecEnv):
@@ -100,7 +104,7 @@ class ChunkVecEnv(VecEnv):
 
 
 class SB3Policy:
-    """The model's sampled actions, for ``evaluate``.
+    """The sampled actions of a model with another action space than ours, for ``evaluate``.
 
     Args:
         model: Trained elsewhere.
@@ -131,6 +135,12 @@ class SB3Peer:
         tokens: 56 categorical variables instead of a box.
         start: Copy ``policy``'s weights into the actor; needs ``tokens``.
         seed: Of weights, actions and minibatches.
+        lr: Learning rate.
+        epochs: Passes over a rollout.
+        length: Decisions of a rollout in each environment.
+        batch: Decisions of a minibatch.
+        warmup: Rollouts on which the critic alone is trained, before the policy moves.
+        gamma: Discount of a decision.
         budget: Chunks of each episode in a rollout that are trained on; None takes its own buffer, and all of them.
     """
 
@@ -143,6 +153,12 @@ class SB3Peer:
         tokens: bool,
         start: bool,
         seed: int,
+        lr: float = 3e-4,
+        epochs: int = 10,
+        length: int = DECISIONS,
+        batch: int = 64,
+        warmup: int = 0,
+        gamma: float = 0.99,
         budget: int | None = None,
     ) -> None:
         chunk = env.single_action_space.shape
@@ -155,38 +171,61 @@ class SB3Peer:
             return policy.action_tokenizer.decode(torch.from_numpy(action)).numpy() if tokens else action
 
         self.env = ChunkVecEnv(env, deal, decode, space)
-        net = {"net_arch": [256, 256], "activation_fn": nn.SiLU}
+        hidden = [layer.out_features for layer in linear(policy)[:-1]]
+        net = {"net_arch": hidden, "activation_fn": nn.SiLU}
         ours: dict[str, Any] = {}
         if budget is not None:
             buffer = {"budget": budget, "decode": decode, "seed": seed}
             ours = {"rollout_buffer_class": PCMRolloutBuffer, "rollout_buffer_kwargs": buffer}
         self.callback = None if budget is None else PCMCallback()
-        self.model = PPO("MlpPolicy", self.env, n_steps=DECISIONS, policy_kwargs=net, seed=seed, device="cpu", **ours)
+        self.model = PPO("MlpPolicy", self.env, learning_rate=lr, n_epochs=epochs, n_steps=length, batch_size=batch,
+                         gamma=gamma, policy_kwargs=net, seed=seed, device="cpu", **ours)  # fmt: skip
+        self.model.set_logger(Logger(None, []))  # its own makes a folder
+        self.ours, self.decode, self.tokens = policy, decode, tokens
         if start:
-            copy_actor(policy, self.model)
-        self.policy = SB3Policy(self.model, decode)
+            copy_layers(linear(policy), linear(self.model))
+        self.warmup, self.chunks = warmup, 0
         self.update: Callable[[], None] = self.model.train
-        self.model.train = lambda: self.update()  # type: ignore[method-assign]  # so that a timed one can take its place
+        self.model.train = self._train  # type: ignore[method-assign]  # so that a timed one can take its place
+
+    @property
+    def policy(self) -> Any:
+        """For evaluations: our policy with the actor's weights, so that peers of one start draw the same actions."""
+        if not self.tokens:
+            return SB3Policy(self.model, self.decode)
+        copy_layers(linear(self.model), linear(self.ours))
+        return self.ours
 
     def advance(self) -> int:
         """One rollout and its update; environment steps done."""
         before = self.env.steps
-        self.model.learn(DECISIONS * self.env.num_envs, self.callback, reset_num_timesteps=False)
+        self.model.learn(self.model.n_steps * self.env.num_envs, self.callback, reset_num_timesteps=False)
         return self.env.steps - before
+
+    def _train(self) -> None:
+        """``PPO.train``; it leaves as it is what has no gradient, so that the actor does not move while warming up."""
+        moves = self.warmup == 0
+        self.warmup = max(0, self.warmup - 1)
+        for name in ACTOR:
+            self.model.policy.get_submodule(name).requires_grad_(moves)
+        self.update()
+        buffer = self.model.rollout_buffer
+        kept = getattr(buffer, "selected", None)
+        rows = buffer.buffer_size * buffer.n_envs if kept is None else len(kept.index)
+        self.chunks += self.model.n_epochs * rows * moves
+
+
+def linear(network: VLAWrapperBase | PPO) -> list[nn.Linear]:
+    """The linear layers of our policy, or of a model's actor; equal weights give equal logits."""
+    layers = network.model if isinstance(network, VLAWrapperBase) else [
+        *network.policy.mlp_extractor.policy_net, network.policy.action_net
+    ]  # fmt: skip
+    return [layer for layer in layers if isinstance(layer, nn.Linear)]
 
 
 @torch.no_grad()
-def copy_actor(policy: VLAWrapperBase, model: PPO) -> None:
-    """Our network's weights into the actor; both give the same logits afterwards. The critic stays fresh.
-
-    Raises:
-        ValueError: The layers differ in number.
-    """
-    ours = [layer for layer in policy.model if isinstance(layer, nn.Linear)]
-    actor = [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
-    theirs = [layer for layer in actor if isinstance(layer, nn.Linear)]
-    if len(ours) != len(theirs):
-        raise ValueError(f"our policy has {len(ours)} linear layers, the actor {len(theirs)}; give both the same depth")
-    for mine, other in zip(ours, theirs, strict=True):
-        other.weight.copy_(mine.weight)
-        other.bias.copy_(mine.bias)
+def copy_layers(source: list[nn.Linear], target: list[nn.Linear]) -> None:
+    """Weights and biases, in place."""
+    for theirs, mine in zip(source, target, strict=True):
+        mine.weight.copy_(theirs.weight)
+        mine.bias.copy_(theirs.bias)

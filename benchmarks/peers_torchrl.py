@@ -26,10 +26,11 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.llm import MCAdvantage
 
 from pcm_rl.config import Config
-from pcm_rl.episodes import CHUNK, DONE, GROUP, LOG_PROBS, STATE, TOKENS
+from pcm_rl.episodes import CHUNK, DONE, GROUP, IS_PAD, LOG_PROBS, STATE, TOKENS
 
 logging.getLogger("torchrl").setLevel(logging.WARNING)  # a line for every storage
 CLIP, GRAD_CLIP, KEEP_BOUNDS, DECISIONS = (0.2, 0.28), 1.0, (0.05, 0.95), 64  # the recipe's
+RATIOS = {"token": "token", "chunk": "sequence"}  # modes of the policy's log-probs
 
 
 class BatchedToy(EnvBase):
@@ -40,21 +41,21 @@ class BatchedToy(EnvBase):
 
     Args:
         env: Vector of chunked environments.
+        deal: Gives the initial states of as many environments as are reset, in their order.
 
     Attributes:
-        init_state: Where each environment starts at the next reset, ``[E]`` int64.
         steps: Environment steps executed so far.
     """
 
-    def __init__(self, env: VectorEnv) -> None:
+    def __init__(self, env: VectorEnv, deal: Callable[[int], Tensor]) -> None:
         size = torch.Size([env.num_envs])
         super().__init__(batch_size=size)
-        self.env, self.steps = env, 0
-        self.init_state = torch.zeros(size, dtype=torch.int64)
+        self.env, self.deal, self.steps = env, deal, 0
         state, chunk = env.single_observation_space.shape, env.single_action_space.shape
         assert state is not None and chunk is not None
         vector = Composite(state=Unbounded((*size, *state)), shape=size)
-        self.observation_spec = Composite(observation=vector, shape=size)
+        pad = Categorical(2, (*size, chunk[0]), dtype=torch.bool)
+        self.observation_spec = Composite({"observation": vector, IS_PAD: pad}, shape=size)
         action = Composite(chunk=Bounded(-1.0, 1.0, (*size, *chunk)), shape=size)
         self.action_spec = Composite(vla_action=action, shape=size)
         self.reward_spec = Unbounded((*size, 1))
@@ -62,10 +63,14 @@ class BatchedToy(EnvBase):
         self.done_spec = Composite(done=flag, terminated=flag.clone(), truncated=flag.clone(), shape=size)
 
     def _reset(self, tensordict: TensorDictBase | None = None, **kwargs: object) -> TensorDict:
-        seen, _ = self.env.reset(options={"init_state": self.init_state.numpy()})
-        running = torch.zeros(*self.batch_size, 1, dtype=torch.bool)
-        flags = {key: running.clone() for key in ("done", "terminated", "truncated")}
-        return TensorDict({STATE: torch.from_numpy(seen).clone(), **flags}, self.batch_size)
+        asked = None if tensordict is None else tensordict.get("_reset", None)
+        mask = torch.ones(self.batch_size, dtype=torch.bool) if asked is None else asked.flatten()
+        states = torch.zeros(self.batch_size, dtype=torch.int64)
+        states[mask] = self.deal(int(mask.sum()))
+        seen, _ = self.env.reset(options={"init_state": states.numpy(), "reset_mask": mask.numpy()})
+        flags = {key: torch.zeros(*self.batch_size, 1, dtype=torch.bool) for key in ("done", "terminated", "truncated")}
+        pad = self.observation_spec[IS_PAD].zero()
+        return TensorDict({STATE: torch.from_numpy(seen).clone(), IS_PAD: pad, **flags}, self.batch_size)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
         seen, reward, terminated, truncated, info = self.env.step(tensordict.get(CHUNK).numpy())
@@ -74,6 +79,7 @@ class BatchedToy(EnvBase):
         return TensorDict(
             {
                 STATE: torch.from_numpy(seen).clone(),
+                IS_PAD: torch.from_numpy(info["action_is_pad"]).clone(),
                 "reward": torch.from_numpy(reward).float().unsqueeze(-1),
                 "terminated": ended,
                 "truncated": cut,
@@ -112,17 +118,27 @@ class RecipeUpdate:
     Args:
         policy: Trained in place.
         config: Its groups and learning rate are used.
-        steps: Optimiser steps a pass; None takes the recipe's, one for every 64 decisions.
         lr: Another learning rate.
+        steps: Optimiser steps a pass; None takes the recipe's, one for every ``decisions`` decisions.
+        decisions: Of a minibatch.
+        ratio: Of each ``token``, or of the ``chunk``: the sum of its 56 log-probs.
     """
 
     def __init__(
-        self, policy: VLAWrapperBase, config: Config, steps: int | None = None, lr: float | None = None
+        self,
+        policy: VLAWrapperBase,
+        config: Config,
+        *,
+        lr: float | None = None,
+        steps: int | None = None,
+        decisions: int = DECISIONS,
+        ratio: str = "token",
     ) -> None:
+        policy = policy.get_new_version(log_probs_mode=RATIOS[ratio])  # shares the parameters
         self.loss = ClipPPOLoss(actor_network=policy, critic_network=None, clip_epsilon=CLIP, entropy_bonus=False)
         self.loss.set_keys(action=TOKENS, sample_log_prob=LOG_PROBS, advantage="advantage")
         self.optimizer = torch.optim.AdamW(self.loss.parameters(), lr=lr or config.update.lr, weight_decay=0.0)
-        self.policy, self.steps = policy, steps
+        self.policy, self.steps, self.decisions = policy, steps, decisions
         self.buffer = recipe_buffer(config)
 
     def run(self) -> int:
@@ -137,7 +153,7 @@ class RecipeUpdate:
         return decisions
 
     def _minibatches(self) -> Iterator[TensorDictBase]:
-        size = DECISIONS if self.steps is None else -(-len(self.buffer) // self.steps)
+        size = self.decisions if self.steps is None else -(-len(self.buffer) // self.steps)
         while len(self.buffer):
             yield self.buffer.sample(min(size, len(self.buffer)))
 
@@ -161,8 +177,8 @@ class RecipePeer:
         deal: Callable[[int], Tensor],
         **options: Any,
     ) -> None:
-        self.policy, self.config, self.deal = policy, config, deal
-        self.env = BatchedToy(env)
+        self.policy, self.config, self.chunks = policy, config, 0
+        self.env = BatchedToy(env, lambda rollouts: deal(config.groups).repeat_interleave(config.group_size))
         self.learner = RecipeUpdate(policy, config, **options)
         self.update: Callable[[], int] = self.learner.run
         self.waves = 0
@@ -171,14 +187,13 @@ class RecipePeer:
         """Collect, store, update; environment steps done."""
         groups, size = self.config.groups, self.config.group_size
         before = self.env.steps
-        self.env.init_state = self.deal(groups).repeat_interleave(size)
         with torch.no_grad():
             rollout = self.env.rollout(
-                self.config.env.slots, self.policy, break_when_any_done=False, break_when_all_done=True
+                self.config.env.slots, self.learner.policy, break_when_any_done=False, break_when_all_done=True
             )
         group = (self.waves * groups + torch.arange(groups)).repeat_interleave(size)
         rollout.set(GROUP, group.unsqueeze(-1).expand(rollout.shape))
         self.learner.buffer.extend(executed(rollout))
         self.waves += 1
-        self.update()
+        self.chunks += self.update()
         return self.env.steps - before

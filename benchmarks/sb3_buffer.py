@@ -17,7 +17,8 @@ from collections.abc import Callable
 
 import torch
 from common import medians, write_csv
-from peers import Weights, configure, supervised, train
+from peers_ours import Weights, configure, supervised
+from peers_run import train
 from peers_sb3 import SB3Peer
 
 from pcm_rl.rollouts.environments import make_vector_env
@@ -92,7 +93,7 @@ def main() -> None:
     for seed in seeds:
         for budget in budgets:
             name, peer = name_of(budget), make_peer(budget, seed, starts[seed])
-            curve = train(name, peer, seed, options.steps, options.evaluations)
+            curve = train(name, peer, seed, options.steps, options.steps // options.evaluations)
             rows += [{"buffer": name, **row} for row in curve]
             write_csv("sb3_buffer", rows, quiet=True)  # an interrupted run keeps what it has
 

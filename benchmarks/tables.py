@@ -4,7 +4,8 @@
     python benchmarks/tables.py --check    changes nothing; fails if a table is not what the CSV files say
 
 A table stands between ``<!-- table: NAME -->`` and ``<!-- end of table -->``; NAME is a comparison, with ``: METHOD``
-after it where differences are taken to that method as well, ``history: RULE``, or one of :data:`OTHERS`. Pages
+after it where differences are taken to that method as well, ``history: RULE``, ``efficiency: COMPARISON`` (what a
+success costs), or one of :data:`OTHERS`. Pages
 without a table stay as they are.
 """
 
@@ -18,6 +19,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import efficiency
 from common import RESULTS, by_run, read_comparison, read_csv
 
 from pcm_rl.compare.statistics import paired_difference
@@ -53,6 +55,8 @@ def table(name: str, other: str | None = None) -> str:
     """Markdown of a table, ended by a newline."""
     if name == "history":
         rows = history(other or "")
+    elif name == "efficiency":
+        rows = efficiency.table(other or "", (BASE, "batch-critic"))
     else:
         rows = OTHERS[name]() if name in OTHERS else comparison(name, other)
     head, *body = rows
@@ -195,7 +199,7 @@ def phases() -> list[list[str]]:
 PEERS = {
     "pcm": "`pcm`, B = 12",
     "top-advantage": "`top-advantage`, B = 8",
-    "top-critic": "`top-critic`, B = 4",
+    "batch-critic": "`batch-critic`, B = 4",
     "full-valid": "`full-valid`",
     "full-padded": "`full-padded`",
     "full-valid-64": "`full-valid`, a step for every 64 decisions",
@@ -220,6 +224,34 @@ def peers() -> list[list[str]]:
                   run.get("seconds_to_0.7", "")]  # fmt: skip
         table.append([label, *cells])
     return table
+
+
+SIDE_BY_SIDE = {
+    "sb3-ppo": "Stable-Baselines3 PPO",
+    "torchrl-ppo": "TorchRL PPO",
+    "vla-grpo": "TorchRL's `vla_grpo`",
+    "srpo-like": "full GRPO with a progress reward",
+}
+
+
+def prices() -> list[list[str]]:
+    """Peers side by side: the median price of 70, 80 and 90 % success, and on how many seeds it was reached."""
+    table = [["", "success before", "after", "mean over training"]]
+    costs = {"env_steps": "environment steps", "chunks": "gradient chunks", "seconds": "seconds"}
+    table[0] += [f"{text} to 70 / 80 / 90 %" for text in costs.values()] + ["seeds that reach 70 / 80 / 90 %"]
+    for run in read_csv("peers-summary"):
+        name = SIDE_BY_SIDE.get(run["peer"], f"`{run['peer']}`")
+        cells = [_short(float(run[key])) for key in ("success_before", "success_after", "mean_over_training")]
+        for cost in costs:
+            cells.append(" / ".join(_price(run[f"{cost}_to_{good}"]) for good in ("0.7", "0.8", "0.9")))
+        reached = " / ".join(run[f"reached_{good}"] for good in ("0.7", "0.8", "0.9"))
+        table.append([name, *cells, f"{reached} of {run['seeds']}"])
+    return table
+
+
+def _price(cell: str) -> str:
+    """A median price; a dash where half of the seeds or more never get there."""
+    return (cell if "." in cell else f"{int(cell):,}") if cell else "-"
 
 
 def _digits(value: float) -> str:
@@ -260,6 +292,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
     "peers": peers,
+    "peers-prices": prices,
     "reliability": reliability,
 }
 

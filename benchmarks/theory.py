@@ -47,6 +47,7 @@ BUDGET = 12
 PHASES = len(Phase)
 SCORES = ("C", "C per action", "C debiased", "C per action debiased", "C without gripper", "C standardised",
           "C pooled", "C per action pooled", "C pooled debiased")  # fmt: skip
+Layer = tuple[Tensor, Tensor]  # what went into a linear layer, [M, I], and what came back from it, [M, O]
 
 
 @dataclass
@@ -73,6 +74,36 @@ class Snapshot:
     mean: list[Tensor] = field(default_factory=lambda: [torch.zeros(PHASES, 0)] * 2)
     trajectories: list[int] = field(default_factory=lambda: [0, 0])
     batches: int = 0
+
+    def add(self, half: int, layers: list[Layer], phase: Tensor, advantage: Tensor, trajectories: int) -> None:
+        """The rows of one batch, whose gradients are ``advantage * grad log pi``."""
+        self.count += torch.bincount(phase, minlength=PHASES)
+        self.square.index_add_(0, phase, square_norms(layers) * advantage.double().square())
+        gradient = phase_gradients(layers, phase, advantage)
+        self.mean[half] = self.mean[half] + gradient if self.mean[half].numel() else gradient
+        self.trajectories[half] += trajectories
+
+    def chunks(self) -> Tensor:
+        """N_c, chunks of each phase a trajectory, ``[K]``."""
+        return self.count / sum(self.trajectories)
+
+    def variance(self) -> Tensor:
+        """V_c, ``[K]``: mean square less the square of the mean, which the two halves give without noise."""
+        per_chunk = [mean.double() / (self.count.unsqueeze(1) / 2).clamp_min(1) for mean in self.mean]
+        return self.square / self.count.clamp_min(1) - (per_chunk[0] * per_chunk[1]).sum(1)
+
+    def allocations(self) -> dict[str, Tensor]:
+        """Chunks of each phase a trajectory, ``[K]``, all with the same sum: what PCM keeps."""
+        count, pcm = self.chunks(), self.kept / sum(self.trajectories)
+        total = float(pcm.sum())
+        return {"neyman": neyman_allocation(count, self.variance(), total), "pcm": pcm,
+                "uniform": count * total / count.sum()}  # fmt: skip
+
+    def over_neyman(self) -> dict[str, float]:
+        """Variance ``sum_c N_c^2 V_c / b_c`` of PCM's and of the uniform allocation over Neyman's."""
+        mass = self.chunks().square() * self.variance()
+        spread = {name: float((mass / b.clamp_min(1e-9)).sum()) for name, b in self.allocations().items()}
+        return {name: spread[name] / spread["neyman"] for name in ("pcm", "uniform")}
 
 
 def main() -> None:
@@ -106,13 +137,8 @@ def measure(trainer: Trainer, batches: int) -> Snapshot:
             continue  # no group had both outcomes
         out.batches += 1
         phase = batch.get(PHASE)
-        gradient, square = phase_gradients(trainer, batch)
-        out.count += torch.bincount(phase, minlength=PHASES)
-        out.square += torch.zeros(PHASES, dtype=torch.float64).index_add_(0, phase, square)
-        half = k % 2
-        out.mean[half] = out.mean[half] + gradient if out.mean[half].numel() else gradient
         rows = EpisodeIndex(batch.get(EPISODE))
-        out.trajectories[half] += rows.shape[0]
+        out.add(k % 2, layer_gradients(trainer.policy, batch), phase, batch.get(ADVANTAGE), rows.shape[0])
         variants = score_variants(batch)
         out.scores += variants.nan_to_num(0.0)
         out.scored += ~variants.isnan()
@@ -124,30 +150,41 @@ def measure(trainer: Trainer, batches: int) -> Snapshot:
     return out
 
 
-def phase_gradients(trainer: Trainer, batch: TensorDictBase) -> tuple[Tensor, Tensor]:
-    """Sum of ``A_i grad log pi`` over the chunks of each phase, ``[K, P]`` float32; each chunk's square norm, ``[M]``.
+def layer_gradients(policy: torch.nn.Module, batch: TensorDictBase) -> list[Layer]:
+    """Gradients of every row's ``log pi``, summed over its executed tokens, as pairs of each linear layer.
 
-    A linear layer's gradient of one row is the outer product of what came back and what went in, so its square norm
-    follows from theirs and no ``[M, P]`` matrix is made.
+    A layer's gradient of one row is the outer product of what came back and what went in, so no ``[M, P]`` matrix is
+    made.
+
+    Raises:
+        ValueError: If there are parameters outside of linear layers.
     """
-    seen: list[tuple[Tensor, Tensor]] = []
-    layers = [module for module in trainer.policy.modules() if isinstance(module, torch.nn.Linear)]
+    seen: list[Layer] = []
+    layers = [module for module in policy.modules() if isinstance(module, torch.nn.Linear)]
+    if sum(p.numel() for layer in layers for p in layer.parameters()) != sum(p.numel() for p in policy.parameters()):
+        raise ValueError("parameters outside linear layers are not counted here; use network=mlp")
     hooks = [layer.register_forward_hook(lambda _, into, out: seen.append((into[0], out))) for layer in layers]
-    log_prob = trainer.policy.get_dist(batch).log_prob(batch.get(TOKENS))  # [M, L, D]
+    log_prob = policy.get_dist(batch).log_prob(batch.get(TOKENS))  # [M, L, D]
     for hook in hooks:
         hook.remove()
-    executed = (~batch.get(IS_PAD)).unsqueeze(-1)
-    value = (log_prob * executed).sum((1, 2)) * batch.get(ADVANTAGE)
-    outputs = [out for _, out in seen]
-    deltas = torch.autograd.grad(value.sum(), outputs)
-    parts = []
-    square = torch.zeros(len(batch), dtype=torch.float64)
-    member = torch.nn.functional.one_hot(batch.get(PHASE), PHASES).float()  # [M, K]
-    for (into, _), delta in zip(seen, deltas, strict=True):
-        square += (delta.square().sum(1) * (into.square().sum(1) + 1)).double()
-        parts.append(torch.einsum("mk,mo,mi->koi", member, delta, into.detach()).flatten(1))
-        parts.append(member.T @ delta)
-    return torch.cat(parts, 1), square.detach()
+    value = (log_prob * (~batch.get(IS_PAD)).unsqueeze(-1)).sum()
+    deltas = torch.autograd.grad(value, [out for _, out in seen])
+    return [(into.detach(), delta) for (into, _), delta in zip(seen, deltas, strict=True)]
+
+
+def square_norms(layers: list[Layer]) -> Tensor:
+    """Square norm of every row's gradient, ``[M]`` float64."""
+    return sum((delta.square().sum(1) * (into.square().sum(1) + 1)).double() for into, delta in layers)
+
+
+def phase_gradients(layers: list[Layer], phase: Tensor, factor: Tensor) -> Tensor:
+    """Sum of the rows' gradients times ``factor [M]`` over the chunks of each phase, ``[K, P]`` float32."""
+    sums = []
+    for c in range(PHASES):
+        mine = phase == c
+        pairs = [(into[mine], delta[mine] * factor[mine, None].float()) for into, delta in layers]
+        sums.append(torch.cat([part for into, delta in pairs for part in ((delta.T @ into).flatten(), delta.sum(0))]))
+    return torch.stack(sums)
 
 
 def score_variants(batch: TensorDictBase) -> Tensor:
@@ -196,24 +233,9 @@ def _debiased(actions: Tensor, valid: Tensor, mine: Tensor, success: Tensor, gro
     return torch.tensor(sum(values) / len(values) if values else math.nan, dtype=torch.float64)
 
 
-def _variance(snapshot: Snapshot) -> Tensor:
-    """V_c, ``[K]``: mean square less the square of the mean, which the two halves give without noise."""
-    per_chunk = [mean.double() / (snapshot.count.unsqueeze(1) / 2).clamp_min(1) for mean in snapshot.mean]
-    return snapshot.square / snapshot.count.clamp_min(1) - (per_chunk[0] * per_chunk[1]).sum(1)
-
-
-def _allocations(snapshot: Snapshot) -> dict[str, Tensor]:
-    """Chunks of each phase a trajectory, ``[K]``, all with the same sum: what PCM keeps."""
-    count = snapshot.count / sum(snapshot.trajectories)
-    pcm = snapshot.kept / sum(snapshot.trajectories)
-    total = float(pcm.sum())
-    return {"neyman": neyman_allocation(count, _variance(snapshot), total), "pcm": pcm,
-            "uniform": count * total / count.sum()}  # fmt: skip
-
-
 def phase_rows(snapshot: Snapshot) -> list[dict[str, object]]:
-    count, variance = snapshot.count / sum(snapshot.trajectories), _variance(snapshot)
-    scores, kept = snapshot.scores / snapshot.scored, _allocations(snapshot)
+    count, variance = snapshot.chunks(), snapshot.variance()
+    scores, kept = snapshot.scores / snapshot.scored, snapshot.allocations()
     return [
         {"phase": phase.label, "chunks": round(float(count[c]), 3), "V": float(f"{float(variance[c]):.5g}")}
         | {name: round(float(scores[s, c]), 4) for s, name in enumerate(SCORES)}
@@ -223,12 +245,10 @@ def phase_rows(snapshot: Snapshot) -> list[dict[str, object]]:
 
 
 def snapshot_row(snapshot: Snapshot) -> dict[str, object]:
-    count, variance = snapshot.count / sum(snapshot.trajectories), _variance(snapshot)
-    scores, kept = snapshot.scores / snapshot.scored, _allocations(snapshot)
-    row: dict[str, object] = {f"rank, {name}": round(_rank_correlation(scores[s], variance), 3)
+    count, variance, scores = snapshot.chunks(), snapshot.variance(), snapshot.scores / snapshot.scored
+    row: dict[str, object] = {f"rank, {name}": round(rank_correlation(scores[s], variance), 3)
                               for s, name in enumerate(SCORES)}  # fmt: skip
-    spread = {name: float((count.square() * variance / b.clamp_min(1e-9)).sum()) for name, b in kept.items()}
-    row |= {f"variance, {name}": round(spread[name] / spread["neyman"], 3) for name in ("pcm", "uniform")}
+    row |= {f"variance, {name}": round(ratio, 3) for name, ratio in snapshot.over_neyman().items()}
     row["delta"] = round(float(allocation_speedup(count, variance)), 3)
     keep = KeepProbabilities()
     p = keep.update(scores[0])
@@ -254,7 +274,7 @@ def _cosine(a: Tensor, b: Tensor) -> Tensor:
     return ((a[0] * b[1]).sum() + (a[1] * b[0]).sum()) / 2 / (_norm(a) * _norm(b))
 
 
-def _rank_correlation(a: Tensor, b: Tensor) -> float:
+def rank_correlation(a: Tensor, b: Tensor) -> float:
     """Spearman's, over the phases that have both."""
     both = ~(a.isnan() | b.isnan())
     ranks = torch.stack([x[both].argsort().argsort().double() for x in (a, b)])

@@ -32,6 +32,8 @@ ADVANTAGE = "advantage"  # [M] float32
 WEIGHT = "weight"  # [M] float32, mean 1 over the trimmed batch
 TRAJECTORIES = "trajectories_per_row"  # [M] float32, of the selection that kept the row: its trajectories over its rows
 FEATURES = "critic_features"  # [M, F] float32, what a critic sees of the row, recorded at sampling
+CUT = "cut"  # [M] bool, the episode was cut as hopeless or, exempt, would have been; constant
+CUT_EXEMPT = "cut_exempt"  # [M] bool, the episode is never cut; constant
 OUTCOME = "outcome"  # [M] float32, what the episode's end counts as: 1 or 0, or its chance where it was cut; constant
 REWARD = ("next", "reward")  # [M, 1] float32, paid at the step of success
 DONE = ("next", "done")  # [M, 1] bool, likewise ("next", "terminated") and ("next", "truncated")
@@ -253,7 +255,7 @@ def check_batch(
 
 _COLUMNS: dict[Any, Callable[[str, Tensor, int], Tensor]] = {
     PHASE: ids, GROUP: ids, EPISODE: ids, CHUNK_ID: ids, SUCCESS: binary, ADVANTAGE: number_per_row,
-    WEIGHT: number_per_row,
+    WEIGHT: number_per_row, OUTCOME: number_per_row,
 }  # fmt: skip
 
 

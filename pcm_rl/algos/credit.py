@@ -24,6 +24,11 @@ class Credit:
             there are none to write.
         reads: Entries that all processes need of all rows, beside actions, padding, phase, outcome and ids.
         fit: Learns from a step's rows after their advantage is written; returns metrics. None learns nothing.
+        value: Chance of success before each of ``rows [n]``, which need not be of whole episodes, ``[n]`` in [0, 1];
+            None where it has no such number. ``rollouts.cut`` asks for it.
+        ready: Whether ``value`` means something by now.
+        every_group: Rows of groups with one outcome have credit too, and a group may be a single rollout. False: they
+            are never trained on, whatever ``advantage`` gives them.
         metrics: Names of those metrics that are not columns of every ``metrics.csv``.
         module: The module that learns, saved with the run.
         generator: Its randomness, saved with the run.
@@ -33,6 +38,9 @@ class Credit:
     observe: Callable[[TensorDictBase], TensorDictBase] | None = None
     reads: tuple[NestedKey, ...] = ()
     fit: Callable[[TensorDictBase], dict[str, float]] | None = None
+    value: Callable[[TensorDictBase], Tensor] | None = None
+    ready: Callable[[], bool] = lambda: True
+    every_group: bool = False
     metrics: tuple[str, ...] = ()
     module: nn.Module | None = None
     generator: Generator | None = None
@@ -52,8 +60,9 @@ def plugin_credit(name: str, options: Mapping[str, Any]) -> Credit:
 
     Args:
         name: Of a function ``rows [M] -> advantage [M]``, or of a class, built once per run with ``options``. The class
-            needs a method ``advantage`` of this kind and may have ``observe``, ``reads``, ``fit``, ``metrics`` and
-            ``generator``, as in :class:`Credit`. An ``nn.Module`` is saved with the run.
+            needs a method ``advantage`` of this kind and may have the others of :class:`Credit`: ``observe``,
+            ``reads``, ``fit``, ``value``, ``ready``, ``every_group``, ``metrics`` and ``generator``. An ``nn.Module``
+            is saved with the run.
         options: Keyword arguments; a function has none.
 
     Raises:
@@ -72,6 +81,9 @@ def plugin_credit(name: str, options: Mapping[str, Any]) -> Credit:
             observe=getattr(credit, "observe", None),
             reads=tuple(getattr(credit, "reads", ())),
             fit=getattr(credit, "fit", None),
+            value=getattr(credit, "value", None),
+            ready=getattr(credit, "ready", lambda: True),
+            every_group=bool(getattr(credit, "every_group", False)),
             metrics=tuple(getattr(credit, "metrics", ())),
             module=credit if isinstance(credit, nn.Module) else None,
             generator=getattr(credit, "generator", None),

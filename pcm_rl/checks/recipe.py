@@ -28,6 +28,7 @@ from pcm_rl.rollouts.first_look import Finding, first_look
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.rollouts.rows import episode_outcomes, listens
 from pcm_rl.training.checkpoint import policy_metadata
+from pcm_rl.training.cuts import Cuts
 from pcm_rl.training.forecast import ADAM
 from pcm_rl.training.grpo import GRPO
 from pcm_rl.training.memory import ROOM, available_bytes, micro_batch_rows, row_bytes, wants_checkpointing
@@ -79,6 +80,7 @@ def _training(few: Config, config: Config, env: VectorEnv, *, same_starts: bool)
         return
     trained = sum(p.numel() for p in grpo.policy.parameters() if p.requires_grad)
     yield Finding("policy", "ok", f"{config.policy.family}, {trained / 1e6:.2f} M parameters are trained")
+    yield from attempt("cut", lambda: Cuts(grpo.config, env, grpo.credit))
     reach = yield from attempt("action box", lambda: _reach(grpo.policy, env.single_action_space))
     if reach is not None:
         yield reach

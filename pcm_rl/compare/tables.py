@@ -24,9 +24,10 @@ def write_tables(runs: Sequence[PlannedRun], folder: Path) -> list[Row]:
 
     ``compare.csv``
         A row a run. Success before and ``after`` training on the held-out states, with the Wilson interval
-        ``[low, high]`` of the latter over so many ``episodes``; ``auc``, see :func:`area_under_curve`; sums over the
-        steps of environment steps, of rows that went backward (``gradient_chunks``: kept chunks times epochs), and of
-        seconds by part and in all; what the run ran on; and what its column changes in the recipe.
+        ``[low, high]`` of the latter over so many ``episodes``; ``auc``, see :func:`area_under_curve`, over steps, or
+        over environment steps in a run that ``env_steps`` may end; sums over the steps of environment steps, of rows
+        that went backward (``gradient_chunks``: kept chunks times epochs), and of seconds by part and in all; what the
+        run ran on; and what its column changes in the recipe.
     ``compare-evals.csv``
         A row an evaluation, beside what had been spent by then.
     ``compare-steps.csv``
@@ -38,12 +39,13 @@ def write_tables(runs: Sequence[PlannedRun], folder: Path) -> list[Row]:
     results, evaluations, steps = list[Row](), list[Row](), list[Row]()
     for run in runs:
         metrics, evaluated = _read(run, "metrics.csv"), _read(run, "evaluation.csv")
-        if len(metrics) != run.config.steps:
-            raise ConfigError(
-                f"{run.config.folder} holds {len(metrics)} steps, its configuration says {run.config.steps}: it was "
-                "continued by hand; delete the folder, or give the comparison another name=..."
-            )
         spent = _spent(metrics, run.config.update.epochs)
+        if not _complete(run, [spent[step]["env_steps"] for step in sorted(spent)]):
+            limit = f" or {run.config.env_steps} environment steps" if run.config.env_steps is not None else ""
+            raise ConfigError(
+                f"{run.config.folder} holds {len(metrics)} steps, its configuration says {run.config.steps}{limit}: it "
+                "was continued by hand; delete the folder, or give the comparison another name=..."
+            )
         results.append({**_key(run), **_result(run, evaluated, spent, metrics)})
         evaluations += [{**_key(run), **row, **spent[int(row["step"])]} for row in evaluated]
         steps += [{**_key(run), **{name: _short(text) for name, text in row.items()}} for row in metrics]
@@ -101,6 +103,14 @@ def _spent(metrics: Sequence[Mapping[str, str]], epochs: int) -> dict[int, Row]:
     return spent
 
 
+def _complete(run: PlannedRun, env_steps: Sequence[int]) -> bool:
+    """Whether a run has all its steps: ``env_steps`` holds the sum after each of them, from step 0 on."""
+    limit = run.config.env_steps
+    if limit is not None and len(env_steps) > 1 and env_steps[-2] < limit <= env_steps[-1]:
+        return True
+    return len(env_steps) - 1 == run.config.steps and (limit is None or env_steps[-1] < limit)
+
+
 def _result(
     run: PlannedRun,
     evaluated: Sequence[Mapping[str, str]],
@@ -108,14 +118,15 @@ def _result(
     metrics: Sequence[Mapping[str, str]],
 ) -> Row:
     summary = json.loads((run.config.folder / "summary.json").read_text())
-    curve = [(float(row["step"]), float(row["success"])) for row in evaluated]
-    cost = spent[run.config.steps]
+    axis = "step" if run.config.env_steps is None else "env_steps"
+    cost = spent[max(spent)]
+    curve = [(float({**row, **spent[int(row["step"])]}[axis]), float(row["success"])) for row in evaluated]
     return {
         "before": summary["before"]["success"],
         "after": summary["after"]["success"],
         **{key: summary["after"][key] for key in ("low", "high", "episodes")},
         "auc": round(area_under_curve(*zip(*curve, strict=True)), 6),
-        "steps": run.config.steps,
+        "steps": max(spent),
         "env_steps": cost["env_steps"],
         "gradient_chunks": cost["gradient_chunks"],
         **{key: round(sum(_number(row[key]) for row in metrics), 3) for key in SECONDS},

@@ -6,6 +6,7 @@ from pcm_rl.config.files import config_keys, load_config, load_run_config, save_
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, SET_BY_METHODS, Method
 from pcm_rl.config.policy import FAMILIES, LoraConfig, OpenVLAConfig, PolicyConfig, StateConfig
+from pcm_rl.config.rollouts import RolloutConfig
 from pcm_rl.config.schema import Config
 from pcm_rl.config.written import as_written
 
@@ -22,6 +23,7 @@ __all__ = [
     "Method",
     "OpenVLAConfig",
     "PolicyConfig",
+    "RolloutConfig",
     "SFTConfig",
     "SelectionConfig",
     "StateConfig",

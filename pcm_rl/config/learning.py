@@ -49,11 +49,17 @@ class AdvantageConfig:
     Attributes:
         name: ``group``, the outcome relative to the group's (equation 1); ``critic``, the change of a learned chance of
             success (``pcm_rl.algos.critic``); or ``module:function`` of one's own (see ``pcm_rl.algos.credit``).
-        features: What the critic sees of each row: ``state``, ``policy`` (what the policy makes of the observation, at
-            the cost of one more forward of every row), or ``module:function``, rows ``[M]`` to ``[M, F]``.
+        features: What the critic sees of each row: ``state``, ``policy`` (the policy's last hidden layer, recorded when
+            it acts; a policy of one's own that cannot record costs one more forward of every row), or
+            ``module:function``, rows ``[M]`` to ``[M, F]``. More than 128 are projected onto 128 by a random matrix.
         lam: Lambda of the critic's generalised advantage estimate.
-        steps: The critic's gradient steps a batch.
+        memory: Rollouts that the critic learns from, the newest batch and those before it; 0 takes the newest batch
+            alone, with an optimiser that starts anew.
+        steps: The critic's gradient steps a batch, of 256 rows.
         lr: Their learning rate.
+        width: Units of each of the critic's two hidden layers.
+        scale: Multiplies the change of the critic's chance of success; null divides by its standard deviation instead.
+        every_group: Groups of one outcome have credit from the critic too, and ``group_size`` may be 1.
         options: Keyword arguments of an advantage of one's own.
     """
 
@@ -62,8 +68,12 @@ class AdvantageConfig:
     name: str = "group"
     features: str = "state"
     lam: float = 0.8
-    steps: int = 200
+    memory: int = 240
+    steps: int = 15
     lr: float = 1e-3
+    width: int = 64
+    scale: Optional[float] = 10.0  # noqa: UP045
+    every_group: bool = True
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -73,8 +83,11 @@ class AdvantageConfig:
                 raise ConfigError(f"advantage.options belong to an advantage of your own; {self.name} has none")
         if not is_plugin(self.features):
             one_of(self, "features", ("state", "policy"))
-        at_least(1, self, "steps")
+        at_least(0, self, "memory")
+        at_least(1, self, "steps", "width")
         positive(self, "lr")
+        if self.scale is not None:
+            positive(self, "scale")
         within(0.0, 1.0, self, "lam")
 
 

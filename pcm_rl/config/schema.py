@@ -14,6 +14,7 @@ from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, Method
 from pcm_rl.config.policy import PolicyConfig
+from pcm_rl.config.rollouts import RolloutConfig
 
 MAX_NAME = 200  # file systems allow 255, and folders beside a run's have a suffix
 
@@ -24,9 +25,11 @@ class Config:
 
     Attributes:
         seed: Seed of everything random.
-        steps: GRPO steps.
+        steps: Training steps, each of ``groups`` x ``group_size`` rollouts and one update.
+        env_steps: Environment steps of the training rollouts after which training ends, if that comes before ``steps``;
+            null does all ``steps``. Methods that need other numbers of rollouts a step are compared at equal ones.
         groups: Groups (task and initial state) a step.
-        group_size: G, rollouts a group.
+        group_size: G, rollouts a group; 1 only with an advantage that needs no groups, such as ``critic``.
         eval_every: Steps between evaluations; 0 evaluates only before and after.
         eval_episodes: Rollouts of an evaluation on the held-out initial states.
         save_every: Steps between checkpoints; 0 saves only at the end.
@@ -42,6 +45,7 @@ class Config:
         policy: The policy.
         demos: Demonstrations.
         sft: Supervised start.
+        rollouts: Rollouts of a training step.
         advantage: Credit of each chunk.
         selection: Chunk selection.
         update: GRPO update.
@@ -49,6 +53,7 @@ class Config:
 
     seed: int = 0
     steps: int = 60
+    env_steps: Optional[int] = None  # noqa: UP045
     groups: int = 8
     group_size: int = 10
     eval_every: int = 10
@@ -66,20 +71,26 @@ class Config:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     demos: DemoConfig = field(default_factory=DemoConfig)
     sft: SFTConfig = field(default_factory=SFTConfig)
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     advantage: AdvantageConfig = field(default_factory=AdvantageConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     update: UpdateConfig = field(default_factory=UpdateConfig)
 
     def __post_init__(self) -> None:
         at_least(0, self, "seed", "steps", "eval_every", "save_every", "patience")
-        at_least(1, self, "groups", "eval_episodes", "save_keep")
-        if self.threads is not None:
-            at_least(1, self, "threads")
+        at_least(1, self, "groups", "group_size", "eval_episodes", "save_keep")
+        for name in ("threads", "env_steps"):
+            if getattr(self, name) is not None:
+                at_least(1, self, name)
         try:
             torch.device(self.device)
         except RuntimeError as error:
             raise ConfigError(f"device must be cpu, cuda or cuda:N, got {self.device!r}") from error
-        at_least(2, self, "group_size")
+        if self.group_size == 1 and self.advantage.name == "group":
+            raise ConfigError(
+                "group_size must be at least 2, got 1: advantage.name=group compares the rollouts of a group (equation "
+                "1); advantage.name=critic needs no groups"
+            )
         one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
         if self.name is not None:
             _check_name(self.name)

@@ -60,6 +60,7 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
         self.index, self._num_envs = index, num_envs
         self._chunk_length = env.action_space.shape[0]
         self._last: tuple[Any, bool, bool, bool] | None = None
+        self._seen: tuple[Any, bool] = (None, False)
         self.failed = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -76,9 +77,15 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
             ValueError: An option does not have E entries.
         """
         self._last, self.failed = None, True
-        answer = self.env.reset(seed=seed, options=entry_options(options, self.index, self._num_envs))
-        self.failed = False
-        return answer
+        observation, info = self.env.reset(seed=seed, options=entry_options(options, self.index, self._num_envs))
+        self.failed, self._seen = False, (observation, False)
+        return observation, info
+
+    def idle(self) -> None:
+        """Ends the episode as truncated, without a call of the environment: :meth:`step` idles until the next reset."""
+        if self._last is None:
+            observation, success = self._seen
+            self._last = deepcopy(observation), False, True, success
 
     def step(self, action: NDArray[np.floating]) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Executes one chunk, or idles if the episode has ended.
@@ -96,7 +103,7 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
             return deepcopy(observation), 0.0, terminated, truncated, info
         self.failed = True
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self.failed = False
+        self.failed, self._seen = False, (observation, bool(info["success"]))
         if terminated or truncated:
             self._last = deepcopy(observation), bool(terminated), bool(truncated), bool(info["success"])
         return observation, float(reward), terminated, truncated, info
@@ -104,6 +111,11 @@ class VectorMember(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.
 
 class _IdlingSyncVectorEnv(SyncVectorEnv):
     """A `SyncVectorEnv` whose environments may be stepped after their end: they idle then."""
+
+    def idle(self, mask: NDArray[np.bool_]) -> None:
+        """Ends the episodes of the environments in `mask` `[E]`."""
+        for index in np.flatnonzero(mask):
+            self.envs[index].idle()  # type: ignore[attr-defined]
 
     def step(self, actions: Any) -> Any:
         self._autoreset_envs[:] = False
@@ -124,7 +136,7 @@ def chunked_vector_env(
 
     A step returns observations `[E, ...]`, rewards `[E]` float64, terminations and truncations `[E]` bool, and infos
     with `"action_is_pad"` `[E, L]` bool and `"success"` `[E]` bool. An environment that has ended keeps its flags,
-    pays 0 and reports a chunk of pads until it is reset::
+    pays 0 and reports a chunk of pads until it is reset. Without workers, `idle(mask)` ends episodes that still run::
 
         envs.reset(options={"init_state": np.arange(E), "group_id": np.arange(E) // 4})
         envs.reset(options={"init_state": ..., "reset_mask": ended})    # reset_mask is taken out of the dict

@@ -1,6 +1,7 @@
 """Token policies; :mod:`pcm_rl.policies.family` describes what a family must offer."""
 
 from pcm_rl.policies.bins import action_range
+from pcm_rl.policies.last_layer import calls_of, critic_input
 from pcm_rl.policies.state.policy import StateTokenPolicy
 
-__all__ = ["StateTokenPolicy", "action_range"]
+__all__ = ["StateTokenPolicy", "action_range", "calls_of", "critic_input"]

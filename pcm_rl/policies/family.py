@@ -102,3 +102,15 @@ class GivesFeatures(Protocol):
 
     def features(self, tensordict: TensorDictBase) -> Tensor:
         """A critic's input for each row, ``[M, F]`` float, without a gradient."""
+
+
+@runtime_checkable
+class RecordsFeatures(GivesFeatures, Protocol):
+    """A policy that records its features when it acts: a critic costs no forward pass of its own."""
+
+    def record_critic_features(self, enabled: bool) -> None:
+        """Write :data:`~pcm_rl.episodes.FEATURES` from now on, or no longer.
+
+        While enabled, ``out_keys`` names that entry, and acting writes it: ``[M, F]`` float32 without a gradient, what
+        :meth:`features` gives for the same rows. Actions, log-probs and :meth:`TokenPolicy.get_dist` stay as they are.
+        """

@@ -9,14 +9,28 @@ from typing import TYPE_CHECKING
 import torch
 from tensordict import NestedKey, TensorDict, TensorDictBase
 
-from pcm_rl.episodes import CHUNK, CHUNK_ID, DONE, EPISODE, GROUP, IS_PAD, PHASE, REWARD, SUCCESS, WEIGHT
+from pcm_rl.episodes import (
+    CHUNK,
+    CHUNK_ID,
+    CUT,
+    CUT_EXEMPT,
+    DONE,
+    EPISODE,
+    GROUP,
+    IS_PAD,
+    OUTCOME,
+    PHASE,
+    REWARD,
+    SUCCESS,
+    WEIGHT,
+)
 from pcm_rl.processes.messages import take_rows
 
 if TYPE_CHECKING:
     from pcm_rl.processes.ranks import Ranks
 
 # What advantage, padding and selection read or write: some hundred bytes per row; an image has 150 kB.
-LIGHT = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE, CHUNK_ID, REWARD, DONE)
+LIGHT = (CHUNK, IS_PAD, PHASE, SUCCESS, GROUP, EPISODE, CHUNK_ID, REWARD, DONE, OUTCOME, CUT, CUT_EXEMPT)
 SOURCE = "source_row"  # [M] int64, number of a row among those of all processes
 Complete = Callable[[TensorDictBase], TensorDictBase]
 

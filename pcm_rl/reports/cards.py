@@ -17,6 +17,7 @@ from pcm_rl.reports.figures import ACCENT, INK, MUTED, STAGE_COLORS
 from pcm_rl.reports.html import esc, missing
 from pcm_rl.reports.numbers import DASH, TIMES, amount, duration, last, mapping, mean, number, percent, plain, to_float
 from pcm_rl.reports.run_files import RunFiles
+from pcm_rl.rollouts.evaluate import wilson
 from pcm_rl.rules import RULES
 
 HEALTH = (
@@ -163,6 +164,22 @@ def health(run: RunFiles) -> str:
     lead = "Signal and stability of the updates; the table of metrics below has the healthy ranges."
     body = _figure(run, "step", lambda: figures.small_multiples(run.curves, HEALTH))
     return parts.card("health", "Health of the optimisation", lead, body, wide=True)
+
+
+def cuts(run: RunFiles) -> str:
+    """What cutting hopeless rollouts has saved, and how often it was wrong; nothing where no rollout is cut."""
+    if np.isnan(run.metrics["rollouts_cut"]).all():
+        return ""
+    names = ("rollouts_cut", "trajectories", "cut_steps_saved", "env_steps", "cuts_checked", "cuts_wrong")
+    cut, rollouts, saved, executed, checked, wrong = (int(np.nansum(run.metrics[name])) for name in names)
+    rate = f"<b>{esc(wilson(wrong, checked))}</b>, 95 % interval" if checked else "none was looked at yet"
+    body = (
+        f"<p>Cut: <b>{cut:,}</b> of {rollouts:,} rollouts. Environment steps saved, at most: <b>{saved:,}</b>, beside "
+        f"{executed:,} executed.</p><p>Wrong cuts: {rate}: the share that succeeded of the exempt rollouts that would "
+        "have been cut.</p>"
+    )
+    lead = "Rollouts whose chance of success stayed low end early. The success in training is corrected for them."
+    return parts.card("cuts", "Rollouts that were cut", lead, body)
 
 
 def notes(run: RunFiles) -> str:

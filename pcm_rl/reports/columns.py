@@ -37,10 +37,23 @@ class Column(NamedTuple):
 
 METRICS = (
     Column("step", "", "training step, one update of the policy"),
-    Column("success", "0 to 1", "share of the sampled trajectories that succeeded", "rising"),
+    Column(
+        "success",
+        "0 to 1",
+        "share of the sampled trajectories that succeeded; a trajectory that was cut counts as a success at the rate "
+        "cuts_wrong / cuts_checked of the run so far, 0 before one was checked: an estimate that lags where this rate "
+        "changes",
+        "rising",
+    ),
+    Column("successes", "count", "trajectories that succeeded; none that was cut"),
     Column("trajectories", "count", "trajectories rolled out in the step", "groups x group size"),
     Column("groups", "count", "groups: trajectories of one task and one initial state"),
-    Column("groups_mixed", "count", "groups with both a success and a failure; only these carry signal", "above 0"),
+    Column(
+        "groups_mixed",
+        "count",
+        "groups with both a success and a failure; without a critic only these carry signal",
+        "above 0",
+    ),
     Column("groups_dropped", "count", "groups given up because their simulator failed again and again", "0"),
     Column("chunks_valid", "chunks", "executed chunks that could have been kept"),
     Column("chunks_kept", "chunks", "chunks that went through the backward pass"),
@@ -52,12 +65,32 @@ METRICS = (
     Column("mean_ratio", "", "mean probability ratio of a token, new to old policy", "near 1"),
     Column("max_ratio", "", "largest probability ratio of a token, new to old policy", "below 10"),
     Column("grad_norm", "", "norm of the gradient before clipping", "steady, without spikes"),
-    Column("explained_variance", "", "share of the outcomes' variance that the critic foresaw", "above 0"),
+    Column(
+        "brier",
+        "0 to 1",
+        "mean squared error of the critic's chance of success, before it learned from the step (Brier score)",
+        "below 0.25; falling",
+    ),
+    Column(
+        "explained_variance",
+        "",
+        "share of the outcomes' variance that the critic foresaw; empty where nearly all outcomes are alike",
+        "above 0",
+    ),
     Column("rollout_s", "s", "time to collect the trajectories"),
     Column("select_s", "s", "time to score the phases, draw the chunks and fit the critic", "far below update_s"),
     Column("update_s", "s", "time of the forward and backward passes and the optimiser"),
     Column("step_s", "s", "time of the whole step"),
     Column("env_steps", "steps", "environment steps executed in the step"),
+    Column("rollouts_cut", "count", "trajectories cut because their chance of success stayed below rollouts.cut"),
+    Column("cuts_checked", "count", "trajectories that would have been cut, but were exempt and played to their end"),
+    Column("cuts_wrong", "count", "those of them that succeeded: a cut would have been wrong", "few of cuts_checked"),
+    Column(
+        "cut_steps_saved",
+        "steps",
+        "environment steps that the cut trajectories had left up to the time limit (of the longest task), so at most "
+        "these were saved: some would have succeeded before",
+    ),
     Column(
         "worker_restarts", "count", "simulators that failed, whose episodes were played again, since the run began", "0"
     ),
@@ -75,6 +108,9 @@ METRICS = (
 )
 EVALUATION = (
     Column("step", "", "training step after which the policy was evaluated; 0 is before training"),
+    Column("env_steps", "steps", "environment steps of all training rollouts so far"),
+    Column("gradient_chunks", "chunks", "chunks that went through the backward pass so far, once per epoch"),
+    Column("train_s", "s", "time of all training steps so far, without evaluations"),
     Column("success", "0 to 1", "share of the episodes that succeeded, from held-out initial states", "rising"),
     Column("low", "0 to 1", "lower end of its 95 % interval (Wilson)"),
     Column("high", "0 to 1", "upper end of its 95 % interval (Wilson)"),

@@ -178,15 +178,19 @@ def _forget_after(writer: Any, step: int) -> None:
 def step_line(row: Mapping[str, float], steps: int) -> str:
     """One step in one line: success, groups used, chunks kept, seconds and shares, and the possible gain."""
     update, total = row.get("update_s", 0.0), max(row["step_s"], 1e-9)
-    head = (
-        f"step {int(row['step']):>4}/{steps}  success {row['success']:>6.1%}  "
-        f"groups {int(row['groups_mixed'])}/{int(row['groups'])}  "
+    head = f"step {int(row['step']):>4}/{steps}  success {row['success']:>6.1%}  "
+    alone = row["groups"] == row["trajectories"]
+    head += (
+        f"rollouts {row['trajectories']}  " if alone else f"groups {int(row['groups_mixed'])}/{int(row['groups'])}  "
     )
     if row.get("groups_dropped"):
         head += f"dropped {int(row['groups_dropped'])}  "
+    if "rollouts_cut" in row:
+        head += f"cut {int(row['rollouts_cut'])}  "
     times = f"rollout {row['rollout_s']:.2f} s ({row['rollout_s'] / total:.0%})  "
-    if not row["groups_mixed"]:
-        return head + times + "no group has both outcomes: nothing to learn from, update skipped"
+    if "chunks_kept" not in row:
+        reason = "all outcomes are alike" if alone else "no group has both outcomes"
+        return head + times + f"{reason}: nothing to learn from, update skipped"
     return (
         head
         + f"chunks {int(row['chunks_kept']):>4}/{int(row['chunks_valid'])} ({row['kept_fraction']:.0%})  "

@@ -43,8 +43,8 @@ def _render(run: RunFiles) -> str:
     body = (
         cards.learning_curve(run), cards.time_split(run), cards.score(run), cards.keep_probability(run),
         cards.candidates(run), cards.kept(run), cards.budget_curve(run), cards.update_cost(run),
-        cards.rollout(run, "success"), cards.rollout(run, "failure"), cards.health(run), cards.notes(run),
-        cards.configuration(run), cards.glossary(run),
+        cards.rollout(run, "success"), cards.rollout(run, "failure"), cards.health(run), cards.cuts(run),
+        cards.notes(run), cards.configuration(run), cards.glossary(run),
     )  # fmt: skip
     title = esc(f"{run.setting('env.id')} · {run.setting('selection.name')}")
     return TEMPLATE.substitute(title=title, css=CSS, hero=headline(run), cards="\n".join(body))

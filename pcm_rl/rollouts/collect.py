@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, GROUP
 from pcm_rl.policies.bins import check_reach
+from pcm_rl.rollouts.cut import Cut, Watch
 from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.free_running import collect_from_workers
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, episode_outcomes, outcome
@@ -37,6 +39,7 @@ def collect_episodes(
     max_tries: int = 3,
     same_starts: bool = True,
     may_be_empty: bool = False,
+    cut: Cut | None = None,
 ) -> TensorDict:
     """One episode from each initial state; the policy does not change meanwhile.
 
@@ -54,6 +57,11 @@ def collect_episodes(
     the policy reads is not finite. It is played again; where environments run synchronously all episodes are, so that
     the same actions are drawn. Either way the rows are those of a collection without the failure.
 
+    An episode whose chance of success stays low can be ``cut``: it ends behind the chunk before, as truncated and
+    without success, so in equation 1 and in the divergence of phases it is a failure. Its environment plays the next
+    waiting episode, or idles. On workers every episode has the rows of one that is not cut, up to the cut. Where
+    environments run synchronously that holds until the first cut: the generator then draws for fewer rows.
+
     Args:
         env: Vector of environments whose action is a chunk ``[L, D]``, without autoreset; ``reset`` takes the options
             ``init_state`` and ``reset_mask``, ``step`` gives ``action_is_pad`` and ``success`` in its infos.
@@ -68,6 +76,8 @@ def collect_episodes(
         max_tries: Failures of one episode, at least 1, until its group is dropped.
         same_starts: Refuse episodes from one initial state that begin with different observations.
         may_be_empty: Give no row, without any entry, where every group was dropped: other processes may have some.
+        cut: When an episode ends as hopeless; rows then have :data:`~pcm_rl.episodes.OUTCOME`,
+            :data:`~pcm_rl.episodes.CUT` and :data:`~pcm_rl.episodes.CUT_EXEMPT` too. None cuts none.
 
     Returns:
         ``[M]`` rows, episodes in the order of ``init_state``, each ending with ``("next", "done")``. Episodes are
@@ -78,8 +88,9 @@ def collect_episodes(
         FloatingPointError: The policy gave a log-prob or an action that is not finite; it names initial state and
             chunk.
         RuntimeError: Every group was dropped because workers died, or a worker could not be built again.
-        ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, or the policy's actions lie far
-            outside of the environment's action box.
+        ValueError: The tensors differ in length or are empty, ``max_tries`` is below 1, the policy's actions lie far
+            outside of the environment's action box, or the chance that ``cut`` asks for is not one number in [0, 1] for
+            each row.
         Exception: Of the type that an environment raises, which is its cause: every group was dropped, the first
             ``max_tries`` groups before any episode was complete, or the error is one of programming (such as
             ``TypeError``) and came ``max_tries`` times. The message names worker and initial state.
@@ -93,15 +104,17 @@ def collect_episodes(
             f"expected as many initial states as groups (and tasks), at least one, and max_tries of at least 1; got "
             f"{len(init_state)}, {len(group)}, {None if task is None else len(task)} and {max_tries}"
         )
+    if cut is not None and len(cut.exempt) != len(init_state):
+        raise ValueError(f"cut.exempt has {len(cut.exempt)} entries, expected {len(init_state)}: one for each episode")
     if isinstance(env.single_action_space, spaces.Box):
         check_reach(getattr(policy, "action_tokenizer", None), env.single_action_space)
     failures = Failures(max_tries, may_drop_all=may_be_empty)
     if isinstance(env, WorkerVectorEnv):
         rows = collect_from_workers(
-            env, policy, init_state, group, task=task, device=torch.device(device), failures=failures
+            env, policy, init_state, group, task=task, device=torch.device(device), failures=failures, cut=cut
         )
     else:
-        rows = _collect_in_step(env, policy, init_state, group, device, failures)
+        rows = _collect_in_step(env, policy, init_state, group, device, failures, cut)
     if same_starts and len(rows):
         check_starts(rows, init_state[torch.isin(group, rows.get(GROUP))])  # of groups that were not dropped
     return rows
@@ -123,7 +136,13 @@ class _Stopped(Exception):
 
 
 def _collect_in_step(
-    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device, failures: Failures
+    env: VectorEnv,
+    policy: Policy,
+    init_state: Tensor,
+    group: Tensor,
+    device: str | torch.device,
+    failures: Failures,
+    cut: Cut | None,
 ) -> TensorDict:
     """Play all episodes, and all of them again after a failure, so that the same actions are drawn."""
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
@@ -133,7 +152,8 @@ def _collect_in_step(
             return failures.nothing_left()
         random = [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in devices)]
         try:
-            return _play_in_step(env, policy, init_state[kept], group[kept], device, failures)
+            watch = None if cut is None else Watch(replace(cut, exempt=cut.exempt[kept]), policy)
+            return _play_in_step(env, policy, init_state[kept], group[kept], device, failures, watch)
         except _Stopped as stopped:
             torch.set_rng_state(random[0])
             for cuda, state in zip(devices, random[1:], strict=True):
@@ -145,7 +165,13 @@ def _collect_in_step(
 
 
 def _play_in_step(
-    env: VectorEnv, policy: Policy, init_state: Tensor, group: Tensor, device: str | torch.device, failures: Failures
+    env: VectorEnv,
+    policy: Policy,
+    init_state: Tensor,
+    group: Tensor,
+    device: str | torch.device,
+    failures: Failures,
+    watch: Watch | None,
 ) -> TensorDict:
     readers = observation_readers(env.single_observation_space)
     queue = deque(range(len(init_state)))
@@ -183,6 +209,16 @@ def _play_in_step(
             chunk=count,
             device=device,
         )
+        part |= {EPISODE: torch.from_numpy(episode), CHUNK_ID: count}
+        if watch is not None:
+            ends = watch.ends(part, [instructions[i] for i in episode])
+            if ends.any():
+                failures.completed = True
+                _idle(env, episode_of, active[ends])
+                active, episode = active[~ends], episode[~ends]
+                part = {key: value[torch.from_numpy(~ends)] for key, value in part.items()}
+            if not len(active):
+                continue
         action = np.zeros((env.num_envs, *shape), dtype=np.float32)
         action[active] = part[CHUNK].numpy()
         with _stopping(env, episode_of):
@@ -192,12 +228,28 @@ def _play_in_step(
         observation = read_observation(readers, raw_observation)
         answers = (reward, terminated, truncated, info["action_is_pad"], info["success"])
         part |= outcome(*(np.asarray(answer)[active] for answer in answers))
-        parts.append({**part, EPISODE: torch.from_numpy(episode), CHUNK_ID: count})
+        parts.append(part)
+        if watch is not None:
+            watch.executed(part)
         chunk_id[episode] += 1
         ended = (terminated | truncated) & (episode_of >= 0)
         failures.completed |= bool(ended.any())
         episode_of[ended] = -1
-    return assemble(parts, group, instructions)
+    rows = assemble(parts, group, instructions)
+    return rows if watch is None else watch.write(rows, torch.arange(len(init_state)))
+
+
+def _idle(env: VectorEnv, episode_of: np.ndarray, stopped: np.ndarray) -> None:
+    """End the episodes of the environments ``stopped``, which need no step until their reset.
+
+    An environment that cannot idle is stepped with actions of 0, and its answers are left out.
+    """
+    episode_of[stopped] = -1
+    idle = getattr(env, "idle", None)
+    if idle is not None:
+        mask = np.zeros(env.num_envs, dtype=bool)
+        mask[stopped] = True
+        idle(mask)
 
 
 @contextlib.contextmanager

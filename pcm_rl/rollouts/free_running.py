@@ -16,6 +16,7 @@ from pcm_rl.envs.observation import Reader, observation_readers, read_observatio
 from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
 from pcm_rl.policies.family import SamplesRows
+from pcm_rl.rollouts.cut import Cut, Watch
 from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
 
@@ -58,16 +59,17 @@ class _Schedule:
         self.playing[worker] = episode
         return episode
 
-    def failed(self, failure: Failure) -> None:
-        """Queues the episode again, or drops its group."""
+    def failed(self, failure: Failure) -> _Episode:
+        """Queues the episode again, or drops its group; the episode."""
         episode = self.playing.pop(failure.worker)
         episode.restart()
         if episode.group in self.dropped_groups:
-            return
+            return episode
         self.waiting.insert(0, episode)
         failed = f"worker {failure.worker}", failure.reason, failure.error
         self.failures.add([episode.id], [episode.init_state], episode.group, failed)
         self.waiting = [e for e in self.waiting if e.group not in self.dropped_groups]
+        return episode
 
 
 def collect_from_workers(
@@ -79,6 +81,7 @@ def collect_from_workers(
     task: Tensor | None,
     device: torch.device,
     failures: Failures,
+    cut: Cut | None = None,
 ) -> TensorDict:
     """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; ``failures`` says what follows from each."""
     base = int(torch.randint(2**62, ()))
@@ -88,6 +91,7 @@ def collect_from_workers(
         _Episode(i, *fields) for i, fields in enumerate(zip(init_state.tolist(), group.tolist(), tasks, strict=True))
     ]
     schedule = _Schedule(episodes, env.played, failures)
+    watch = None if cut is None else Watch(cut, policy)
     env.cancel()  # commands that an interrupted caller may have left
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         while schedule.waiting or schedule.playing:
@@ -98,10 +102,12 @@ def collect_from_workers(
             for result in env.wait(complaints=False):
                 result = _read(env, policy, readers, result)
                 if isinstance(result, Failure):
-                    schedule.failed(result)
+                    episode = schedule.failed(result)
+                    if watch is not None:
+                        watch.restart(episode.id)
                     continue
                 episode = schedule.playing[result.worker]
-                _record(episode, result)
+                _record(episode, result, watch)
                 ended = result.terminated or result.truncated
                 failures.completed |= ended
                 if ended or episode.group in schedule.dropped_groups:
@@ -112,9 +118,13 @@ def collect_from_workers(
                 seeds = [_seed_of(base, episode.id, len(episode.parts)) for episode, _ in pairs]
                 with _sampling(policy, seeds, device):
                     chunks = _act(policy, pairs, device)
-                for (_, answer), chunk in zip(pairs, chunks, strict=True):
-                    env.send(answer.worker, chunk)
-    return _rows(episodes, failures, group)
+                for (episode, answer), chunk in zip(pairs, chunks, strict=True):
+                    if watch is not None and watch.ends(episode.parts[-1], [episode.instruction])[0]:
+                        del episode.parts[-1], schedule.playing[answer.worker]  # the worker is free for another episode
+                        failures.completed = True
+                    else:
+                        env.send(answer.worker, chunk)
+    return _rows(episodes, failures, group, watch)
 
 
 def _read(
@@ -130,7 +140,7 @@ def _read(
     return result._replace(observation=read)
 
 
-def _record(episode: _Episode, answer: Answer) -> None:
+def _record(episode: _Episode, answer: Answer, watch: Watch | None) -> None:
     """Complete the row of the chunk that was executed, or record the instruction that came with the reset."""
     if not episode.parts:
         episode.instruction = answer.info.get("instruction")
@@ -138,6 +148,8 @@ def _record(episode: _Episode, answer: Answer) -> None:
     info = answer.info
     values = (answer.reward, answer.terminated, answer.truncated, info["action_is_pad"], info["success"])
     episode.parts[-1] |= outcome(*(np.asarray([value]) for value in values))
+    if watch is not None:
+        watch.executed(episode.parts[-1])
 
 
 def _calls(policy: Policy, ready: list[tuple[_Episode, Answer]]) -> list[list[tuple[_Episode, Answer]]]:
@@ -182,7 +194,7 @@ def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterato
     yield
 
 
-def _rows(episodes: list[_Episode], failures: Failures, group: Tensor) -> TensorDict:
+def _rows(episodes: list[_Episode], failures: Failures, group: Tensor, watch: Watch | None) -> TensorDict:
     complete = [episode for episode in episodes if episode.group not in failures.dropped_groups]
     if not complete:
         return failures.nothing_left()
@@ -190,5 +202,6 @@ def _rows(episodes: list[_Episode], failures: Failures, group: Tensor) -> Tensor
         for part in episode.parts:
             part[EPISODE].fill_(i)
     parts = [part for episode in complete for part in episode.parts]
-    group_of_episode = group[torch.tensor([episode.id for episode in complete])]
-    return assemble(parts, group_of_episode, [episode.instruction for episode in complete])
+    numbers = torch.tensor([episode.id for episode in complete])
+    rows = assemble(parts, group[numbers], [episode.instruction for episode in complete])
+    return rows if watch is None else watch.write(rows, numbers)

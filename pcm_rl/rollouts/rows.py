@@ -128,21 +128,22 @@ def episode_outcomes(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
     return rows.get(SUCCESS)[first], rows.get(GROUP)[first]
 
 
-def rollout_metrics(rows: TensorDictBase, signal: Tensor, groups: int) -> dict[str, float]:
+def rollout_metrics(rows: TensorDictBase, groups: int) -> dict[str, float]:
     """A summary of a step's rollouts, as columns of ``metrics.csv``.
 
     Args:
         rows: ``[M]`` rows of all processes.
-        signal: ``[M]`` bool, rows of groups with both outcomes.
         groups: Number of groups that were requested.
     """
     success, group = episode_outcomes(rows)
     collected = len(group.unique())
+    mixed = set(group[success].tolist()) & set(group[~success].tolist())
     return {
         "success": float(success.float().mean()),
+        "successes": int(success.sum()),
         "trajectories": len(success),
         "groups": collected,
-        "groups_mixed": len(rows.get(GROUP)[signal].unique()),
+        "groups_mixed": len(mixed),
         "groups_dropped": groups - collected,
         "env_steps": int((~rows.get(IS_PAD)).sum()),
     }

@@ -15,12 +15,13 @@ from torch import Tensor
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.credit import GROUP_CREDIT, Credit, plugin_credit
-from pcm_rl.algos.critic import Features, SuccessCritic, critic_credit, state_features
+from pcm_rl.algos.critic import Features, SuccessCritic, state_features
+from pcm_rl.algos.critic_credit import critic_credit
 from pcm_rl.config import FAMILIES, Config, ConfigError, PolicyConfig
 from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.episodes import INSTRUCTION, STATE
 from pcm_rl.policies.bins import check_reach
-from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, lacks
+from pcm_rl.policies.family import CountsTokens, GivesFeatures, Recomputes, RecordsFeatures, lacks
 from pcm_rl.support.plugins import load_callable
 from pcm_rl.training.checkpoint import load_policy
 
@@ -136,21 +137,28 @@ def make_credit(config: Config, env: VectorEnv, policy: VLAWrapperBase) -> Credi
         width[1],
         config.env.slots,
         lam=section.lam,
+        memory=section.memory,
         steps=section.steps,
         lr=section.lr,
+        width=section.width,
         seed=config.seed,
         features=features,
     )
-    return critic_credit(critic)
+    return critic_credit(critic, scale=section.scale, every_group=section.every_group)
 
 
 def critic_features(config: Config, policy: VLAWrapperBase) -> Features:
-    """The features that a critic reads: ``rows [M] -> [M, F]``.
+    """The features that a critic reads: ``rows [M] -> [M, F]``; called for rows that do not hold them yet.
+
+    A policy that can record its features does so from now on if the critic reads them, and no longer if it reads
+    others.
 
     Raises:
         ConfigError: If the policy has no features, or ``advantage.features`` names nothing that can be called.
     """
     name = config.advantage.features
+    if isinstance(policy, RecordsFeatures):
+        policy.record_critic_features(name == "policy")
     if name == "state":
         return state_features
     if name == "policy":

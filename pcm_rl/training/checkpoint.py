@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from pcm_rl.config import ConfigError
 from pcm_rl.support.manifest import MANIFEST, DamagedError, check_files, write_manifest
+from pcm_rl.support.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from pcm_rl.support.tensors import save_tensors
 from pcm_rl.support.writing import replacing
 from pcm_rl.training.generations import FORMAT
@@ -32,7 +33,7 @@ class Snapshot:
         success: Success of the evaluation after this step; None without one.
         policy: Trained weights and buffers.
         optimizer: Tensors of its state, named by the number of the parameter.
-        critic: Weights and buffers; None without a critic.
+        critic: Its ``state_dict`` without frozen parameters; None without a critic.
         random: States of all generators.
         state: JSON of everything else.
         names: Names of the trained parameters, in the optimiser's order.
@@ -80,8 +81,8 @@ class Snapshot:
             step=int(state["step"]),
             success=success,
             policy=_copied(_trained_state(policy)),
-            optimizer=_copied(_optimizer_tensors(optimizer)),
-            critic=None if critic is None else _copied(_trained_state(critic)),
+            optimizer=_copied(optimizer_tensors(optimizer)),
+            critic=None if critic is None else _copied(_critic_state(critic)),
             random=_random_states(generators),
             state=json.dumps({"format": FORMAT, **state, **options}, indent=1, allow_nan=False, default=float),
             names=_trained_names(policy),
@@ -131,7 +132,7 @@ def load_checkpoint(
     if critic is not None:
         if not (folder / "critic.safetensors").is_file():
             raise ConfigError(f"{folder} holds no critic: its run had advantage.name=group, and goes on with that only")
-        load_policy(critic, folder / "critic.safetensors")
+        _load_critic(critic, folder / "critic.safetensors")
     _load_optimizer(optimizer, _trained_names(policy), folder / "optimizer.safetensors", state.get("optimizer"))
     _set_random_states(generators, folder / "random.safetensors")
     return state
@@ -202,6 +203,23 @@ def _trained_state(policy: nn.Module) -> Tensors:
     return {name: value for name, value in policy.state_dict().items() if name in names}
 
 
+def _critic_state(critic: nn.Module) -> Tensors:
+    """All of its state but frozen parameters; tensors only, since nothing is pickled."""
+    frozen = {name for name, parameter in critic.named_parameters() if not parameter.requires_grad}
+    return {name: value for name, value in critic.state_dict().items() if name not in frozen and torch.is_tensor(value)}
+
+
+def _load_critic(critic: nn.Module, path: Path) -> None:
+    frozen = {name: p for name, p in critic.named_parameters() if not p.requires_grad}
+    try:
+        critic.load_state_dict({**frozen, **load_file(path)})
+    except (SafetensorError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"{path} does not fit the critic: {' '.join(str(error).split())}. Was it made with another "
+            "advantage.width, advantage.features or version?"
+        ) from error
+
+
 def _copied(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
@@ -230,41 +248,19 @@ def _options(optimizer: Optimizer) -> list[dict[str, Any]]:
     return [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
 
 
-def _optimizer_tensors(optimizer: Optimizer) -> Tensors:
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{name}": torch.as_tensor(value) for index, entry in state.items() for name, value in entry.items()
-    }
-
-
 def _load_optimizer(optimizer: Optimizer, names: list[str], path: Path, options: dict[str, Any] | None) -> None:
     with safe_open(path, "pt") as file:
         saved_names = json.loads((file.metadata() or {}).get("parameters", json.dumps(names)))
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if saved_names != names:
         differing = sorted(set(saved_names) ^ set(names))[:4] or "their order"
         raise ConfigError(f"{path} is of other parameters than the policy's: {differing}")
-    state: dict[int, Tensors] = {}
-    for key, value in load_file(path).items():
-        index, _, name = key.partition(".")
-        parameter = parameters[int(index)] if index.isdecimal() and int(index) < len(parameters) else None
-        # a fused optimiser writes as many numbers as its parameter has, wherever that leads
-        if parameter is None or not _fits(value, parameter, scalar=name == "step"):
-            raise ConfigError(
-                f"{path}: {key} is {value.dtype} {tuple(value.shape)}, which does not fit the policy's "
-                f"{len(parameters)} trained parameters"
-            )
-        state.setdefault(int(index), {})[name] = value
     groups = optimizer.state_dict()["param_groups"]
     if options is not None:
         _restore_options(groups, options, optimizer.defaults)
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _fits(value: Tensor, parameter: Tensor, *, scalar: bool) -> bool:
-    if scalar:
-        return value.shape == () and value.is_floating_point()
-    return value.shape == parameter.shape and value.dtype == parameter.dtype
+    try:
+        load_optimizer_tensors(optimizer, load_file(path), groups)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _restore_options(groups: list[dict[str, Any]], saved: dict[str, Any], defaults: dict[str, Any]) -> None:

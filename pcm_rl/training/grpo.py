@@ -14,13 +14,14 @@ from torch import Generator, Tensor
 from torch.optim import AdamW, Optimizer
 from torchrl.modules.vla import VLAWrapperBase
 
+from pcm_rl.advantage import has_signal
 from pcm_rl.algos.augment import augment_images
-from pcm_rl.algos.credit import outcome_credit
+from pcm_rl.algos.credit import GROUP_CREDIT, Credit, outcome_credit
 from pcm_rl.algos.loss import ChunkGRPOLoss
 from pcm_rl.algos.sampler import PCMSampler
 from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import Config, ConfigError, UpdateConfig
-from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, IS_PAD, WEIGHT
+from pcm_rl.episodes import ADVANTAGE, CHUNK, EPISODE, FEATURES, IS_PAD, WEIGHT, EpisodeIndex
 from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.build import make_credit, make_policy
@@ -44,6 +45,7 @@ class GRPO:
         self.policy = make_policy(config, env)
         self.credit = make_credit(config, env, self.policy)
         self.half_box = half_box(env.single_action_space)
+        check_groups(config, self.credit)
         self.sampler = PCMSampler.of(config.selection, seed=config.seed)
         self.loss = make_loss(self.policy, config.update)
         self.optimizer = make_optimizer(self.policy, config.update)
@@ -61,8 +63,8 @@ class GRPO:
         """Write the advantage of every row.
 
         Returns:
-            The rows of groups with both outcomes, ``[M]`` bool. Other groups have no signal, whoever gives the credit:
-            their advantage is 0.
+            The rows that there is something to learn from, ``[M]`` bool: of groups with both outcomes or, where the
+            credit is for ``every_group``, of trajectories with an advantage. The advantage of the others is 0.
 
         Raises:
             ConfigError: If the credit is not one finite number a row.
@@ -72,9 +74,14 @@ class GRPO:
             what = "nan or infinity" if advantage.shape == rows.batch_size else f"shape {tuple(advantage.shape)}"
             name = self.config.advantage.name
             raise ConfigError(f"advantage.name={name} gave {what}, expected one finite number a row, [{len(rows)}]")
-        signal = outcome_credit(rows) != 0
+        signal = self._signal(rows, advantage)
         rows.set(ADVANTAGE, torch.where(signal, advantage, 0.0).float())
         return signal
+
+    def _signal(self, rows: TensorDict, advantage: Tensor) -> Tensor:
+        if self.credit.every_group:
+            return has_signal(advantage, (~rows.get(IS_PAD)).any(-1), EpisodeIndex(rows.get(EPISODE)))
+        return (advantage if self.credit is GROUP_CREDIT else outcome_credit(rows)) != 0
 
     def select(self, rows: TensorDict, signal: Tensor) -> TensorDictBase:
         """The rows that go through the update, with their weights.
@@ -96,7 +103,8 @@ class GRPO:
         return kept
 
     def update(self, kept: TensorDictBase) -> dict[str, float]:
-        """One update on the kept rows."""
+        """One update on the kept rows; what only the critic sees does not travel to the policy's device."""
+        kept = kept.exclude(FEATURES)
         return update_policy(self.loss, self.optimizer, kept, self.config.update, self.generator, self.ranks)
 
     def check_same(self) -> None:
@@ -116,6 +124,26 @@ class GRPO:
             "generators": generators,
             "critic": self.credit.module,
         }
+
+
+def check_groups(config: Config, credit: Credit) -> None:
+    """Refuse groups of one rollout where something compares the rollouts of a group.
+
+    Raises:
+        ConfigError: The credit or the rule does.
+    """
+    if config.group_size > 1:
+        return
+    if not credit.every_group:
+        raise ConfigError(
+            f"group_size=1: advantage.name={config.advantage.name} gives credit within groups of both outcomes only, "
+            "which takes 2 rollouts or more; advantage.name=critic with advantage.every_group=true needs no groups"
+        )
+    if config.selection.rule.by_phase:
+        raise ConfigError(
+            f"group_size=1: selection.name={config.selection.name} compares the successes of a group with its "
+            "failures, which takes 2 rollouts or more; selection.name=top-advantage needs no groups"
+        )
 
 
 def half_box(space: spaces.Space[Any] | None) -> Tensor | None:

@@ -22,9 +22,9 @@ class Patience:
     def __init__(self, limit: int) -> None:
         self.limit, self.steps = limit, 0
 
-    def ends(self, success: float) -> bool:
-        """Count a step with this share of successes; whether the limit is reached, where the count begins again."""
-        self.steps = 0 if success > 0 else self.steps + 1
+    def ends(self, successes: float) -> bool:
+        """Count a step with so many successes; whether the limit is reached, where the count begins again."""
+        self.steps = 0 if successes > 0 else self.steps + 1
         if not 0 < self.limit <= self.steps:
             return False
         self.steps = 0

@@ -26,7 +26,7 @@ def with_slots(config: Config, env: VectorEnv) -> Config:
     told, length, given = vector_horizon(env), config.env.chunk_length, config.env.max_chunks
     if told is None:
         return config
-    horizon = max([told, *_horizons_of_tasks(config)])
+    horizon = horizon_of_run(config, env)
     needed = -(-horizon // length)
     if given is not None and given < needed:
         raise ConfigError(
@@ -34,6 +34,12 @@ def with_slots(config: Config, env: VectorEnv) -> Config:
             f"env.max_chunks out, or give at least {needed}"
         )
     return dataclasses.replace(config, env=dataclasses.replace(config.env, max_chunks=given or needed))
+
+
+def horizon_of_run(config: Config, env: VectorEnv) -> int:
+    """Steps after which the longest episode ends: of all slots, where the environments do not tell."""
+    told = vector_horizon(env)
+    return config.env.slots * config.env.chunk_length if told is None else max([told, *_horizons_of_tasks(config)])
 
 
 def _horizons_of_tasks(config: Config) -> list[int]:

@@ -20,7 +20,7 @@ from pcm_rl.episodes import INSTRUCTION, PHASE, label_episodes
 from pcm_rl.processes.exchange import Complete
 from pcm_rl.processes.launch import joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
-from pcm_rl.reports.metrics import RunLog, step_line
+from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
 from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.environments import make_vector_env, phase_rule
@@ -28,22 +28,17 @@ from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.rollouts.rows import listens, rollout_metrics
 from pcm_rl.training.checkpoint import Snapshot, load_checkpoint, policy_metadata
+from pcm_rl.training.cuts import Cuts
 from pcm_rl.training.finish import report_run
-from pcm_rl.training.generations import NEWEST, add_generation, best, newest_whole, set_damaged_aside
+from pcm_rl.training.generations import NEWEST, best, newest_whole
 from pcm_rl.training.grpo import GRPO
 from pcm_rl.training.lock import locked
+from pcm_rl.training.output import Output
 from pcm_rl.training.patience import Patience
 from pcm_rl.training.probe import heed_first_look
-from pcm_rl.training.run_folder import (
-    CONFIG,
-    adopt,
-    begin_run_folder,
-    check_new_run,
-    find_resume,
-    restore_tables,
-    run_id,
-)
+from pcm_rl.training.run_folder import check_new_run, find_resume, run_id
 from pcm_rl.training.signals import Listener, listening
+from pcm_rl.training.spent import Spent
 from pcm_rl.training.start import supervised_start
 from pcm_rl.training.trial import check_sane, rows_at_hand
 
@@ -91,13 +86,13 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
             trainer.resume() if resume else trainer.start()
             while True:
                 trainer.evaluate_and_save()
-                if trainer.step >= config.steps:
+                if trainer.done:
                     break
                 metrics = trainer.train_step()
-                hopeless = trainer.patience.ends(metrics["success"])
+                hopeless = trainer.patience.ends(metrics["successes"])
                 trainer.complete(metrics)
                 listener.check()
-                if hopeless and trainer.step < config.steps:
+                if hopeless and not trainer.done:
                     raise trainer.patience.error(config.folder, metrics["trajectories"])
             trainer.finish()
     return trainer
@@ -123,15 +118,15 @@ class Trainer:
         self.states = InitialStates.of(config)
         if config.policy.init is not None:
             self.states.check_policy(policy_metadata(config.policy.init), config.env.id)
-        self.step, self.seconds = 0, 0.0
+        self.spent = Spent()
         self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
-        self.log: RunLog | None = None
-        self.id, self.config_file = "", b""  # of the run's folder
+        self.output: Output | None = None  # on the first process, once the folder is open
         self.evaluated: tuple[int, float | None] = (-1, None)  # step and success of the last evaluation
         self.saved: int | None = None  # step of the newest checkpoint
         self.held: Snapshot | None = None  # the last completed step
         self.at_hand: TensorDictBase | None = None  # a few rows to try the policy on
         self.patience = Patience(config.patience)
+        self.cuts = Cuts(self.grpo.config, self.env, self.grpo.credit)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
@@ -140,6 +135,16 @@ class Trainer:
     def folder(self) -> Path:
         """The folder of the run."""
         return self.config.folder
+
+    @property
+    def step(self) -> int:
+        """Training steps so far."""
+        return self.spent.step
+
+    @property
+    def done(self) -> bool:
+        """Whether all training steps are made."""
+        return self.spent.reaches(self.config)
 
     # -- one step -----------------------------------------------------------------------------------------------------
 
@@ -157,9 +162,9 @@ class Trainer:
             self.probed = True
         rows, complete = self.ranks.exchange(recorded, self.shared_entries)
         collected = time.perf_counter()
-        self.step += 1
+        self.spent.step += 1
         signal = grpo.write_advantage(rows)
-        metrics = {"step": self.step, **rollout_metrics(rows, signal, self.config.groups)}
+        metrics = {"step": self.step, **self.cuts.count(rollout_metrics(rows, self.config.groups), rows)}
         metrics |= {"rollout_s": collected - started, "worker_restarts": self._restarts()}
         learned = {} if grpo.credit.fit is None else grpo.credit.fit(rows)
         if bool(signal.any()):
@@ -169,14 +174,14 @@ class Trainer:
             metrics |= {"select_s": selected - collected, "update_s": time.perf_counter() - selected}
             self.latest = rows[signal], complete
         metrics["step_s"] = time.perf_counter() - started
-        self.seconds += metrics["step_s"]
+        self.spent.add(metrics, self.config.update.epochs)
         return metrics
 
     def collect(self) -> TensorDict:
         """Whole episodes of this process's share of ``groups * group_size`` rollouts, with phases."""
         config = self.config
         self.ranks.draw_apart(config.seed, self.step)
-        groups = self.ranks.share(torch.arange(config.groups))
+        groups, dealt = self.ranks.share(torch.arange(config.groups)), self.states.dealt
         init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
         group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
         rows = collect_episodes(
@@ -188,6 +193,7 @@ class Trainer:
             task=task,
             same_starts=config.env.same_starts,
             may_be_empty=self.ranks.size > 1,
+            cut=self.cuts.of(dealt + groups),
         )
         if not len(rows):
             return rows
@@ -209,8 +215,8 @@ class Trainer:
 
     def complete(self, metrics: dict[str, float]) -> None:
         """Log a step, hold it, and only then print its line: a step that was printed is never lost."""
-        if self.log is not None:
-            self.log.step(metrics)
+        if self.output is not None:
+            self.output.log.step(metrics)
         self.hold()
         self.say(step_line(metrics, self.config.steps))
 
@@ -222,15 +228,15 @@ class Trainer:
         self.evaluated = self.step, result.success.success
         if self.at_hand is None:
             self.at_hand = rows_at_hand(self.policy, result.rows)
-        if self.log is not None:
-            self.log.evaluated({"step": self.step, **result.success.as_dict()})
+        if self.output is not None:
+            self.output.log.evaluated({**self.spent.columns(), **result.success.as_dict()})
         self.say(f"evaluation after step {self.step}: {result.line()}")
         return result
 
     def evaluate_and_save(self) -> None:
         """What is due after this step and was not done yet; the end of the run does both in any case."""
         config, step = self.config, self.step
-        if step >= config.steps:
+        if self.done:
             return
         if pending := bool(config.eval_every) and step % config.eval_every == 0 and self.evaluated[0] != step:
             self.evaluate()
@@ -280,11 +286,11 @@ class Trainer:
         parts = self.grpo.saved()
         check_sane(self.step, self.policy, parts["optimizer"], parts["critic"], self.at_hand)
         state = {
-            "step": self.step,
-            "seconds": self.seconds,
+            **self.spent.state_dict(),
             "keep": self.grpo.sampler.keep.state_dict(),
             "states": self.states.state_dict(),
             "steps_without_success": self.patience.steps,
+            "cuts": self.cuts.state_dict(),
             "summary": self.summary,
             "evaluated": self.evaluated[0],
         }
@@ -328,18 +334,20 @@ class Trainer:
         checkpoint = newest_whole(self.folder, run_id(self.folder), self.say)
         state = load_checkpoint(checkpoint, **self.grpo.saved())
         self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
-        self.step, self.seconds, self.summary = state["step"], state["seconds"], state["summary"]
+        self.spent.load_state_dict(state)
+        self.summary = state["summary"]
         self.evaluated, self.saved = (state.get("evaluated", self.step), None), self.step
         self.grpo.sampler.keep.load_state_dict(state["keep"])
         self.states.load_state_dict(state["states"])
         self.patience.steps = state.get("steps_without_success", 0)  # older checkpoints have none
+        self.cuts.load_state_dict(state.get("cuts", self.cuts.state_dict()))
         self._open_folder(checkpoint)
         self.say(f"resumed {self.folder} after step {self.step}")
 
     def finish(self) -> None:
         """Last evaluation, checkpoint, measured update cost, films, report."""
         evaluation = self.evaluate()
-        self.summary |= {"after": evaluation.success.as_dict(), "seconds": self.seconds}
+        self.summary |= {"after": evaluation.success.as_dict(), "seconds": self.spent.seconds}
         self.save()
         if self.latest is None:  # a resumed run that had no step left to do
             rows, complete = self.ranks.exchange(self.collect(), self.shared_entries)
@@ -363,25 +371,13 @@ class Trainer:
     @on_first_rank
     def _open_folder(self, checkpoint: Path | None = None) -> None:
         """Make the folder, or continue in it from a checkpoint."""
-        words: list[str] = []
-        if checkpoint is None:
-            self.id = begin_run_folder(self.config)
-        else:
-            set_damaged_aside(self.folder, checkpoint)
-            self.id = adopt(self.folder, checkpoint)
-            words = restore_tables(self.folder, checkpoint)
-        self.config_file = (self.folder / CONFIG).read_bytes()
-        after_step = None if checkpoint is None else self.step
-        self.log = RunLog(self.folder, self.config.logger, after_step, self.grpo.credit.metrics)
-        for line in [*words, *self.log.repairs]:
-            self.say(line)
+        resumed = None if checkpoint is None else (checkpoint, self.step)
+        self.output = Output(self.config, self.grpo.credit.metrics, self.say, resumed)
 
     @on_first_rank
     def _write_checkpoint(self) -> None:
-        held, log = self.held, self.log
-        assert held is not None and log is not None
-        copies = {CONFIG: self.config_file, **log.contents()}
-        add_generation(self.folder, lambda folder: held.write(folder, self.id, copies), keep=self.config.save_keep)
+        assert self.held is not None and self.output is not None
+        self.output.save(self.held)
 
     def origin(self) -> dict[str, str]:
         """Metadata that a later run needs before it starts from this policy, or exports it."""

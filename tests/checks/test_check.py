@@ -162,6 +162,7 @@ def test_a_right_recipe_passes(recipe, tmp_path, capsys):
         (["demos.expert=no_module:Expert"], "fail", "demonstrations", "demos.expert"),
         (["policy.init=nothing.safetensors"], "fail", "initial states", "nothing.safetensors"),
         (["selection.name=no_module:rule"], "fail", "policy", "selection.name"),
+        (["rollouts.cut=0.1"], "fail", "cut", "advantage.name=group has no value"),
         (["run_dir=/proc/nowhere"], "fail", "run folder", "cannot write"),
         (["selection.buget=3"], "fail", "recipe", "did you mean 'selection.budget'"),
     ],

@@ -40,7 +40,7 @@ def parallel(asked):
     trainer = Trainer(cut, silent)
     trainer.start()
     for _ in range(2):
-        trainer.log.step(trainer.train_step())
+        trainer.output.log.step(trainer.train_step())
     trainer.evaluate()
     trainer.save()
     trainer.env.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -99,3 +100,16 @@ def test_area_under_curve():
     assert area_under_curve([0], [0.4]) == 0.4
     assert area_under_curve([0, 10], [0.0, 1.0]) == 0.5
     assert area_under_curve([0, 1, 10], [1.0, 0.0, 0.0]) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("limit", "complete"), [(151, True), (1234717, True), (150, False), (1234718, False)])
+def test_a_run_that_environment_steps_end(run, tmp_path, limit, complete):
+    # it has taken 100, 150, and with the third step 1,234,717; four steps were allowed
+    ended = dataclasses.replace(run, config=dataclasses.replace(run.config, steps=4, env_steps=limit))
+    if not complete:
+        with pytest.raises(ConfigError, match=rf"holds 3 steps, its configuration says 4 or {limit} environment steps"):
+            write_tables([ended], tmp_path)
+        return
+    (row,) = write_tables([ended], tmp_path)
+    assert (row["steps"], row["env_steps"]) == (3, 1234717)
+    assert row["auc"] == pytest.approx((150 * 0.5 + 1234567 * 0.625) / 1234717, abs=1e-6)

@@ -92,6 +92,21 @@ def test_step_after_the_end_idles():
     assert env.step(chunk)[2:4] == (False, False)
 
 
+def test_an_episode_can_be_ended_before_its_end():
+    env = slot()
+    env.reset(options={"init_state": [1, 6]})
+    chunk = np.zeros((L, D), np.float32)
+    seen = env.step(chunk)[0].copy()
+    simulated = env.unwrapped.simulated
+    env.idle()
+    observation, reward, *flags, info = env.step(chunk)
+    assert np.array_equal(observation, seen) and (reward, flags) == (0.0, [False, True])
+    assert info["success"] is False and info["action_is_pad"].tolist() == [True] * L
+    assert env.unwrapped.simulated == simulated
+    env.reset(options={"init_state": [1, 6]})
+    assert env.step(chunk)[2:4] == (False, False)
+
+
 def test_a_failed_episode_idles_as_a_failure():
     env = slot()
     env.reset(options={"init_state": 99})

@@ -6,10 +6,14 @@ import csv
 from pathlib import Path
 
 import pytest
+import torch
 
 from pcm_rl.config import ConfigError, load_config
+from pcm_rl.episodes import FEATURES, STATE
+from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.training.build import make_policy
+from pcm_rl.training.grpo import GRPO
 
 EXTENDING = Path(__file__).parents[2] / "examples" / "extending"
 
@@ -40,6 +44,21 @@ def test_the_family_gets_its_options_and_is_checked(config):
         make_policy(config("update.micro_tokens=100"), env)
     with pytest.raises(ConfigError, match="checkpointing=always: pixels:cnn cannot"):
         make_policy(config("policy.checkpointing=always"), env)
+
+
+def test_a_critic_that_sees_images_only(config):
+    chosen = config("advantage.name=critic", "advantage.features=policy", "sft.steps=0", "threads=1")
+    grpo = GRPO(chosen, make_vector_env(chosen.env))
+    torch.manual_seed(0)
+    rows = collect_episodes(make_vector_env(chosen.env), grpo.policy, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert STATE not in rows.keys(True) and rows[FEATURES].shape == (len(rows), 256)
+    first = rows[rows["chunk_id"] == 0]
+    assert torch.equal(first[FEATURES], grpo.policy.features(first))
+    rows["success"] = rows["episode_id"] == 1
+    grpo.credit.observe(rows)
+    grpo.credit.fit(rows)
+    grpo.write_advantage(rows)
+    assert len(rows["advantage"].unique()) > 2, "each chunk has a credit of its own"
 
 
 def test_what_is_no_family_is_refused(config):

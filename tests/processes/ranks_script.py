@@ -283,11 +283,13 @@ def runs(ranks: Ranks, folder: Path) -> dict:
     torch.manual_seed(999)
     resumed = train(load_run_config(cut.folder), resume=True, say=lambda line: None)
     start = [f"policy.init={whole.folder / 'checkpoint' / 'policy.safetensors'}", f"run_dir={folder}", "name=critic"]
-    credit = [*METHODS["top-critic"].overrides(), "advantage.steps=20", "eval_every=0", "steps=3"]
+    credit = [*METHODS["top-critic"].overrides(), "advantage.features=policy", "advantage.steps=20", "eval_every=0"]
+    credit += ["steps=3", "rollouts.cut=0.4", "rollouts.cut_after=1", "rollouts.cut_exempt=0.3"]
     credited = train(load_config(None, [*RUN, *start, *credit]), say=lambda line: None)
     return {
         "whole": digest(*straight.policy.parameters()),
         "critic": digest(*credited.grpo.credit.module.state_dict().values(), *credited.policy.parameters()),
+        "cuts": credited.cuts.state_dict(),
         "resumed": digest(*resumed.policy.parameters()),
         "steps": steps,
         "lines": lines,

@@ -106,6 +106,7 @@ def test_training_keeps_parameters_equal_and_resumes_bit_for_bit(found):
     assert first["whole"] == first["resumed"] == second["whole"] == second["resumed"]
     assert first["keep"] == second["keep"]
     assert first["critic"] == second["critic"]  # every process fits it, to the rows of all
+    assert first["cuts"] == second["cuts"] and first["cuts"]["checked"] > 0
     for one, two in zip(first["steps"], second["steps"], strict=True):
         assert {k: v for k, v in one.items() if v == v} == {k: v for k, v in two.items() if v == v}
         assert one["trajectories"] == 20 and one["groups"] == 5

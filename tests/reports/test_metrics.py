@@ -8,8 +8,8 @@ import pytest
 from pcm_rl.reports.metrics import CsvTable, RunLog, step_line
 
 ROW = {
-    "step": 2, "success": 0.5, "groups": 8, "groups_mixed": 3, "chunks_kept": 360, "chunks_valid": 900,
-    "kept_fraction": 0.4, "rollout_s": 3.0, "select_s": 0.0, "update_s": 1.0, "step_s": 4.0,
+    "step": 2, "success": 0.5, "trajectories": 80, "groups": 8, "groups_mixed": 3, "chunks_kept": 360,
+    "chunks_valid": 900, "kept_fraction": 0.4, "rollout_s": 3.0, "select_s": 0.0, "update_s": 1.0, "step_s": 4.0,
 }  # fmt: skip
 
 
@@ -93,7 +93,10 @@ def test_line_for_a_person():
     line = step_line(ROW, 60)
     for part in ("2/60", "50.0%", "groups 3/8", "360/900 (40%)", "3.00 s (75%)", "1.00 s (25%", "ceiling 1.33x"):
         assert part in line
-    assert "update skipped" in step_line({**ROW, "groups_mixed": 0}, 60)
+    skipped = {key: value for key, value in ROW.items() if key != "chunks_kept"}
+    assert "no group has both outcomes: nothing to learn from, update skipped" in step_line(skipped, 60)
+    alone = {**skipped, "groups": 80, "trajectories": 80}
+    assert "rollouts 80  rollout" in step_line(alone, 60) and "all outcomes are alike: nothing" in step_line(alone, 60)
 
 
 def test_scalars_go_to_the_logger(tmp_path):

@@ -18,6 +18,7 @@ from tensordict import NonTensorStack
 
 import pcm_rl.envs  # noqa: F401 - registers the ids
 from pcm_rl.envs import chunked_vector_env
+from pcm_rl.episodes import FEATURES
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.rollouts.collect import collect_episodes, episode_outcomes
 from pcm_rl.rollouts.failures import Failures
@@ -95,6 +96,15 @@ def test_same_seed_same_rollout():
     assert (runs[0] == runs[1]).all()
 
 
+def test_rows_hold_what_a_critic_sees_of_them():
+    records = policy()
+    records.record_critic_features(True)
+    rows = collect_episodes(toy(3), records, torch.arange(3), torch.zeros(3, dtype=torch.int64))
+    for k in rows["chunk_id"].unique():  # the rows of one call
+        call = rows[rows["chunk_id"] == k]
+        assert torch.equal(call[FEATURES], records.features(call))
+
+
 def test_nan_names_initial_state_and_chunk():
     def broken(batch):
         out = greedy(batch)
@@ -163,7 +173,9 @@ def workers(number, folder=None):
 @pytest.fixture(scope="module")
 def sampler():
     torch.manual_seed(0)
-    return StateTokenPolicy(3, 2, 4, width=16)
+    sampler = StateTokenPolicy(3, 2, 4, width=16)
+    sampler.record_critic_features(True)
+    return sampler
 
 
 STATES, GROUPS = torch.arange(9), torch.arange(9) // 3
@@ -205,6 +217,11 @@ def test_rows_of_workers_are_whole_episodes(undisturbed, sampler):
     assert 0 < int(rows["success"].sum()) < len(rows)
     expected = sampler.get_dist(rows.select(("observation", "state"))).log_prob(rows["vla_action", "tokens"])
     torch.testing.assert_close(rows["vla_action", "log_probs"], expected.detach(), rtol=0, atol=1e-5)
+
+
+def test_rows_of_workers_hold_what_a_critic_sees_of_them(undisturbed, sampler):
+    rows, _ = undisturbed
+    assert all(torch.equal(row[FEATURES], sampler.features(row)) for row in rows.split(1))  # asked for one by one
 
 
 @pytest.mark.parametrize("number", [1, 2, 3])

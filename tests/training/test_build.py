@@ -11,9 +11,12 @@ from pcm_rl.config import Config, ConfigError, EnvConfig, load_config
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.envs.tabletop.env import TabletopVectorEnv
 from pcm_rl.envs.workers import WorkerVectorEnv
+from pcm_rl.episodes import FEATURES
 from pcm_rl.labellers import IN_ORDER_OF_TIME
+from pcm_rl.policies import StateTokenPolicy, calls_of
+from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.environments import make_env, make_vector_env, phase_rule
-from pcm_rl.training.build import make_policy
+from pcm_rl.training.build import make_credit, make_policy
 
 
 def test_the_toy_uses_its_vectorised_core_or_one_process_each():
@@ -113,3 +116,41 @@ def test_a_family_that_makes_no_token_policy_is_refused_with_what_is_lacking():
     config = load_config(None, ["env.num_envs=1", f"policy.family={__name__}:half_a_policy"])
     with pytest.raises(ConfigError, match=r"made a Linear without in_keys, out_keys, .*, get_dist; see"):
         make_policy(config, make_vector_env(config.env))
+
+
+class OnlyGives(StateTokenPolicy):
+    """A policy of a user, written before features could be recorded."""
+
+    record_critic_features = None  # not callable: no such method
+
+
+def only_gives(observation_space, action_space, *, device):
+    chunk_length, action_dim = action_space.shape
+    return OnlyGives(observation_space.shape[0], action_dim, chunk_length, width=24)
+
+
+REACH = ["env.id=pcm_rl/Reach-v0", "env.num_envs=2", "env.kwargs.horizon=16", "advantage.name=critic"]
+
+
+@pytest.mark.parametrize(("family", "forwards"), [("state", 0), (f"{__name__}:only_gives", 1)])
+def test_a_critic_reads_what_was_recorded_or_asks_once_more(family, forwards):
+    config = load_config(None, [*REACH, "advantage.features=policy", f"policy.family={family}"])
+    env = make_vector_env(config.env)
+    policy = make_policy(config, env)
+    credit = make_credit(config, env, policy)
+    rows = collect_episodes(env, policy, torch.tensor([0, 1]), torch.tensor([0, 0]))
+    assert (FEATURES in rows.keys()) == (FEATURES in policy.out_keys) == (forwards == 0)
+    with calls_of(policy.model[0]) as calls:
+        credit.observe(rows)
+    assert len(calls) == forwards
+    torch.testing.assert_close(rows[FEATURES], policy.features(rows), rtol=1e-5, atol=1e-6)
+
+
+def test_a_critic_of_other_features_does_not_find_the_policys():
+    config = load_config(None, [*REACH, "advantage.features=policy"])
+    env = make_vector_env(config.env)
+    policy = make_policy(config, env)
+    make_credit(config, env, policy)
+    credit = make_credit(load_config(None, REACH), env, policy)  # the same policy: it records no longer
+    rows = collect_episodes(env, policy, torch.tensor([0]), torch.tensor([0]))
+    assert torch.equal(credit.observe(rows)[FEATURES], rows["observation", "state"])

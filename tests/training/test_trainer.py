@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
 import json
 import sys
 
@@ -38,16 +39,20 @@ def weights(config, file="policy.safetensors"):
     return load_file(config.folder / "checkpoint" / file)
 
 
-@pytest.mark.parametrize("method", ["pcm", "full-valid", "top-critic"])
-def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, method):
-    whole = tiny(f"whole-{method}", "steps=6", *METHODS[method].overrides())
+@pytest.mark.parametrize(
+    ("method", "features"),
+    [("pcm", "state"), ("full-valid", "state"), ("top-critic", "state"), ("top-critic", "policy")],
+)
+def test_resume_equals_an_uninterrupted_run_bit_for_bit(tiny, method, features):
+    options = ["steps=6", f"advantage.features={features}", *METHODS[method].overrides()]
+    whole = tiny(f"whole-{method}-{features}", *options)
     train(whole, say=silent)
 
-    cut = tiny(f"cut-{method}", "steps=6", *METHODS[method].overrides())
+    cut = tiny(f"cut-{method}-{features}", *options)
     trainer = Trainer(cut, silent)
     trainer.start()
     for _ in range(3):  # the checkpoint is of step 2: the third step is lost and done again
-        trainer.log.step(trainer.train_step())
+        trainer.output.log.step(trainer.train_step())
         if trainer.step == 2:
             trainer.evaluate()
             trainer.save()
@@ -175,8 +180,9 @@ def test_the_budget_of_groups_without_a_signal_goes_to_the_others(tiny, method):
     trainer.env.close()
 
 
-def test_a_critic_gives_chunks_their_own_credit_and_groups_of_one_outcome_none(tiny):
-    trainer = Trainer(tiny("credit", "advantage.name=critic", "advantage.steps=5"), silent)
+def test_a_critic_gives_chunks_their_own_credit_and_if_asked_groups_of_one_outcome_none(tiny):
+    options = ("advantage.name=critic", "advantage.steps=5", "advantage.every_group=false")
+    trainer = Trainer(tiny("credit", *options), silent)
     rows = trainer.collect()
     first = rows[trainer.grpo.write_advantage(rows)]  # before it has learned anything: equation 1
     assert first["advantage"].unique().numel() <= 2 * first["group_id"].unique().numel()
@@ -186,6 +192,29 @@ def test_a_critic_gives_chunks_their_own_credit_and_groups_of_one_outcome_none(t
     assert not rows["advantage"][~signal].any()
     assert torch.equal(signal, torch.isin(rows["group_id"], first["group_id"]))
     trainer.env.close()
+
+
+def test_environment_steps_end_a_run_and_are_counted_over_a_resume(tiny):
+    config = tiny("counted", "steps=5", "eval_every=1", "save_every=1")
+    train(config, say=silent)
+    rows, evaluated = table(config, "metrics.csv"), table(config, "evaluation.csv")
+    total = list(itertools.accumulate(int(row["env_steps"]) for row in rows))
+    chunks = list(itertools.accumulate(int(float(row["chunks_kept"] or 0)) for row in rows))
+    assert [int(row["env_steps"]) for row in evaluated] == [0, *total]
+    assert [int(row["gradient_chunks"]) for row in evaluated] == [0, *chunks]
+    short = dataclasses.replace(config, name="short", env_steps=total[1] + 1)
+    train(short, say=silent)
+    assert [row["step"] for row in table(short, "metrics.csv")] == ["1", "2", "3"]
+    cut = dataclasses.replace(short, name="cut")
+    trainer = Trainer(cut, silent)
+    trainer.start()
+    trainer.complete(trainer.train_step())
+    trainer.save()
+    trainer.env.close()
+    assert not trainer.done
+    train(load_run_config(cut.folder), resume=True, say=silent)
+    assert table(cut, "metrics.csv") == table(short, "metrics.csv")
+    assert table(cut, "evaluation.csv")[-1] == table(short, "evaluation.csv")[-1]
 
 
 def test_a_logger_without_its_package_is_refused_before_the_folder_is_made(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from tensordict import TensorDictBase
 from tensordict.nn import InteractionType
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from torchrl.data.vla import UniformActionTokenizer
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.policies import action_range
+from pcm_rl.episodes import FEATURES
+from pcm_rl.policies import action_range, calls_of, critic_input
 
 BINS = 16
 
@@ -36,6 +38,8 @@ def cnn(
 
 class CNNPolicy(VLAWrapperBase):
     """Image ``[M, 3, H, W]`` uint8 -> ``L * D`` action tokens."""
+
+    records = False  # whether acting writes what a critic sees
 
     def __init__(self, image: tuple[int, ...], actions: spaces.Box, width: int, temperature: float) -> None:
         length, dimensions = actions.shape
@@ -63,10 +67,35 @@ class CNNPolicy(VLAWrapperBase):
     def _update_keys(self) -> None:
         super()._update_keys()
         self.in_keys = [self.tensor_keys.image]
+        if self.records:
+            self.out_keys.append(FEATURES)
 
     def _predict(self, tensordict: TensorDictBase) -> Tensor:
-        logits: Tensor = self.model(tensordict.get(self.tensor_keys.image).float() / 127.5 - 1.0)
+        logits: Tensor = self.model(self._pixels(tensordict))
         return logits / self.temperature
+
+    def _pixels(self, tensordict: TensorDictBase) -> Tensor:
+        return tensordict.get(self.tensor_keys.image).float() / 127.5 - 1.0
+
+    # what follows is for advantage.features=policy: a critic that sees the last hidden layer
+
+    @torch.no_grad()
+    def features(self, tensordict: TensorDictBase) -> Tensor:
+        """The last hidden layer, ``[M, 256]``."""
+        return critic_input(self.model[:-1](self._pixels(tensordict)))
+
+    def record_critic_features(self, enabled: bool) -> None:
+        """Write it when acting, or no longer."""
+        self.records = enabled
+        self._update_keys()
+
+    def forward(self, tensordict: TensorDictBase, **options: Any) -> TensorDictBase:
+        """Act, and keep what the head has read."""
+        if not self.records:
+            return super().forward(tensordict, **options)
+        with calls_of(self.model[-1]) as calls:
+            out = super().forward(tensordict, **options)
+        return out.set(FEATURES, critic_input(calls[0][0]))
 
 
 class Dots(gym.Env[np.ndarray, np.ndarray]):

@@ -233,6 +233,10 @@ class TabletopVectorEnv(VectorEnv[Observation, Action, Any]):
         infos = {"action_is_pad": pad, "success": self._success()}
         return core.observation(), reward, core.terminated.copy(), core.truncated.copy(), infos
 
+    def idle(self, mask: Bools) -> None:
+        """Ends the episodes of the environments in `mask` bool `[E]` as truncated: they idle until their reset."""
+        self._core.truncated |= _check_mask(mask, (self.num_envs,)) & ~self._core.terminated
+
     def render(self) -> tuple[Frame, ...] | None:
         """Returns one frame uint8 `[240, 480, 3]` for each environment, or None without a render mode."""
         return None if self.render_mode is None else tuple(self.frame(e) for e in range(self.num_envs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensordict import TensorDictBase
@@ -14,7 +15,9 @@ from torch import Generator, Tensor
 from torch.distributions import Distribution
 from torchrl.modules.vla import VLAWrapperBase
 
+from pcm_rl.episodes import FEATURES as CRITIC_FEATURES
 from pcm_rl.episodes import INSTRUCTION, STATE
+from pcm_rl.policies.last_layer import calls_of, critic_input
 from pcm_rl.policies.openvla.actions import ActionCodec
 from pcm_rl.policies.openvla.lora import save_adapters
 from pcm_rl.policies.openvla.merged import save_merged
@@ -34,7 +37,8 @@ class OpenVLAPolicy(VLAWrapperBase):
     Reads ``("observation", "image")`` as :class:`~pcm_rl.envs.OpenVLAImages` prepares it (a model of two images also
     ``("observation", "wrist_image")``, one that reads proprioception also ``("observation", "state")``, LIBERO's eight
     numbers) and ``"language_instruction"``. Writes ``("vla_action", "tokens") [M, L, D]`` in [0, A), ``"chunk"`` (the
-    actions that LIBERO executes) and at sampling ``"log_probs"``, in float32.
+    actions that LIBERO executes) and at sampling ``"log_probs"``, in float32; on request
+    (:meth:`record_critic_features`) also the hidden state that decided the first action token.
 
     Images stay uint8 until they are on the device of the weights, where they are normalised.
 
@@ -55,6 +59,8 @@ class OpenVLAPolicy(VLAWrapperBase):
         ImportError: The package ``tokenizers`` is missing.
         ValueError: ``temperature`` is not positive.
     """
+
+    _records = False  # whether acting writes CRITIC_FEATURES
 
     def __init__(
         self,
@@ -109,6 +115,26 @@ class OpenVLAPolicy(VLAWrapperBase):
         self.in_keys = [*self.image_keys, *state, INSTRUCTION]
         if self.record_features:
             self.out_keys.append(FEATURES)
+        if self._records:
+            self.out_keys.append(CRITIC_FEATURES)
+
+    def record_critic_features(self, enabled: bool) -> None:
+        """Write :data:`pcm_rl.episodes.FEATURES` when it acts, as :meth:`features` gives them, or no longer.
+
+        They come from the forward pass that acts. Those of a batch and of its rows one by one differ by rounding, as
+        the log-probs do. What ``record_features`` keeps is another thing: the vision towers' output.
+        """
+        self._records = enabled
+        self._update_keys()
+
+    def forward(self, tensordict: TensorDictBase, **options: Any) -> TensorDictBase:
+        """Act: one forward pass of the model, and a hidden state of it where that is recorded."""
+        if not self._records:
+            return super().forward(tensordict, **options)
+        with calls_of(self.model.language_model.model) as calls:
+            out = super().forward(tensordict, **options)
+        ((_, hidden),) = calls
+        return out.set(CRITIC_FEATURES, critic_input(hidden[:, 0]))
 
     def _action_logits(self, tensordict: TensorDictBase) -> Tensor:
         """Logits of the action tokens, divided by the temperature, ``[M, L, D, A]`` float32."""
@@ -189,7 +215,7 @@ class OpenVLAPolicy(VLAWrapperBase):
             prompt, length = self.prompter.batch(self._instructions(tensordict))
             inputs = self.model.embed(features, prompt.to(features.device), length, self._proprio(tensordict))
             hidden: Tensor = self.model.language_model.model(*inputs)
-        return hidden[:, 0].float()
+        return critic_input(hidden[:, 0])
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Compute the blocks again in the backward pass, or keep them."""

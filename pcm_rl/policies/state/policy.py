@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from torchrl.data.vla import UniformActionTokenizer
 from torchrl.modules.vla import VLAWrapperBase
 
+from pcm_rl.episodes import FEATURES
+from pcm_rl.policies.last_layer import calls_of, critic_input
+
 
 class StateTokenPolicy(VLAWrapperBase):
     """State ``[M, S]`` -> ``L * D`` categorical action tokens, all in one forward.
 
     Each action dimension is cut into ``num_bins`` uniform bins from ``low`` to ``high``, the environment's action box.
     Writes ``("vla_action", "tokens")``, ``("vla_action", "chunk")`` (bin centres, in the environment's units) and, at
-    sampling, ``("vla_action", "log_probs")`` of each token.
+    sampling, ``("vla_action", "log_probs")`` of each token; on request (:meth:`record_critic_features`) also its last
+    hidden layer.
 
     Args:
         state_dim: S.
@@ -35,6 +39,8 @@ class StateTokenPolicy(VLAWrapperBase):
     Raises:
         ValueError: For an unknown network, a temperature that is not positive, or bins without width.
     """
+
+    _records = False  # whether acting writes FEATURES
 
     def __init__(
         self,
@@ -71,12 +77,27 @@ class StateTokenPolicy(VLAWrapperBase):
     def _update_keys(self) -> None:
         super()._update_keys()
         self.in_keys = [self.tensor_keys.state]  # neither image nor instruction
+        if self._records:
+            self.out_keys.append(FEATURES)
+
+    def record_critic_features(self, enabled: bool) -> None:
+        """Write :data:`~pcm_rl.episodes.FEATURES` when it acts, as :meth:`features` gives them, or no longer."""
+        self._records = enabled
+        self._update_keys()
+
+    def forward(self, tensordict: TensorDictBase, **options: Any) -> TensorDictBase:
+        """Act: one forward pass of the network, and its last hidden layer where that is recorded."""
+        if not self._records:
+            return super().forward(tensordict, **options)
+        with calls_of(self.model.head) as calls:
+            out = super().forward(tensordict, **options)
+        ((last, _),) = calls
+        return out.set(FEATURES, critic_input(self.model.pooled(last)))
 
     @torch.no_grad()
     def features(self, tensordict: TensorDictBase) -> Tensor:
-        """The network's last hidden layer (of a transformer its mean over the steps), ``[M, width]``."""
-        hidden: Tensor = self.model.hidden(tensordict.get(self.tensor_keys.state))
-        return hidden
+        """The network's last hidden layer (of a transformer its mean over the steps), ``[M, width]`` float32."""
+        return critic_input(self.model.pooled(self.model.last(tensordict.get(self.tensor_keys.state))))
 
     def _predict(self, tensordict: TensorDictBase) -> Tensor:
         return self.model(tensordict.get(self.tensor_keys.state)) / self.temperature
@@ -92,11 +113,19 @@ class _MLP(nn.Sequential):
         nn.init.zeros_(head.bias)
         super().__init__(*layers, head)
 
-    def hidden(self, state: Tensor) -> Tensor:
-        """``[..., S]`` -> ``[..., width]``, before the head."""
+    @property
+    def head(self) -> nn.Module:
+        return self[-1]
+
+    def last(self, state: Tensor) -> Tensor:
+        """``[..., S]`` -> ``[..., width]``, what the head reads."""
         for layer in list(self)[:-1]:
             state = layer(state)
         return state
+
+    def pooled(self, last: Tensor) -> Tensor:
+        """One vector a row, ``[..., width]``."""
+        return last
 
 
 class _Transformer(nn.Module):
@@ -114,17 +143,18 @@ class _Transformer(nn.Module):
         self.head = nn.Linear(width, per_step)
 
     def forward(self, state: Tensor) -> Tensor:
-        return self.head(self._steps(state)).reshape(*state.shape[:-1], -1)
+        return self.head(self.last(state)).flatten(-2)
 
-    def hidden(self, state: Tensor) -> Tensor:
-        """``[..., S]`` -> ``[..., width]``: the mean over the steps, before the head."""
-        return self._steps(state).mean(1).reshape(*state.shape[:-1], -1)
-
-    def _steps(self, state: Tensor) -> Tensor:
+    def last(self, state: Tensor) -> Tensor:
+        """``[..., S]`` -> ``[..., L, width]``, what the head reads."""
         first = self.embed(state.reshape(-1, 1, state.shape[-1]))
         tokens = torch.cat([first, first + self.query], 1)
         normed: Tensor = self.norm(self.blocks(tokens)[:, 1:])
-        return normed
+        return normed.reshape(*state.shape[:-1], *self.query.shape)
+
+    def pooled(self, last: Tensor) -> Tensor:
+        """One vector a row: the mean over the steps, ``[..., width]``."""
+        return last.mean(-2)
 
 
 NETWORKS: dict[str, Any] = {"mlp": _MLP, "transformer": _Transformer}

@@ -159,6 +159,20 @@ def test_ended_environments_idle_until_reset():
     np.testing.assert_array_equal(seen[[0, 2]], last[[0, 2]])
 
 
+def test_running_environments_can_be_made_to_idle():
+    env = TabletopVectorEnv(2, "reach", horizon=20)
+    env.reset(options={"init_state": np.arange(2)})
+    actions = np.zeros((2, 8, 7), np.float32)
+    seen = env.step(actions)[0]
+    env.idle(np.array([True, False]))
+    after, _, terminated, truncated, infos = env.step(actions)
+    np.testing.assert_array_equal(after[0], seen[0])
+    assert truncated.tolist() == [True, False] and not terminated.any()
+    assert infos["action_is_pad"].all(axis=1).tolist() == [True, False]
+    env.reset(options={"init_state": np.arange(2)})
+    assert not env.step(actions)[3].any()
+
+
 def test_vector_spaces_metadata_and_seed():
     env = TabletopVectorEnv(4, render_mode="rgb_array")
     assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED

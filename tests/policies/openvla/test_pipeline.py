@@ -49,6 +49,8 @@ def overrides(checkpoint: Path, folder: Path) -> list[str]:
         "eval_every=0",
         "save_every=1",
         "selection.budget=1",
+        "advantage.name=critic",  # sees images only, through the policy
+        "advantage.features=policy",
         "update.micro_tokens=400",
         "record=false",
         "logger=none",

@@ -9,7 +9,10 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import InteractionType, set_interaction_type
 
-from pcm_rl.policies.openvla import CheckpointError
+from pcm_rl.algos.loss import ChunkGRPOLoss
+from pcm_rl.episodes import FEATURES as SEEN
+from pcm_rl.policies import calls_of
+from pcm_rl.policies.openvla import CheckpointError, add_lora
 from pcm_rl.policies.openvla.policy import FEATURES
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
 
@@ -216,14 +219,64 @@ def test_features_are_the_hidden_state_that_decides_the_first_action_token(make_
     torch.testing.assert_close(features, alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("towers", [False, True])
+def test_the_hidden_state_is_recorded_in_the_forward_that_acts(make_openvla, record_openvla, dtype, towers):
+    policy = make_openvla(dtype=dtype, record_features=towers)
+    plain, keys = record_openvla(policy, TEXTS), list(policy.out_keys)
+    policy.record_critic_features(True)
+    assert policy.out_keys == [*keys, SEEN]
+    with calls_of(policy.model.language_model.model) as language, calls_of(policy.model.vision_backbone) as vision:
+        rows = record_openvla(policy, TEXTS)
+    assert len(language) == len(vision) == 1
+    assert (rows[SEEN].shape, rows[SEEN].dtype) == ((4, 32), torch.float32)
+    assert torch.equal(rows[SEEN], policy.features(rows))
+    assert torch.equal(rows[TOKENS], plain[TOKENS]) and torch.equal(rows[LOG_PROBS], plain[LOG_PROBS])
+    read = rows.select(*policy.in_keys)
+    policy.get_dist(read)
+    assert SEEN not in read.keys()
+    policy.record_critic_features(False)
+    assert policy.out_keys == keys and SEEN not in record_openvla(policy, TEXTS).keys()
+
+
+def test_recording_and_seeds_of_rows_go_together(make_openvla, record_openvla):
+    policy = make_openvla()
+    rows = record_openvla(policy, TEXTS).select(*policy.in_keys)
+    acted = []
+    for enabled in (False, True):
+        policy.record_critic_features(enabled)
+        with torch.no_grad(), policy.seeded([5, 6, 7, 8]):
+            acted.append(policy(rows.clone()))
+    assert torch.equal(acted[0][TOKENS], acted[1][TOKENS])
+    with torch.no_grad(), policy.seeded([7]):
+        alone = policy(rows[2:3])
+    assert torch.equal(alone[TOKENS], acted[1][TOKENS][2:3])
+    torch.testing.assert_close(alone[SEEN], acted[1][SEEN][2:3], rtol=1e-4, atol=1e-5)
+
+
+def test_recording_leaves_the_gradient_of_the_adapters_alone(make_openvla, record_openvla):
+    gradients = []
+    for enabled in (False, True):
+        policy = make_openvla()
+        torch.manual_seed(0)
+        add_lora(policy.model, rank=4)
+        policy.set_checkpointing(True)
+        policy.record_critic_features(enabled)
+        rows = record_openvla(policy, TEXTS)
+        ChunkGRPOLoss(policy, functional=False)(rows)["loss_objective"].backward()
+        gradients.append({name: p.grad for name, p in policy.named_parameters() if p.grad is not None})
+    assert gradients[0] and gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], value) for name, value in gradients[1].items())
+
+
 def test_a_critic_sees_images_through_the_policy(make_openvla, record_openvla):
     from gymnasium import spaces
 
     from pcm_rl.config import load_config
-    from pcm_rl.episodes import FEATURES as SEEN
     from pcm_rl.training.build import make_credit
 
     policy = make_openvla()
+    assert policy.in_keys == [IMAGE, "language_instruction"]
     size = policy.checkpoint.sizes.image_size
 
     class Env:
@@ -233,6 +286,11 @@ def test_a_critic_sees_images_through_the_policy(make_openvla, record_openvla):
 
     credit = make_credit(load_config(None, ["advantage.name=critic", "advantage.features=policy"]), Env(), policy)
     rows = record_openvla(policy, TEXTS)
+    assert torch.equal(rows[SEEN], policy.features(rows)), "recorded as it acted"
     assert credit.observe is not None
-    torch.testing.assert_close(credit.observe(rows)[SEEN], policy.features(rows))
+    with calls_of(policy.model.language_model.model) as forwards:
+        assert torch.equal(credit.observe(rows.clone())[SEEN], rows[SEEN])
+    assert not forwards
+    by_itself = credit.observe(rows.exclude(SEEN))[SEEN]  # rows that were collected without
+    torch.testing.assert_close(by_itself, rows[SEEN])
     assert credit.module is not None and credit.module.mean.shape == (rows[SEEN].shape[1],)

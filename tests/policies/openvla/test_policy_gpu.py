@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pcm_rl.episodes import FEATURES
 from pcm_rl.policies.openvla import add_lora
 from pcm_rl.policies.openvla.attention_check import check_bidirectional
 from pcm_rl.training.memory import ActivationMeter
@@ -63,6 +64,13 @@ def test_gradients_are_those_of_the_adapters_with_and_without_recomputing(policy
             # the same kernels on the same numbers; sums of a backward pass may come in another order
             torch.testing.assert_close(again[name], value, rtol=2e-2, atol=1e-2 * float(value.abs().max()))
     assert kept_less < 0.7 * kept
+
+
+def test_what_a_critic_sees_is_recorded_in_float32(policy, record_openvla):
+    policy.record_critic_features(True)
+    rows = record_openvla(policy, TEXTS)
+    assert rows[FEATURES].dtype == torch.float32
+    assert torch.equal(rows[FEATURES].cpu(), policy.features(rows).cpu())
 
 
 def test_the_same_as_on_the_cpu(make_openvla, record_openvla):
