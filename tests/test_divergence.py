@@ -126,6 +126,7 @@ def test_rows_that_are_added_in_pieces_give_the_same(piece: int, monkeypatch: py
     monkeypatch.setattr("pcm_rl.divergence._PIECE", piece)
     for got, whole in zip(batch.divergence(), expected, strict=True):
         torch.testing.assert_close(got, whole, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(batch.actions, random_batch(2).actions, rtol=0, atol=0, equal_nan=True)  # as they were
 
 
 @pytest.mark.parametrize("won", [True, False])
