@@ -88,13 +88,18 @@ class EpisodeIndex:
 
 
 def numbered(ids: Tensor) -> tuple[Tensor, int]:
-    """Number of each row's id among all distinct ones in ascending order, ``[M]`` int64, and how many these are.
+    """:func:`number_ids`, and how many distinct ones there are.
 
     Linear where rows with one id stand together: these pieces are sorted, and not the rows.
     """
     pieces, piece = torch.unique_consecutive(ids, return_inverse=True)
     found, number = torch.unique(pieces, return_inverse=True)
     return torch.index_select(number, 0, piece), len(found)
+
+
+def number_ids(ids: Tensor) -> Tensor:
+    """Number of each row's id among all distinct ones in ascending order, ``[M]`` integer -> ``[M]`` int64."""
+    return numbered(ids)[0]
 
 
 def trajectory_shares(episode: Tensor, valid: Tensor) -> Tensor:

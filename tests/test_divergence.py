@@ -119,6 +119,16 @@ def test_a_step_nobody_executed_on_one_side_says_nothing() -> None:
     assert action_divergence(actions, same, torch.tensor([1, 0]), same, num_phases=1, valid=valid)[0].item() == 2.0
 
 
+@pytest.mark.parametrize("piece", [1, 7, 20, 45, 10**6])
+def test_rows_that_are_added_in_pieces_give_the_same(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = random_batch(2)
+    expected = batch.divergence()
+    monkeypatch.setattr("pcm_rl.divergence._PIECE", piece)
+    for got, whole in zip(batch.divergence(), expected, strict=True):
+        torch.testing.assert_close(got, whole, rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(batch.actions, random_batch(2).actions, rtol=0, atol=0, equal_nan=True)  # as they were
+
+
 @pytest.mark.parametrize("won", [True, False])
 def test_one_outcome_is_no_evidence(won: bool) -> None:
     batch = random_batch(0)
@@ -187,6 +197,8 @@ def test_divergence_errors() -> None:
             wrong.divergence()
     with pytest.raises(ValueError, match="num_phases must be at least 1"):
         batch.divergence(num_phases=0)
+    with pytest.raises(ValueError, match="num_phases must be at least 1"):
+        gradient_variance(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64), num_phases=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
