@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +39,13 @@ def write_tables(runs: Sequence[PlannedRun], folder: Path) -> list[Row]:
     results, evaluations, steps = list[Row](), list[Row](), list[Row]()
     for run in runs:
         metrics, evaluated = _read(run, "metrics.csv"), _read(run, "evaluation.csv")
-        spent = _spent(metrics, run.config.update.epochs)
-        if not _complete(run, [spent[step]["env_steps"] for step in sorted(spent)]):
+        if not _complete(run, metrics):
             limit = f" or {run.config.env_steps} environment steps" if run.config.env_steps is not None else ""
             raise ConfigError(
                 f"{run.config.folder} holds {len(metrics)} steps, its configuration says {run.config.steps}{limit}: it "
                 "was continued by hand; delete the folder, or give the comparison another name=..."
             )
+        spent = _spent(metrics, run.config.update.epochs)
         results.append({**_key(run), **_result(run, evaluated, spent, metrics)})
         evaluations += [{**_key(run), **row, **spent[int(row["step"])]} for row in evaluated]
         steps += [{**_key(run), **{name: _short(text) for name, text in row.items()}} for row in metrics]
@@ -103,12 +103,15 @@ def _spent(metrics: Sequence[Mapping[str, str]], epochs: int) -> dict[int, Row]:
     return spent
 
 
-def _complete(run: PlannedRun, env_steps: Sequence[int]) -> bool:
-    """Whether a run has all its steps: ``env_steps`` holds the sum after each of them, from step 0 on."""
+def _complete(run: PlannedRun, metrics: Sequence[Mapping[str, str]]) -> bool:
+    """Whether a run has all its steps, and no more."""
+    if len(metrics) > run.config.steps:
+        return False
     limit = run.config.env_steps
-    if limit is not None and len(env_steps) > 1 and env_steps[-2] < limit <= env_steps[-1]:
-        return True
-    return len(env_steps) - 1 == run.config.steps and (limit is None or env_steps[-1] < limit)
+    if limit is None:
+        return len(metrics) == run.config.steps
+    total = [0, 0, *accumulate(int(row["env_steps"]) for row in metrics)]  # before any step, and after each
+    return limit > total[-2] and (total[-1] >= limit or len(metrics) == run.config.steps)
 
 
 def _result(
