@@ -3,7 +3,8 @@
 # results/ what is shown of it.
 #
 #     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, short, rates, budgets, controls, timed,
-#                                                                            metaworld or libero
+#                                                                            metaworld, libero,
+#                                                                            credit-tuning, credit or credit-few
 #
 # Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
 set -eu
@@ -90,8 +91,20 @@ credit-tuning)  # rollouts a step and learning rate, five choices for each metho
         --variant top-20-3:$top,$small,update.lr=3e-4 --variant top-20-6:$top,$small,update.lr=6e-4 \
         --variant top-20-10:$top,$small,update.lr=1e-3 \
         --seeds 610-612 steps=1000 env_steps=300000 eval_every=3 "$@" ;;
+credit|credit-few)  # each with what was best for it in credit-tuning; batch-critic-4 as its recipe was
+    if [ "$name" = credit ]; then seeds=720-735 demos=30; else seeds=740-755 demos=20; fi
+    new=method=top-critic,selection.budget=4,advantage.steps=5,$small,update.lr=1e-3
+    toy --methods '' --variant full-valid-2x10:method=full-valid,groups=2,$often,update.lr=3e-4 \
+        --variant full-critic-20:method=full-critic,advantage.steps=5,$small,update.lr=1e-3 \
+        --variant pcm-2x10:method=pcm,groups=2,$often,update.lr=3e-4 \
+        --variant $critic4,eval_every=4 --variant top-critic-20:$new \
+        --variant top-critic-20-cut:$new,rollouts.cut=0.05 \
+        --variant top-critic-20-policy:$new,advantage.features=policy \
+        --variant top-critic-20-policy-cut:$new,advantage.features=policy,rollouts.cut=0.05 \
+        --baseline full-valid-2x10 --seeds $seeds steps=2000 env_steps=800000 demos.episodes=$demos "$@" ;;
 *)
-    echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero" >&2
+    echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
+        "credit-tuning, credit, credit-few" >&2
     exit 2 ;;
 esac
 
