@@ -93,7 +93,7 @@ credit-tuning)  # rollouts a step and learning rate, five choices for each metho
         --seeds 610-612 steps=1000 env_steps=300000 eval_every=3 "$@" ;;
 credit|credit-few)  # each with what was best for it in credit-tuning; batch-critic-4 as its recipe was
     if [ "$name" = credit ]; then seeds=720-735 demos=30; else seeds=740-755 demos=20; fi
-    new=method=top-critic,selection.budget=4,advantage.steps=5,$small,update.lr=1e-3
+    new=method=top-critic,selection.budget=4,advantage.steps=5,$small,update.lr=6e-4
     toy --methods '' --variant full-valid-2x10:method=full-valid,groups=2,$often,update.lr=3e-4 \
         --variant full-critic-20:method=full-critic,advantage.steps=5,$small,update.lr=1e-3 \
         --variant pcm-2x10:method=pcm,groups=2,$often,update.lr=3e-4 \
