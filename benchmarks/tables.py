@@ -57,7 +57,7 @@ def table(name: str, other: str | None = None) -> str:
     if name == "history":
         rows = history(other or "")
     elif name == "efficiency":
-        rows = efficiency.table(other or "", (BASE, "batch-critic"))
+        rows = efficiency.table(other or "", ("full-valid-2x10", "batch-critic-4"))
     else:
         rows = OTHERS[name]() if name in OTHERS else comparison(name, other)
     head, *body = rows
