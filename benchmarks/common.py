@@ -8,7 +8,9 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from tensordict import TensorDict
 
 from pcm_rl import group_advantage
@@ -101,6 +103,18 @@ def by_run(rows: Iterable[dict[str, str]]) -> dict[str, dict[str, list[dict[str,
     for row in sorted(rows, key=lambda row: int(row["step"])):
         runs.setdefault(row["method"], {}).setdefault(row["seed"], []).append(row)
     return runs
+
+
+def crossing(x: ArrayLike, y: ArrayLike, height: float) -> float | None:
+    """First x at which the straight lines through the points ``(x, y)`` reach ``height``; None if they never do."""
+    x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    reached = np.flatnonzero(y >= height)
+    if not len(reached):
+        return None
+    k = int(reached[0])
+    if k == 0:
+        return float(x[0])
+    return float(x[k - 1] + (x[k] - x[k - 1]) * (height - y[k - 1]) / (y[k] - y[k - 1]))
 
 
 def write_csv(name: str, rows: list[dict[str, object]], *, quiet: bool = False) -> None:

@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from common import RESULTS, by_run, read_comparison, read_csv
+from cells import difference, mean_and_error
+from common import RESULTS, by_run, crossing, read_comparison, read_csv
 from numpy.typing import NDArray
-
-from pcm_rl.compare.statistics import paired_difference
 
 LEVELS = (0.7, 0.8, 0.9)
 GRID = 401  # points over the environment steps
@@ -57,14 +56,8 @@ class Curves:
     def reach(self, level: float, seeds: Sequence[int] | None = None) -> float:
         """Environment steps at which the mean curve of ``seeds`` (all) first reaches ``level``; inf if it does not."""
         curve = (self.success if seeds is None else self.success[list(seeds)]).mean(0)
-        found = np.flatnonzero(curve >= level)
-        if not len(found):
-            return float("inf")
-        k = int(found[0])
-        if k == 0:
-            return 0.0
-        part = (level - curve[k - 1]) / (curve[k] - curve[k - 1])
-        return float(self.env_steps[k - 1] + part * (self.env_steps[k] - self.env_steps[k - 1]))
+        found = crossing(self.env_steps, curve, level)
+        return float("inf") if found is None else found
 
     def interval(self, level: float) -> tuple[float, float]:
         """Percentile bootstrap interval of :meth:`reach` over seeds, 95 %."""
@@ -115,33 +108,16 @@ def table(name: str, others: Sequence[str]) -> list[list[str]]:
     rows = [[*head, *(f"{what}, minus `{base}`" for base in bases for what in ("mean", "late"))]]
     for method, mine in sorted(curves.items(), key=lambda item: -float(np.mean(list(item[1].mean.values())))):
         goal = mine.reach(0.9)
-        cells = [f"`{method}`", str(len(mine.seeds)), _mean(mine.mean), _mean(mine.late),
+        cells = [f"`{method}`", str(len(mine.seeds)), mean_and_error(mine.mean), mean_and_error(mine.late),
                  " / ".join(_steps(mine.reach(level)) for level in LEVELS),
                  "[" + ", ".join(_steps(end) for end in mine.interval(0.9)) + "]",
                  f"{mine.chunks_at(goal):,.0f}" if np.isfinite(goal) else f"> {mine.chunks.mean(0)[-1]:,.0f}",
                  _seconds(goal, mine.env_steps[-1], seconds.get(method))]  # fmt: skip
         for base in bases:
-            cells += [_difference(getattr(mine, what), getattr(curves[base], what)) if method != base else ""
+            cells += [difference(getattr(mine, what), getattr(curves[base], what), ahead=True) if method != base else ""
                       for what in ("mean", "late")]  # fmt: skip
         rows.append(cells)
     return rows
-
-
-def _mean(scores: Mapping[str, float]) -> str:
-    values = list(scores.values())
-    error = f" ± {_short(float(np.std(values, ddof=1)) / len(values) ** 0.5)}" if len(values) > 1 else ""
-    return _short(float(np.mean(values))) + error
-
-
-def _difference(mine: Mapping[str, float], base: Mapping[str, float]) -> str:
-    common = [seed for seed in mine if seed in base]
-    if not common:
-        return ""
-    a, b = ([scores[seed] for seed in common] for scores in (mine, base))
-    got = paired_difference(a, b)
-    ahead = sum(x > y for x, y in zip(a, b, strict=True))
-    interval = f" [{_signed(got.low)}, {_signed(got.high)}]" if got.pairs > 1 else ""
-    return f"{_signed(got.mean)}{interval} ({ahead}/{got.pairs})"
 
 
 def _steps(value: float) -> str:
@@ -152,14 +128,6 @@ def _seconds(goal: float, limit: float, each: float | None) -> str:
     if each is None:
         return ""
     return f"{goal * each:.1f}" if np.isfinite(goal) else f"> {limit * each:.1f}"
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("0.", ".", 1)
 
 
 def main() -> None:

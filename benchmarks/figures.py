@@ -18,7 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from common import PHASES_DRAWN, by_run, read_comparison, read_csv
+from common import PHASES_DRAWN, by_run, crossing, read_comparison, read_csv
 from matplotlib.ticker import MaxNLocator
 
 from pcm_rl import Phase
@@ -153,7 +153,7 @@ def thresholds(path: Path) -> None:
     for panel, (key, label) in zip(panels, axes, strict=False):
         for method, color in colors(rows).items():
             points = mean_curve(runs[method].values(), key, "success")
-            reached = [(mark, x) for mark in MARKS if (x := crossing(points, mark)) is not None]
+            reached = [(mark, x) for mark in MARKS if (x := crossing(*zip(*points, strict=True), mark)) is not None]
             panel.plot([m for m, _ in reached], [x for _, x in reached], "o-", ms=3, color=color, label=method)
         panel.set(xlabel="mean success", ylabel=f"{label} until then")
     for method, color in colors(timed).items():
@@ -178,16 +178,6 @@ def undisturbed_seconds(row: Row, alone: list[Row]) -> float:
         + float(row["step"]) * _rate(same, "select_s", "steps")
         + float(row["gradient_chunks"]) * _rate(same, "update_s", "gradient_chunks")
     )
-
-
-def crossing(points: Sequence[Sequence[float]], height: float) -> float | None:
-    """First x at which the straight lines through ``(x, height)`` points reach ``height``; None if they never do."""
-    if points and points[0][1] >= height:
-        return points[0][0]
-    for (x0, y0), (x1, y1) in itertools.pairwise(points):
-        if y0 < height <= y1:
-            return x0 + (x1 - x0) * (height - y0) / (y1 - y0)
-    return None
 
 
 def _activations(panel: plt.Axes) -> None:

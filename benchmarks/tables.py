@@ -21,9 +21,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import efficiency
+from cells import Scores, difference, mean_and_error, short
 from common import RESULTS, by_run, read_comparison, read_csv
 
-from pcm_rl.compare.statistics import paired_difference
 from pcm_rl.compare.tables import area_under_curve
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,6 @@ PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.m
 MARK = re.compile(r"(<!-- table: ([\w-]+)(?:: ([\w-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 BASE = "full-valid"
 Row = dict[str, str]
-Scores = Mapping[str, float]  # of a seed
 
 
 def main() -> int:
@@ -136,27 +135,6 @@ def history(rule: str) -> list[list[str]]:
                       difference(mine["after"], full["after"]), difference(mine["auc"], full["auc"]),
                       difference(mine["auc"], random["auc"]) if random else "", share])  # fmt: skip
     return table
-
-
-def mean_and_error(scores: Scores) -> str:
-    values = list(scores.values())
-    error = f" ± {_short(statistics.stdev(values) / len(values) ** 0.5)}" if len(values) > 1 else ""
-    return _short(statistics.fmean(values)) + error
-
-
-def difference(mine: Scores, base: Scores) -> str:
-    common = [seed for seed in mine if seed in base]
-    got = paired_difference([mine[s] for s in common], [base[s] for s in common])
-    interval = f" [{_signed(got.low)}, {_signed(got.high)}]" if got.pairs > 1 else ""
-    return _signed(got.mean) + interval
-
-
-def _short(value: float) -> str:
-    return f"{value:.3f}".replace("0.", ".", 1)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.3f}".replace("0.", ".", 1)
 
 
 def gradient() -> list[list[str]]:
@@ -292,7 +270,7 @@ def peers() -> list[list[str]]:
     for name, label in PEERS.items():
         update, run = updates.get(name, {}), trained.get(name, {})
         cells = [update.get(key, "") for key in ("rows", "optimizer_steps", "time_over_pcm")]
-        cells += [_short(float(run[key])) if run else "" for key in ("success_before", "success_after")]
+        cells += [short(float(run[key])) if run else "" for key in ("success_before", "success_after")]
         cells += [run.get("seconds", ""), f"{int(run['env_steps_to_0.7']):,}" if run.get("env_steps_to_0.7") else "",
                   run.get("seconds_to_0.7", "")]  # fmt: skip
         table.append([label, *cells])
@@ -314,7 +292,7 @@ def prices() -> list[list[str]]:
     table[0] += [f"{text} to 70 / 80 / 90 %" for text in costs.values()] + ["seeds that reach 70 / 80 / 90 %"]
     for run in read_csv("peers-summary"):
         name = SIDE_BY_SIDE.get(run["peer"], f"`{run['peer']}`")
-        cells = [_short(float(run[key])) for key in ("success_before", "success_after", "mean_over_training")]
+        cells = [short(float(run[key])) for key in ("success_before", "success_after", "mean_over_training")]
         for cost in costs:
             cells.append(" / ".join(_price(run[f"{cost}_to_{good}"]) for good in ("0.7", "0.8", "0.9")))
         reached = " / ".join(run[f"reached_{good}"] for good in ("0.7", "0.8", "0.9"))

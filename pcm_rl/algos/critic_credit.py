@@ -6,7 +6,6 @@ import torch
 from tensordict import TensorDictBase
 from torch import Tensor
 
-from pcm_rl.advantage import outcome_advantage
 from pcm_rl.algos.credit import Credit, outcome_credit
 from pcm_rl.algos.critic import SuccessCritic
 from pcm_rl.episodes import EPISODE, FEATURES, GROUP, OUTCOME, SUCCESS, EpisodeIndex, column_of
@@ -27,11 +26,10 @@ def critic_credit(critic: SuccessCritic, *, scale: float | None = 10.0, every_gr
     """
 
     def advantage(rows: TensorDictBase) -> Tensor:
-        outcome = outcome_credit(rows)
         if not bool(critic.fitted):
-            return _batch_credit(rows) if every_group and _alone(rows) else outcome
+            return outcome_credit(_as_one_group(rows) if every_group and _alone(rows) else rows)
         change = critic.advantage(rows)
-        credited = torch.ones_like(change, dtype=torch.bool) if every_group else outcome != 0
+        credited = torch.ones_like(change, dtype=torch.bool) if every_group else outcome_credit(rows) != 0
         if scale is not None:
             change = change * scale
         elif int(credited.sum()) >= 2:
@@ -57,6 +55,5 @@ def _alone(rows: TensorDictBase) -> bool:
     return len(column_of(rows, GROUP).unique()) == index.shape[0]
 
 
-def _batch_credit(rows: TensorDictBase) -> Tensor:
-    success, episode = column_of(rows, SUCCESS), column_of(rows, EPISODE)
-    return outcome_advantage(success, torch.zeros_like(episode), EpisodeIndex(episode))
+def _as_one_group(rows: TensorDictBase) -> TensorDictBase:
+    return rows.select(SUCCESS, EPISODE).set(GROUP, torch.zeros_like(rows.get(EPISODE)))

@@ -198,20 +198,14 @@ def _play_in_step(
             break
         episode = episode_of[active]
         count = torch.from_numpy(chunk_id[episode])
+        told = [instructions[i] for i in episode]
         seen = {key: value[active] for key, value in observation.items()}
         for row in not_finite(policy, seen):
             raise _Stopped([int(episode[row])], f"environment {active[row]}", NOT_FINITE)
-        part = decide(
-            policy,
-            seen,
-            [instructions[i] for i in episode],
-            init_state=init_state[episode],
-            chunk=count,
-            device=device,
-        )
+        part = decide(policy, seen, told, init_state=init_state[episode], chunk=count, device=device)
         part |= {EPISODE: torch.from_numpy(episode), CHUNK_ID: count}
         if watch is not None:
-            ends = watch.ends(part, [instructions[i] for i in episode])
+            ends = watch.ends(part, told)
             if ends.any():
                 failures.completed = True
                 _idle(env, episode_of, active[ends])

@@ -13,7 +13,7 @@ from tensordict import TensorDict
 
 from pcm_rl.algos.credit import Credit, outcome_credit
 from pcm_rl.cli import main
-from pcm_rl.config import METHODS, ConfigError, RolloutConfig, load_config, load_run_config
+from pcm_rl.config import METHODS, ConfigError, RolloutConfig, load_run_config
 from pcm_rl.episodes import CHUNK_ID, CUT, CUT_EXEMPT, EPISODE, IS_PAD, OUTCOME, SUCCESS
 from pcm_rl.rollouts.cut import exempt_rollouts
 from pcm_rl.rollouts.rows import rollout_metrics
@@ -33,15 +33,6 @@ class Hopeless:
 
 def plugin(name):
     return f"advantage.name={__name__}:{name}"
-
-
-@pytest.fixture(scope="module")
-def tiny(half_trained, tmp_path_factory):
-    """``tiny(name, *overrides)``: a configuration that starts from one half-trained policy."""
-    folder = tmp_path_factory.mktemp("runs")
-    return lambda name, *overrides: load_config(
-        None, [*half_trained, f"run_dir={folder}", f"name={name}", "save_every=2", *overrides]
-    )
 
 
 def silent(line: str) -> None:

@@ -14,15 +14,6 @@ from pcm_rl.config import METHODS, ConfigError, load_config, load_run_config
 from pcm_rl.training.trainer import Trainer, train
 
 
-@pytest.fixture(scope="module")
-def tiny(half_trained, tmp_path_factory):
-    """``tiny(name, *overrides)``: a configuration that starts from one half-trained policy."""
-    folder = tmp_path_factory.mktemp("runs")
-    return lambda name, *overrides: load_config(
-        None, [*half_trained, f"run_dir={folder}", f"name={name}", "save_every=2", *overrides]
-    )
-
-
 def silent(line: str) -> None:
     """Say nothing."""
 
