@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from pcm_rl.policies.openvla.network.adapter import project
 from pcm_rl.policies.openvla.network.recompute import run_blocks
 from pcm_rl.policies.openvla.sizes import LanguageSizes
 
@@ -90,11 +91,12 @@ class _Attention(nn.Module):
     def forward(
         self, query_tokens: Tensor, context: Tensor, rotary: Tensor, mask: Tensor | None, positions: Tensor | None
     ) -> Tensor:
-        query = self.q_proj(query_tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = (
-            project(context).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
-            for project in (self.k_proj, self.v_proj)
-        )
+        if positions is None:
+            query, key, value = project([self.q_proj, self.k_proj, self.v_proj], context)
+        else:
+            query, (key, value) = self.q_proj(query_tokens), project([self.k_proj, self.v_proj], context)
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = (part.unflatten(-1, (self.key_heads, -1)).transpose(1, 2) for part in (key, value))
         query_rotary = rotary if positions is None else rotary[:, positions].unsqueeze(2)
         mixed = F.scaled_dot_product_attention(
             rotate(query, query_rotary),
@@ -114,7 +116,7 @@ class _GatedMLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        gated: Tensor = _Gated.apply(self.gate_proj(tokens), self.up_proj(tokens))
+        gated: Tensor = _Gated.apply(*project([self.gate_proj, self.up_proj], tokens))
         return self.down_proj(gated)
 
 
