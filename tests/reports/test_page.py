@@ -232,7 +232,7 @@ def test_overlapping_intervals_and_shared_initial_states_are_said(tmp_path):
     worse = {"success": 0.1, "low": 0.0, "high": 0.2, "episodes": 10}
     (tmp_path / "summary.json").write_text(json.dumps({"before": side, "after": worse}))
     page = report(tmp_path)
-    assert "-40.0 points" in page and "overlap" not in page
+    assert "-40.0 points" in page and "intervals overlap" not in page
 
 
 def test_text_is_escaped(tmp_path):
