@@ -194,7 +194,7 @@ def _profile(options: argparse.Namespace) -> None:
                 "no group had both outcomes in 5 batches; give policy.init of a policy between 0 and 100 %"
             )
         memory = memory_lines(trainer.policy, batch)
-        trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as before the first update
+        trainer.grpo.probe(rows, trainer.policy, trainer.say)  # decides on recomputation, as before the first update
     # the cost of an update does not depend on the advantages
     named_methods = {name: method for name, method in METHODS.items() if method.advantage == "group"}
     costs = profile_update(trainer.policy, batch, trainer.grpo.config, methods=compared_methods(config) | named_methods)

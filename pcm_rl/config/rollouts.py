@@ -18,6 +18,8 @@ class RolloutConfig:
             advantage of one's own with a ``value``. null plays every rollout to its end.
         cut_after: Decisions in a row.
         cut_exempt: Share in (0, 1] of the rollouts that are never cut: they tell how often a cut is wrong.
+        overlap: Play the next step's rollouts beside the update, by the policy as it was before it: one step stale,
+            for which the clipped ratio corrects.
     """
 
     SECTION: ClassVar[str] = "rollouts."
@@ -25,6 +27,7 @@ class RolloutConfig:
     cut: Optional[float] = None  # noqa: UP045
     cut_after: int = 3
     cut_exempt: float = 0.1
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.cut is not None and not 0.0 < self.cut < 1.0:

@@ -63,9 +63,9 @@ class GRPO:
         self.optimizer = make_optimizer(self.policy, config.update)
         self.generator = Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
 
-    def probe(self, rows: TensorDict, say: Callable[[str], None]) -> None:
-        """Before the first update: check the recorded log-probs, and whether a micro-batch fits into memory."""
-        check_log_probs(self.policy, rows)
+    def probe(self, rows: TensorDict, acted: VLAWrapperBase, say: Callable[[str], None]) -> None:
+        """Before the first update: check the log-probs that ``acted`` recorded, and whether a micro-batch fits."""
+        check_log_probs(acted, rows)
         if isinstance(self.policy, Recomputes):
             recompute, reason = wants_checkpointing(self.policy, rows, self.config)
             self.policy.set_checkpointing(recompute)
