@@ -106,8 +106,7 @@ def _training(few: Config, config: Config, env: VectorEnv, *, same_starts: bool)
 def _check_extras(config: Config) -> bool:
     check_logger(config.logger)
     if config.policy.family == "openvla":
-        wanted = {"tokenizers": "vla", "peft": "vla"} if config.policy.openvla.lora.rank else {"tokenizers": "vla"}
-        wanted |= {"bitsandbytes": "qlora"} if config.policy.openvla.quantize else {}
+        wanted = {"tokenizers": "vla"} | ({"bitsandbytes": "qlora"} if config.policy.openvla.quantize else {})
         for package, extra in wanted.items():
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"policy.family=openvla needs {package}; run: pip install 'pcm_rl[{extra}]'")
