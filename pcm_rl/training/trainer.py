@@ -155,7 +155,7 @@ class Trainer:
         if len(recorded):
             self.at_hand = rows_at_hand(self.policy, recorded)
         if not self.looked:
-            heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
+            heed_first_look(recorded, self.env, self.policy, grpo.config, self.ranks, self.say)
             self.looked = True
         if not self.probed and len(recorded):
             grpo.probe(recorded, self.say)
