@@ -18,7 +18,7 @@ from torch import Tensor
 from pcm_rl.config import Config
 from pcm_rl.episodes import INSTRUCTION, PHASE, label_episodes
 from pcm_rl.processes.exchange import Complete
-from pcm_rl.processes.launch import joined
+from pcm_rl.processes.launch import egl_line, joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
@@ -80,6 +80,8 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
             stack.enter_context(locked(config.folder))
             if resume:
                 find_resume(config.folder)
+        if line := egl_line(ranks):
+            ranks.voice(say)(line)
         trainer = Trainer(config, say, ranks)
         stack.enter_context(contextlib.closing(trainer.env))
         with trainer.saved_whatever_happens(listener):
