@@ -53,11 +53,7 @@ def main(checkpoint: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    gloo = functools.partial(dist.init_process_group, "gloo")
-    with (
-        fake_cuda(devices=2),
-        mock.patch.object(
-            dist, "init_process_group", lambda backend, timeout: gloo(timeout=timeout)
-        ),  # there is no NCCL
-    ):
+    gloo = functools.partial(dist.init_process_group, "gloo")  # there is no NCCL
+    connect = mock.patch.object(dist, "init_process_group", lambda backend, timeout: gloo(timeout=timeout))
+    with fake_cuda(devices=2), connect:
         main(*sys.argv[1:])

@@ -79,13 +79,15 @@ def test_a_device_that_was_chosen_by_hand_stays_and_software_needs_none(no_egl_d
         pass
 
 
-def test_a_run_on_the_second_gpu_leaves_the_first_alone(tmp_path, no_egl_device):
+def test_a_run_on_the_second_gpu_leaves_the_first_alone(tmp_path, no_egl_device, monkeypatch):
     """Its memory and its waits are the second one's."""
     run = load_config(None, [*TINY, "device=cuda:1", f"run_dir={tmp_path}", "name=run"])
+    monkeypatch.setattr("pcm_rl.training.trainer.egl_line", lambda ranks: f"EGL {os.environ['MUJOCO_EGL_DEVICE_ID']}")
+    said: list[str] = []
     with fake_cuda(devices=2) as log:
         other = log.device.cards[0]
-        trainer = train(run, say=lambda line: None)
-        assert (other.memory, other.peak) == (0, 0) and log.device.cards[1].peak > 0
+        trainer = train(run, say=said.append)
+        assert said[0] == "EGL 1" and (other.memory, other.peak) == (0, 0) and log.device.cards[1].peak > 0
         assert not any("cuda:0" in where for _, where in log.counts)
         on = torch.device("cuda:1")
         with ActivationMeter(trainer.policy) as meter:
