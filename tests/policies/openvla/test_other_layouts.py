@@ -12,11 +12,13 @@ import torch
 from gymnasium import spaces
 from safetensors.torch import load_file, save_file
 
+from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.policies.openvla import CheckpointError, open_checkpoint
 from pcm_rl.policies.openvla.family import make_policy
 from pcm_rl.policies.openvla.lora import lora_layers
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
+from pcm_rl.training.checkpoint import load_policy, save_policy
 
 TEXTS = ["lift it", "put the bowl on the plate"]
 INSIDE = "lora_adapter"
@@ -108,6 +110,27 @@ def test_a_rank_of_zero_adds_them_and_trains_every_weight(published, openvla_fol
     policy = made(openvla_folder, published[0], lora={**LORA, "rank": 0})
     assert same(policy, make_openvla(published[1]), record_openvla) and not lora_layers(policy.model)
     assert all(parameter.requires_grad for parameter in policy.model.parameters())
+
+
+def test_a_saved_policy_goes_on_from_the_same_weights(published, openvla_folder, record_openvla, tmp_path):
+    """The file has the trained adapters; what was added to the frozen weights comes from the recipe again."""
+    policy = made(openvla_folder, published[0])
+    rows = record_openvla(policy, TEXTS)
+    with torch.no_grad():
+        for layer in lora_layers(policy.model).values():
+            layer.up.mul_(1.5)
+    save_policy(policy, tmp_path / "policy.safetensors")
+    again = made(openvla_folder, published[0])
+    load_policy(again, tmp_path / "policy.safetensors")
+    assert torch.equal(logits(again, rows), logits(policy, rows))
+
+
+def test_on_the_command_line_it_is_one_line(published, capsys, tmp_path):
+    run = ["env.id=pcm_rl/Reach-v0", "policy.family=openvla", "sft.steps=0", "logger=none", f"run_dir={tmp_path}"]
+    assert main(["train", *run, f"policy.openvla.checkpoint={published[0]}"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("pcm-rl: policy.family=openvla: policy.openvla.checkpoint: ") and error.count("\n") == 1
+    assert "adapters without their base model" in error
 
 
 def test_settings_of_fresh_adapters_beside_others_are_refused():
