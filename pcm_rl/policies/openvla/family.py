@@ -47,7 +47,7 @@ def make_policy(
         checkpoint: Folder of the checkpoint.
         adapters: Folder of adapters to train further, as peft writes it; None begins with fresh ones. With a rank of 0
             they are added to the weights.
-        lora: ``rank``, ``alpha`` and ``targets`` of fresh ones.
+        lora: ``rank``, ``alpha`` and ``targets`` of fresh ones, and ``merge``.
         dtype: Of the frozen weights.
         quantize: ``nf4``, or None.
         compile: Compile the blocks.
@@ -66,6 +66,7 @@ def make_policy(
             found,
             action_space.shape[0],
             dtype=weights,
+            merge=lora["merge"],
             device="cpu" if quantize else device,  # so that the GPU never holds the whole model
             **settings,
         )

@@ -12,10 +12,12 @@ from torch import nn
 from pcm_rl.policies.openvla.adapter_folder import Adapters
 from pcm_rl.policies.openvla.folder_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pcm_rl.policies.openvla.keys import HEAD, adapter_key, is_unused
-from pcm_rl.policies.openvla.network.adapter import LoraLinear
+from pcm_rl.policies.openvla.network.adapter import AdapterGroup, LoraLinear
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.sizes import CheckpointError
 from pcm_rl.support.tensors import save_tensors
+
+SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of a block that read the same input
 
 
 def add_lora(
@@ -44,10 +46,19 @@ def add_lora(
     for name in names:
         parent, _, last = name.rpartition(".")
         place = model.get_submodule(parent)
-        layer = LoraLinear(getattr(place, last), rank, alpha, device)
-        setattr(place, last, layer)
-        model.adapters.append(layer)
+        setattr(place, last, LoraLinear(getattr(place, last), rank, alpha, device))
+    model.adapters = _groups(model)
     return names
+
+
+def _groups(model: nn.Module) -> list[AdapterGroup]:
+    """The adapters of ``model`` by what they read: layers of one module that :data:`SHARING` names are one group."""
+    grouped: dict[tuple[str, str], list[LoraLinear]] = {}
+    for name, layer in lora_layers(model).items():
+        parent, _, last = name.rpartition(".")
+        sharing = next((layers for layers in SHARING if last in layers), (last,))
+        grouped.setdefault((parent, sharing[0]), []).append(layer)
+    return [AdapterGroup(layers) for layers in grouped.values()]
 
 
 def target_layers(model: nn.Module, targets: str | Sequence[str]) -> list[str]:

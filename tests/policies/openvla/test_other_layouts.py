@@ -22,7 +22,7 @@ from pcm_rl.training.checkpoint import load_policy, save_policy
 
 TEXTS = ["lift it", "put the bowl on the plate"]
 INSIDE = "lora_adapter"
-LORA = {"rank": 4, "alpha": 4, "targets": "all-linear"}
+LORA = {"rank": 4, "alpha": 4, "targets": "all-linear", "merge": False}
 
 
 def made(folder, adapters=None, **options):
@@ -135,7 +135,7 @@ def test_on_the_command_line_it_is_one_line(published, capsys, tmp_path):
 
 def test_settings_of_fresh_adapters_beside_others_are_refused():
     folder = ["policy.family=openvla", "policy.openvla.checkpoint=a", "policy.openvla.adapters=b"]
-    load_config(None, [*folder, "policy.openvla.lora.rank=32"])
+    load_config(None, [*folder, "policy.openvla.lora.rank=32", "policy.openvla.lora.merge=true"])
     load_config(None, [*folder, "policy.openvla.lora.rank=0"])
     with pytest.raises(ConfigError, match=r"have their own rank, alpha and layers; leave policy.openvla.lora out"):
         load_config(None, [*folder, "policy.openvla.lora.rank=16"])
