@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pcm_rl.config import Config
 from pcm_rl.processes.exchange import Complete
-from pcm_rl.processes.launch import joined
+from pcm_rl.processes.launch import egl_line, joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
@@ -80,6 +80,8 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
             stack.enter_context(locked(config.folder))
             if resume:
                 find_resume(config.folder)
+        if line := egl_line(ranks):
+            ranks.voice(say)(line)
         trainer = Trainer(config, say, ranks)
         stack.enter_context(contextlib.closing(trainer.env))
         stack.callback(trainer.ahead.abandon)
@@ -159,7 +161,7 @@ class Trainer:
         if len(recorded):
             self.at_hand = rows_at_hand(self.policy, recorded)
         if not self.looked:
-            heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
+            heed_first_look(recorded, self.env, self.policy, grpo.config, self.ranks, self.say)
             self.looked = True
         if not self.probed and len(recorded):
             grpo.probe(recorded, acted, self.say)

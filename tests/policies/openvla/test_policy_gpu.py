@@ -7,7 +7,9 @@ import torch
 
 from pcm_rl.episodes import FEATURES
 from pcm_rl.policies.openvla import add_lora
+from pcm_rl.policies.openvla.adapter_folder import open_adapters
 from pcm_rl.policies.openvla.attention_check import check_bidirectional
+from pcm_rl.policies.openvla.lora import load_adapters
 from pcm_rl.training.memory import ActivationMeter
 from pcm_rl.training.probe import check_log_probs
 
@@ -76,6 +78,17 @@ def test_what_a_critic_sees_is_recorded_in_float32(policy, record_openvla):
 def test_the_same_as_on_the_cpu(make_openvla, record_openvla):
     near, far = make_openvla(), make_openvla(device="cuda")
     rows = record_openvla(near, TEXTS)
+    with torch.no_grad():
+        expected, found = (policy.get_dist(rows.select(*policy.in_keys)).logits for policy in (near, far))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_adapters_of_others_act_as_on_the_cpu(make_openvla, record_openvla, published):
+    near, far = make_openvla(), make_openvla(device="cuda")
+    source = open_adapters(published[0])
+    for policy in (near, far):
+        load_adapters(policy.model, source)
+    rows = record_openvla(near, TEXTS[:4])
     with torch.no_grad():
         expected, found = (policy.get_dist(rows.select(*policy.in_keys)).logits for policy in (near, far))
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
