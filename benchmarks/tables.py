@@ -339,6 +339,20 @@ def outcome(row: Row) -> str:
     return "equal" if row.get("lost") == "False" or row.get("equal") == "True" else "lost"
 
 
+def plan_check() -> list[list[str]]:
+    """Predictions of ``pcm-rl plan`` beside what was measured: the range of the errors of each part."""
+    errors: dict[tuple[str, str], list[float]] = defaultdict(list)
+    missed: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in read_csv("plan_check"):
+        part = row["part"], row["constants from"]
+        errors[part].append(float(row["error"]))
+        missed[part] += [f"{row['what']} ({float(row['error']):+.0%})"] if row["why"] else []
+    table = [["what", "constants from", "predictions", "error", "off by more than 15 %"]]
+    for part, found in errors.items():
+        table.append([*part, str(len(found)), f"{min(found):+.0%} to {max(found):+.0%}", ", ".join(missed[part])])
+    return table
+
+
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
@@ -347,6 +361,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "credit-phases-toy": functools.partial(credit_phases, "toy"),
     "credit-phases-libero": functools.partial(credit_phases, "libero"),
     "peers": peers,
+    "plan-check": plan_check,
     "peers-prices": prices,
     "reliability": reliability,
 }
