@@ -254,7 +254,7 @@ def toy_episodes(rows: Sequence[dict[str, Any]]) -> EpisodeLengths:
 def lockstep(rows: Sequence[dict[str, Any]], call_s: float, row_s: float) -> tuple[float, int, int]:
     """Seconds, calls and rows of a rollout whose 80 environments are stepped and decided for together."""
     lengths = toy_episodes(rows).lengths(round(mean(rows, "trajectories")))
-    simulators = Simulators(0.0, 0.0, 0.0, workers=80, cores=80, decisions=80)
+    simulators = Simulators(0.0, 0.0, 0.0, workers=80, cores=80, in_step=True)
     rollout = play(lengths, simulators, Costs(decision_call_s=call_s, decision_row_s=row_s))
     return rollout.seconds, rollout.calls, rollout.rows
 

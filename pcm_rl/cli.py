@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from pcm_rl.config import METHODS, Config, ConfigError, load_config, load_run_config, save_config
+from pcm_rl.plan.figures import CARDS, CARDS_SHOWN, MEASURED
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
@@ -322,12 +323,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_plan(command: Callable[..., argparse.ArgumentParser]) -> None:
-    from pcm_rl.plan.figures import CARDS, MEASURED
-    from pcm_rl.plan.run import CARDS_SHOWN
-
     sub = command("plan", _plan, "seconds of a step by method and number of cards, what binds, and what would help")
     sub.add_argument("--from", dest="from_run", metavar="RUN", help="take the seconds that this run has measured")
-    sub.add_argument("--card", choices=CARDS, default=MEASURED, help="whose peak, memory and bandwidth count")
+    sub.add_argument("--card", choices=CARDS, help=f"whose peak, memory and bandwidth count; default {MEASURED}")
     sub.add_argument(
         "--methods", type=lambda text: text.split(",") if text else [], metavar="A,B:4,...",
         help="beside full-valid and the recipe's own; the number is a budget",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar, Optional
 
-from pcm_rl.config.checks import at_least, positive, within
+from pcm_rl.config.checks import ConfigError, at_least, positive, within
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Card:
         at_least(0.0, self, "decision_call_s", "update_call_s", "update_step_s")
 
 
+CARDS_SHOWN = (1, 2, 4, 8, 16, 32, 64)
 MEASURED = "h200"
 CARDS: dict[str, Card] = {
     MEASURED: Card(),
@@ -99,8 +100,9 @@ class Simulators:
         workers: Environments of a card; each plays one episode at a time.
         cores: Environments that can be stepped at a time; where a simulator waits for its own renderer and not for a
             core, as many as workers.
-        decisions: Rows that a decision waits for; 1 decides for all who wait as soon as the card is free. There are
-            never more than environments that still play.
+        decisions: Rows of every decision, where fewer are filled up; null decides for all who wait.
+        decision_wait: Seconds that the first waits until there are as many; 0 decides as soon as the card is free.
+        in_step: Environments of one process: all that play are decided for together.
     """
 
     SECTION: ClassVar[str] = "simulators."
@@ -110,12 +112,20 @@ class Simulators:
     spread: float = 0.25
     workers: int = 16
     cores: int = 16
-    decisions: int = 1
+    decisions: Optional[int] = None  # noqa: UP045
+    decision_wait: float = 0.0
+    in_step: bool = False
 
     def __post_init__(self) -> None:
-        at_least(0.0, self, "chunk_s", "reset_s")
+        at_least(0.0, self, "chunk_s", "reset_s", "decision_wait")
         within(0.0, 0.5, self, "spread")
-        at_least(1, self, "workers", "cores", "decisions")
+        at_least(1, self, "workers", "cores")
+        if self.decisions is not None:
+            at_least(1, self, "decisions")
+        if self.in_step and (self.decisions is not None or self.decision_wait):
+            raise ConfigError(
+                "simulators.decisions and decision_wait are for workers, and these environments are in step"
+            )
 
     def faster(self, times: float) -> Simulators:
         """Resets and chunks take that much less time."""

@@ -37,8 +37,7 @@ def what_helps(workload: Workload, simulators: Simulators, costs: Costs, column:
     def seconds(simulators: Simulators = simulators, costs: Costs = costs, column: Column = column) -> float:
         return plan_steps(workload, simulators, costs, [column], [cards])[0].seconds
 
-    together = simulators.decisions * (2 if simulators.decisions == simulators.workers else 1)  # all stay all
-    more = dataclasses.replace(simulators, workers=2 * simulators.workers, decisions=together)
+    more = dataclasses.replace(simulators, workers=2 * simulators.workers)
     with_cores = dataclasses.replace(more, cores=2 * simulators.cores)
     levers = [
         Lever("as it is", seconds()),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pcm_rl.config import Config, ConfigError, UpdateConfig, load_run_config
 from pcm_rl.plan.costs import Costs
 from pcm_rl.plan.figures import Episodes, Simulators
+from pcm_rl.plan.recipe import slots_of
 from pcm_rl.plan.rollout import play
 from pcm_rl.reports.numbers import mapping, number
 from pcm_rl.reports.run_files import RunFiles
@@ -68,8 +69,6 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Measured:
     lengths = episodes.lengths(round(float(played["trajectories"].mean())))
     simulators, call_s = rollout_fit(made, lengths, _chunks(played, made), played["rollout_s"])
     simulators = dataclasses.replace(simulators, workers=config.env.num_envs)
-    if not config.env.workers:
-        simulators = dataclasses.replace(simulators, decisions=config.env.num_envs)
     costs = dataclasses.replace(costs, decision_call_s=call_s)
     return Measured(config, simulators, costs, episodes, len(played["step"]))
 
@@ -95,7 +94,7 @@ def rollout_fit(config: Config, lengths: Sequence[int], chunks: Array, seconds: 
         unit = Simulators(chunk_s=1.0, reset_s=0.0, spread=0.0, workers=envs, cores=envs)
         rollout_s = float(np.median(seconds / chunks)) * sum(lengths)
         return dataclasses.replace(unit, chunk_s=rollout_s / play(lengths, unit, Costs()).seconds), 0.0
-    unit = Simulators(chunk_s=1.0, reset_s=0.0, spread=0.0, workers=envs, cores=1, decisions=envs)
+    unit = Simulators(chunk_s=1.0, reset_s=0.0, spread=0.0, workers=envs, cores=1, in_step=True)
     chunk_s, call_s = line(chunks, seconds, play(lengths, unit, Costs()).calls)
     return dataclasses.replace(unit, chunk_s=chunk_s), call_s
 
@@ -159,11 +158,3 @@ def _episodes(table: dict[str, Array], config: Config) -> Episodes:
     lengths = (success, float(slots)) if fits else (max(mean, 1.0), max(mean, 1.0))
     mixed = float(table["groups_mixed"].sum() / table["groups"].sum())
     return Episodes(min(rate, 1.0), *lengths, mixed=min(mixed, 1.0))
-
-
-def slots_of(config: Config) -> int:
-    """Chunks of a full episode, as far as the configuration tells."""
-    horizon = config.env.kwargs.get("horizon")
-    if config.env.max_chunks is None and isinstance(horizon, int):
-        return -(-horizon // config.env.chunk_length)
-    return config.env.slots

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_args, get_type_hints
 
 from pcm_rl.config import ConfigError
 from pcm_rl.plan.costs import Costs
@@ -56,8 +56,9 @@ def _value(section: str, name: str, text: str) -> float | int | bool | None:
         raise ConfigError(f"{section}.{name} must be true or false, got {text!r}")
     if kind not in (int, float) and text == "null":
         return None
+    whole = int in (kind, *get_args(kind))
     try:
-        return int(text) if kind is int else float(text)
+        return int(text) if whole else float(text)
     except ValueError:
-        what = "a whole number" if kind is int else "a number"
+        what = "a whole number" if whole else "a number"
         raise ConfigError(f"{section}.{name} must be {what}, got {text!r}") from None

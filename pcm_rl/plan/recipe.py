@@ -7,7 +7,6 @@ from dataclasses import replace
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.plan.costs import Costs, costs_of
 from pcm_rl.plan.figures import CARDS, MEASURED, Card, Episodes, Network, Simulators
-from pcm_rl.plan.measured import slots_of
 from pcm_rl.plan.options import Given, changed
 
 TOKENS = 345  # of a chunk with the default prompt: 256 patches, 34 ids of the prompt, 56 actions less one
@@ -48,7 +47,8 @@ def recipe_costs(config: Config, name: str, given: Given) -> tuple[Costs, str]:
         whose = f"{name}: its peak, memory and bandwidth are published, shares and seconds of a call those of an H200"
     how = "blocks are computed again in the backward pass" if costs.recomputes else "nothing is computed again"
     nf4 = "; what nf4 costs in time was not measured" if config.policy.openvla.quantize else ""
-    return costs, f"card {whose}; operations were counted, {how}{nf4}"
+    scene = "" if "chunk_s" in given["simulators"] else "; a chunk of LIBERO was measured with two cameras, in software"
+    return costs, f"card {whose}; operations were counted, {how}{nf4}{scene}"
 
 
 def recipe_simulators(config: Config, given: Given) -> Simulators:
@@ -65,13 +65,21 @@ def recipe_simulators(config: Config, given: Given) -> Simulators:
     number = config.env.num_envs
     if config.env.workers:
         return Simulators(workers=number)
-    return Simulators(workers=number, cores=1, decisions=number)
+    return Simulators(workers=number, cores=1, in_step=True)
 
 
 def recipe_episodes(config: Config) -> Episodes:
     """Failures have all slots, successes 18 chunks or as many as there are."""
     slots = float(slots_of(config))
     return Episodes(success_chunks=min(Episodes.success_chunks, slots), failure_chunks=slots)
+
+
+def slots_of(config: Config) -> int:
+    """Chunks of a full episode, as far as the configuration tells."""
+    horizon = config.env.kwargs.get("horizon")
+    if config.env.max_chunks is None and isinstance(horizon, int):
+        return -(-horizon // config.env.chunk_length)
+    return config.env.slots
 
 
 def _refuse_other_family(config: Config, given: Given) -> None:

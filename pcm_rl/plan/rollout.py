@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Sequence
@@ -36,6 +37,9 @@ class Rollout:
         return self.rows / self.calls if self.calls else 0.0
 
 
+CARD, ALARM = -1, -2  # in place of a worker: the card has decided, someone has waited long enough
+
+
 class _Queue:
     """One card, its environments and their cores, moved from event to event.
 
@@ -50,10 +54,10 @@ class _Queue:
         self.left: dict[int, int] = {}  # worker -> chunks of its episode that are not yet decided
         self.free_cores = simulators.cores
         self.for_core: deque[tuple[int, float]] = deque()
-        self.for_decision: list[int] = []
+        self.for_decision: list[tuple[int, float]] = []  # worker, since when
         self.deciding: list[int] = []
-        self.events: list[tuple[float, int, int]] = []  # when, number of the event, worker (-1: the card has decided)
-        self.number, self.now = 0, 0.0
+        self.events: list[tuple[float, int, int]] = []  # when, number of the event, worker or one of the two below
+        self.number, self.now, self.alarm = 0, 0.0, -1.0
         self.decided_s = self.played_s = 0.0
         self.calls = self.rows = 0
 
@@ -68,14 +72,18 @@ class _Queue:
             self._serve()
 
     def _ended(self, worker: int) -> None:
-        if worker < 0:
+        if worker == ALARM:
+            return
+        if worker == CARD:
             for each in self.deciding:
                 self.for_core.append((each, self.simulators.chunk_s))
             self.deciding = []
+            # nobody is listened to while the card decides: whoever came meanwhile begins to wait now
+            self.for_decision = [(each, min(since, self.now)) for each, since in self.for_decision]
             return
         self.free_cores += 1
         if self.left[worker]:
-            self.for_decision.append(worker)
+            self.for_decision.append((worker, math.inf if self.deciding else self.now))
         else:
             del self.left[worker]
             self._next_episode(worker)
@@ -93,15 +101,35 @@ class _Queue:
             self.free_cores -= 1
             self.played_s += seconds
             self._push(seconds, worker)
-        needed = min(self.simulators.decisions, len(self.left))
-        if self.for_decision and not self.deciding and len(self.for_decision) >= needed:
-            self.deciding, self.for_decision = self.for_decision, []
-            for worker in self.deciding:
-                self.left[worker] -= 1
-            seconds = self.costs.decision_s(len(self.deciding))
-            self.calls, self.rows = self.calls + 1, self.rows + len(self.deciding)
-            self.decided_s += seconds
-            self._push(seconds, -1)
+        if self.for_decision and not self.deciding:
+            due = self._due()
+            if due <= self.now:
+                self._decide()
+            elif due < math.inf and due != self.alarm:
+                self.alarm = due
+                self._push(due - self.now, ALARM)
+
+    def _due(self) -> float:
+        """When those who wait are decided for if nobody comes; the rule of ``pcm_rl.rollouts``."""
+        simulators, coming = self.simulators, len(self.left) - len(self.for_decision)
+        if not coming:
+            return self.now
+        if simulators.in_step:
+            return math.inf
+        if simulators.decisions is None or len(self.for_decision) >= simulators.decisions:
+            return self.now
+        return self.for_decision[0][1] + simulators.decision_wait
+
+    def _decide(self) -> None:
+        rows = self.simulators.decisions or len(self.for_decision)
+        self.deciding = [worker for worker, _ in self.for_decision[:rows]]
+        self.for_decision = self.for_decision[rows:]
+        for worker in self.deciding:
+            self.left[worker] -= 1
+        seconds = self.costs.decision_s(rows)
+        self.calls, self.rows = self.calls + 1, self.rows + len(self.deciding)
+        self.decided_s += seconds
+        self._push(seconds, CARD)
 
     @property
     def _half_width(self) -> float:
@@ -117,9 +145,10 @@ def play(episodes: Sequence[int], simulators: Simulators, costs: Costs) -> Rollo
     """Play episodes on one card, event by event.
 
     Every environment takes the next episode, resets, and then plays chunk after chunk; before each chunk it waits for
-    a decision. The card decides for all who wait when it is free (or once ``simulators.decisions`` wait), one call at
-    a time. At most ``simulators.cores`` environments are stepped at a time, the others queue. Times of resets and
-    chunks are drawn around their means, always the same ones.
+    a decision. The card decides for all who wait when it is free, one call at a time. With ``simulators.decisions`` it
+    waits for that many (at most ``simulators.decision_wait`` seconds, or until nobody else plays), decides for no more
+    at once, and takes its time for as many. At most ``simulators.cores`` environments are stepped at a time, the others
+    queue. Times of resets and chunks are drawn around their means, always the same ones.
 
     Args:
         episodes: Chunks of each, in the order in which they are handed out.

@@ -15,16 +15,13 @@ from rich.table import Table
 from pcm_rl.config import Config, ConfigError, load_config
 from pcm_rl.plan.columns import FULL, Column, columns_of
 from pcm_rl.plan.costs import Costs
-from pcm_rl.plan.figures import MEASURED, Episodes, Simulators
+from pcm_rl.plan.figures import CARDS_SHOWN, MEASURED, Episodes, Simulators
 from pcm_rl.plan.levers import what_helps
-from pcm_rl.plan.measured import read_run, slots_of
 from pcm_rl.plan.options import Given, changed, split_options
-from pcm_rl.plan.recipe import recipe_costs, recipe_episodes, recipe_simulators
+from pcm_rl.plan.recipe import recipe_costs, recipe_episodes, recipe_simulators, slots_of
 from pcm_rl.plan.step import Step, Workload, plan_steps
 from pcm_rl.reports.console import table_console
 from pcm_rl.reports.numbers import TIMES
-
-CARDS_SHOWN = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Request:
     Attributes:
         recipe: YAML file; None for the defaults.
         run: Folder of a run whose measured seconds count; None for counts and a card.
-        card: A name in :data:`~pcm_rl.plan.figures.CARDS`.
+        card: A name in :data:`~pcm_rl.plan.figures.CARDS`; None takes the one that was measured.
         methods: Beside ``full-valid`` and the recipe's own; None takes :func:`~pcm_rl.plan.columns.columns_of`'s.
         cards: Numbers of cards.
         overrides: ``key=value`` of figures and of the recipe.
@@ -42,7 +39,7 @@ class Request:
 
     recipe: str | None = None
     run: str | None = None
-    card: str = MEASURED
+    card: str | None = None
     methods: Sequence[str] | None = None
     cards: Sequence[int] = CARDS_SHOWN
     overrides: Sequence[str] = ()
@@ -122,9 +119,12 @@ _Figures = tuple[Config, Simulators, Costs, Episodes, str]
 
 
 def _from_run(request: Request, given: Given, overrides: Sequence[str]) -> _Figures:
+    from pcm_rl.plan.measured import read_run  # what reads a run draws, too, and drawing takes a second to import
+
     if request.recipe is not None:
         raise ConfigError(f"--from takes the configuration of {request.run}; leave --config {request.recipe} out")
-    if unused := [f"{name}.{key}" for name in ("card", "network") for key in given[name]]:
+    unused = [f"{name}.{key}" for name in ("card", "network") for key in given[name]]
+    if unused := [f"--card {request.card}"] * (request.card is not None) + unused:
         raise ConfigError(f"--from takes the seconds of {request.run}, so {unused[0]} says nothing; leave it out")
     measured = read_run(Path(str(request.run)), overrides)
     source = (
@@ -141,11 +141,11 @@ def _from_run(request: Request, given: Given, overrides: Sequence[str]) -> _Figu
 def _from_counts(request: Request, given: Given, overrides: Sequence[str]) -> _Figures:
     if request.recipe is None:  # the 7B on LIBERO, whose workers are not those of the defaults
         config = load_config(None, ["policy.family=openvla", *overrides])
-        costs, source = recipe_costs(config, request.card, given)
+        costs, source = recipe_costs(config, request.card or MEASURED, given)
         return config, Simulators(), costs, Episodes(), source
     config = load_config(request.recipe, overrides)
     simulators, episodes = recipe_simulators(config, given), recipe_episodes(config)
-    costs, source = recipe_costs(config, request.card, given)
+    costs, source = recipe_costs(config, request.card or MEASURED, given)
     return config, simulators, costs, episodes, source
 
 

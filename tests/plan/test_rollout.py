@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from pcm_rl.plan.costs import Costs
@@ -12,7 +14,7 @@ FREE = Costs()
 CALL = Costs(decision_call_s=1.0, decision_row_s=1.0)
 
 
-def steady(chunk_s: float = 2.0, reset_s: float = 1.0, **changes: int) -> Simulators:
+def steady(chunk_s: float = 2.0, reset_s: float = 1.0, **changes: Any) -> Simulators:
     return Simulators(chunk_s, reset_s, spread=0.0, **{"workers": 2, "cores": 2, **changes})
 
 
@@ -40,13 +42,29 @@ def test_two_episodes_of_one_chunk_by_hand():
     assert play([1, 1], steady(), CALL).seconds == 6.0
     # on one core: resets until 1 and 2; decisions from 1 to 3 and from 3 to 5; chunks from 3 to 5 and from 5 to 7
     assert play([1, 1], steady(cores=1), CALL).seconds == 7.0
-    # waiting for two: resets until 2, one decision until 5, chunks until 7 and 9
-    assert play([1, 1], steady(cores=1, decisions=2), CALL).seconds == 9.0
+    # in step: resets until 2, one decision until 5, chunks until 7 and 9
+    assert play([1, 1], steady(cores=1, in_step=True), CALL).seconds == 9.0
 
 
-def test_a_decision_never_waits_for_more_than_still_play():
-    found = play([1, 1, 6], steady(workers=3, cores=3, decisions=8), CALL)
-    assert found.rows == 8 and found.calls == 6  # all three once, then the last one alone
+def test_a_fixed_number_of_rows_by_hand():
+    # filled up: resets until 1 and 2; a decision of two rows for each of them, from 1 to 4 and from 4 to 7; until 9
+    found = play([1, 1], steady(cores=1, decisions=2), CALL)
+    assert (found.seconds, found.calls, found.rows) == (9.0, 2, 2)
+    # whoever resets first waits for the other: one decision from 2 to 5, chunks until 7 and 9
+    found = play([1, 1], steady(cores=1, decisions=2, decision_wait=1.5), CALL)
+    assert (found.seconds, found.calls) == (9.0, 1)
+    # not long enough: one from 1.5 to 4.5; the other came at 2, is heard at 4.5, waits until 5, and plays from 8 to 10
+    found = play([1, 1], steady(cores=1, decisions=2, decision_wait=0.5), CALL)
+    assert (found.seconds, found.calls) == (10.0, 2)
+    # three wait and a decision is for two: from 1 to 4 and from 4 to 7
+    found = play([1, 1, 1], steady(workers=3, cores=3, decisions=2), CALL)
+    assert (found.seconds, found.calls, found.rows) == (9.0, 2, 3)
+
+
+def test_nobody_waits_for_those_who_have_ended():
+    for changes in ({"in_step": True}, {"decisions": 3, "decision_wait": 1e9}):
+        found = play([1, 1, 6], steady(workers=3, cores=3, **changes), CALL)
+        assert found.rows == 8 and found.calls == 6  # all three once, then the last one alone
 
 
 def test_the_next_episode_starts_where_one_has_ended():

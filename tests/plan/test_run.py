@@ -42,6 +42,8 @@ def test_the_7b_gains_less_than_its_update(capsys):
         (["simulators.chunk_s=nan"], "simulators.chunk_s must be at least 0"),
         (["simulators.workers=0"], "simulators.workers must be at least 1"),
         (["simulators.workers=1.5"], "simulators.workers must be a whole number"),
+        (["simulators.decisions=1.5"], "simulators.decisions must be a whole number"),
+        (["simulators.in_step=true", "simulators.decisions=3"], "these environments are in step"),
         (["simulators.spread=2"], "simulators.spread must be in [0, 0.5]"),
         (["episodes.success_rate=1.5"], "episodes.success_rate must be in [0, 1]"),
         (["episodes.mixed=2"], "episodes.mixed must be in [0, 1]"),
@@ -58,6 +60,7 @@ def test_the_7b_gains_less_than_its_update(capsys):
         (["--methods", "full-valid:3"], "full-valid has no budget"),
         (["--from", "nowhere"], "nowhere holds no run"),
         (["--from", "nowhere", "--config", RECIPE], "leave --config"),
+        (["--from", "nowhere", "--card", "h200"], "so --card h200 says nothing"),
         (["--from", "nowhere", "card.peak_tflops=3"], "so card.peak_tflops says nothing"),
         (["--config", str(ROOT / "configs" / "pick_place.yaml")], "a plan knows the seconds of LIBERO's chunks only"),
         (["--config", str(ROOT / "configs" / "pick_place.yaml"), "simulators.chunk_s=1"], "policy.family=state"),
@@ -99,4 +102,4 @@ def test_every_figure_can_be_given():
     for name, section in SECTIONS.items():
         for key, value in vars(section()).items():
             text = "null" if value is None else str(value).lower()
-            make_plan(Request(cards=[1], overrides=[f"{name}.{key}={text}", "groups=1"]))
+            make_plan(Request(cards=[1], overrides=[f"{name}.{key}={text}", "groups=1", "group_size=2"]))

@@ -111,7 +111,7 @@ def test_what_helps_is_the_plan_with_one_change():
 
 
 def test_environments_in_one_process_stay_together_when_there_are_more():
-    together = Simulators(0.01, 0.0, 0.0, workers=4, cores=1, decisions=4)
+    together = Simulators(0.01, 0.0, 0.0, workers=4, cores=1, in_step=True)
     costs = Costs(decision_call_s=1.0)
     found = {lever.what: lever.seconds for lever in what_helps(Workload(), together, costs, COLUMNS[1], 1)}
     assert found["twice as many environments on the same cores"] < 0.7 * found["as it is"]  # half as many calls
