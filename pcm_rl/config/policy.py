@@ -82,7 +82,7 @@ class OpenVLAConfig:
         lora: The adapters.
         record_features: Record what the vision towers give instead of running them again in the update; only where
             ``lora.targets`` leaves them alone.
-        compile: Compile the model's blocks with ``torch.compile``.
+        compile: Compile the model's blocks with ``torch.compile``, for the update alone.
     """
 
     SECTION: ClassVar[str] = "policy.openvla."

@@ -137,7 +137,7 @@ def test_headline(full):
     for text in ("20 %", "93.4 %", "85 % to 97 %", "50 episodes", "+73.4 points", "2 h 05 min", "40 % of 900"):
         assert text in full
     assert "one test machine" in full and "12" in full
-    assert "overlap" not in full
+    assert "intervals overlap" not in full
 
 
 def test_time_split_and_ceiling(full):

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._utils import _unflatten_dense_tensors
 from torch.autograd.function import once_differentiable
 
 
@@ -112,6 +111,11 @@ def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     return _forward(group.layers, x, group.at_hand(x.dtype))
 
 
+def adapters_of(module: nn.Module) -> list[AdapterGroup]:
+    """The adapters within ``module``, each group once."""
+    return list({id(part.group): part.group for part in module.modules() if isinstance(part, LoraLinear)}.values())
+
+
 @contextlib.contextmanager
 def ready_adapters(groups: Sequence[AdapterGroup], dtype: torch.dtype) -> Iterator[None]:
     """Within it the adapters of ``groups`` are at hand in ``dtype``, as they are now; for one forward pass.
@@ -160,20 +164,19 @@ def _cast(groups: Sequence[AdapterGroup], dtype: torch.dtype) -> list[_Ready]:
     up: list[Tensor] = [layer.up for layer in layers]
     if any(layer.scale != 1.0 for layer in layers):
         up = list(torch._foreach_mul(up, [layer.scale for layer in layers]))
-    ups = iter(_copies(up, dtype)[1])
-    flat, _ = _copies([layer.down for layer in layers], dtype)
-    inputs = [group.layers[0].down.shape[1] for group in groups]
-    sizes = [sum(layer.rank for layer in group.layers) * width for group, width in zip(groups, inputs, strict=True)]
-    downs = [part.view(-1, width).t() for part, width in zip(flat.split(sizes), inputs, strict=True)]
-    return [_Ready(down, [next(ups).t() for _ in group.layers]) for group, down in zip(groups, downs, strict=True)]
+    device = up[0].device
+    ups = [torch.empty(value.shape, dtype=dtype, device=device) for value in up]
+    downs = [torch.empty(_joined(group), dtype=dtype, device=device) for group in groups]
+    parts = [part for down, group in zip(downs, groups, strict=True) for part in down.chunk(len(group.layers))]
+    torch._foreach_copy_([*ups, *parts], [*up, *(layer.down for layer in layers)])
+    each = iter(ups)
+    return [_Ready(down.t(), [next(each).t() for _ in group.layers]) for down, group in zip(downs, groups, strict=True)]
 
 
-def _copies(values: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """One new tensor with copies in ``dtype`` one behind the other, written by one call; and each copy in it."""
-    flat = torch.empty(sum(value.numel() for value in values), dtype=dtype, device=values[0].device)
-    copies = list(_unflatten_dense_tensors(flat, values))
-    torch._foreach_copy_(copies, values)
-    return flat, copies
+def _joined(group: AdapterGroup) -> tuple[int, int]:
+    """Shape of the group's A, one under the other."""
+    rank, inputs = group.layers[0].down.shape
+    return len(group.layers) * rank, inputs
 
 
 def _weight(layer: LoraLinear, side: str) -> Tensor:

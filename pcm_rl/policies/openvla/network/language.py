@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pcm_rl.policies.openvla.network.adapter import project
-from pcm_rl.policies.openvla.network.recompute import run_blocks
+from pcm_rl.policies.openvla.network.blocks import run_blocks
 from pcm_rl.policies.openvla.sizes import LanguageSizes
 
 
@@ -48,7 +48,7 @@ class _Decoder(nn.Module):
     def __init__(self, sizes: LanguageSizes) -> None:
         super().__init__()
         self.head_dim, self.theta = sizes.hidden_size // sizes.num_attention_heads, sizes.rope_theta
-        self.checkpointing = False
+        self.checkpointing = self.compiled = False
         self.embed_tokens = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
         self.layers = nn.ModuleList([_Layer(sizes) for _ in range(sizes.num_hidden_layers)])
         self.norm = nn.RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
@@ -56,9 +56,13 @@ class _Decoder(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
         rotary = rotary_table(tokens.shape[1], self.head_dim, self.theta, tokens)
         mask = None if keep is None else keep[:, None, None, :]  # every position attends to all that exist
-        tokens = run_blocks(list(self.layers)[:-1], tokens, rotary, mask, checkpointing=self.checkpointing)
+        tokens = run_blocks(
+            list(self.layers)[:-1], tokens, rotary, mask, checkpointing=self.checkpointing, compiled=self.compiled
+        )
         last = list(self.layers)[-1:]
-        return self.norm(run_blocks(last, tokens, rotary, mask, positions, checkpointing=self.checkpointing))
+        return self.norm(
+            run_blocks(last, tokens, rotary, mask, positions, checkpointing=self.checkpointing, compiled=self.compiled)
+        )
 
 
 class _Layer(nn.Module):

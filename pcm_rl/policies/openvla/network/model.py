@@ -40,15 +40,14 @@ class OpenVLA(nn.Module):
         self.adapters: list[AdapterGroup] = []  # filled by add_lora; the modules themselves are in their layers' places
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations (see ``recompute.py``)."""
+        """Recompute blocks in the backward pass instead of keeping their activations (see ``blocks.py``)."""
         for stack in (*self._towers(), self.language_model.model):
             stack.checkpointing = enabled
 
     def compile_blocks(self) -> None:
-        """Compile every block separately: the blocks of a stack are equal, so there is little to compile."""
-        for stack in (*(tower.blocks for tower in self._towers()), self.language_model.model.layers):
-            for block in stack:
-                block.compile()
+        """Compile the blocks for the update; decisions stay as they are (see ``blocks.py``)."""
+        for stack in (*self._towers(), self.language_model.model):
+            stack.compiled = True
 
     def _towers(self) -> tuple[VisionTower, VisionTower]:
         return self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer
