@@ -51,9 +51,9 @@ LENGTH = 8
 EPISODES, SHORT, LONG = 24, 6, 20  # of the rollouts with latencies
 CHUNK_S, RESET_S, SPREAD, CALL_S, ROW_S = 0.257, 0.16, 0.25, 0.041, 0.010
 GROUPS, STEPS = (2, 4, 8, 16), 6  # of the toy's steps
-# of a chunk with the prompts of the measurements, which the tiny tokenizer makes long: 66 tokens for the decisions, and
-# 66 and 102 for the updates (flops_per_chunk of actor_update.py)
-DECISION_TFLOP, UPDATE_TFLOP = 5.352, 11.346
+# TFLOP of a chunk with the prompts of the measurements, which the tiny tokenizer makes long: 66 ids for the decisions;
+# for the updates 66 in ten trajectories of 16 and 102 in six (10.861 and 11.830, by flops_per_chunk of actor_update.py)
+DECISION_TFLOP, UPDATE_TFLOP = 5.352, 11.224
 RECIPE = Path(__file__).parents[1] / "configs" / "pick_place.yaml"
 
 

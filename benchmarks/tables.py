@@ -25,6 +25,8 @@ from cells import Scores, difference, mean_and_error, short
 from common import RESULTS, by_run, read_comparison, read_csv
 
 from pcm_rl.compare.tables import area_under_curve
+from pcm_rl.plan.levers import what_helps
+from pcm_rl.plan.run import Request, make_plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
@@ -353,6 +355,26 @@ def plan_check() -> list[list[str]]:
     return table
 
 
+def plan() -> list[list[str]]:
+    """A step on one card by the defaults of ``pcm-rl plan``."""
+    table = [["method", "chunks in the update", "rollout, s", "update, s", "step, s", "gain", "binds"]]
+    for step in make_plan(Request(cards=[1])).steps:
+        name = f"`{step.method}`" + (f", B = {step.budget}" if step.budget else "")
+        seconds = [f"{value:.3g}" for value in (step.rollout_s, step.update_s, step.seconds)]
+        table.append([name, str(step.chunks), *seconds, f"{step.gain:.2f}", step.binds])
+    return table
+
+
+def plan_helps() -> list[list[str]]:
+    """What would shorten that step with ``pcm``."""
+    made = make_plan(Request(cards=[1]))
+    now, *levers = what_helps(made.workload, made.simulators, made.costs, made.columns[1], 1)
+    table = [["change", "step, s", "times as fast"]]
+    for lever in sorted(levers, key=lambda lever: lever.seconds):
+        table.append([lever.what, f"{lever.seconds:.3g}", f"{now.seconds / lever.seconds:.2f}"])
+    return table
+
+
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
@@ -361,7 +383,9 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "credit-phases-toy": functools.partial(credit_phases, "toy"),
     "credit-phases-libero": functools.partial(credit_phases, "libero"),
     "peers": peers,
+    "plan": plan,
     "plan-check": plan_check,
+    "plan-helps": plan_helps,
     "peers-prices": prices,
     "reliability": reliability,
 }

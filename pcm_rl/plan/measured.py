@@ -34,6 +34,7 @@ class Measured:
         costs: Of its update and, where environments are in one process, of a call for a decision.
         episodes: Success rate, lengths, and share of groups with both outcomes, over all steps.
         steps: Training steps that they are from.
+        trajectories: Rollouts of each.
     """
 
     config: Config
@@ -41,6 +42,7 @@ class Measured:
     costs: Costs
     episodes: Episodes
     steps: int
+    trajectories: int
 
 
 def read_run(folder: Path, overrides: Sequence[str] = ()) -> Measured:
@@ -66,11 +68,12 @@ def read_run(folder: Path, overrides: Sequence[str] = ()) -> Measured:
     row_s, step_s = _update_line(updated, files.summary.get("profile"), made.update)
     costs = Costs(update_row_s=row_s, update_step_s=step_s, micro_rows=made.update.micro_rows or MAX_ROWS)
     episodes = _episodes(played, made)
-    lengths = episodes.lengths(round(float(played["trajectories"].mean())))
+    trajectories = round(float(played["trajectories"].mean()))
+    lengths = episodes.lengths(trajectories)
     simulators, call_s = rollout_fit(made, lengths, _chunks(played, made), played["rollout_s"])
     simulators = dataclasses.replace(simulators, workers=config.env.num_envs)
     costs = dataclasses.replace(costs, decision_call_s=call_s)
-    return Measured(config, simulators, costs, episodes, len(played["step"]))
+    return Measured(config, simulators, costs, episodes, len(played["step"]), trajectories)
 
 
 def _where(table: dict[str, Array], rows: NDArray[np.bool_]) -> dict[str, Array]:

@@ -133,8 +133,12 @@ def _from_run(request: Request, given: Given, overrides: Sequence[str]) -> _Figu
     )
     if measured.costs.update_step_s == 0:
         source += "; its updates are too alike to tell an optimiser step from its chunks, so gains are upper limits"
-    if not measured.config.env.workers and measured.costs.decision_call_s == 0:
-        source += "; its rollouts are too alike to tell a call from its rows, so leave the rollouts a step as they were"
+    rollouts = measured.config.groups * measured.config.group_size
+    if not measured.config.env.workers and rollouts != measured.trajectories:
+        source += (
+            f"; its environments are in one process, where calls are hardly told from chunks, so {rollouts} rollouts a "
+            f"step instead of {measured.trajectories} make this rough"
+        )
     return measured.config, measured.simulators, measured.costs, measured.episodes, source
 
 
