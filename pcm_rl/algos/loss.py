@@ -92,7 +92,7 @@ class ChunkGRPOLoss(LossModule):
         weight: NestedKey = "weight"
 
     default_keys = _AcceptedKeys
-    # TorchRL sets this mode while a loss runs, for all threads; the loss draws nothing, and rollouts beside it must draw
+    # TorchRL sets this mode while a loss runs, for all threads; a loss draws nothing, and rollouts beside it must
     deterministic_sampling_mode = None
     actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
