@@ -18,6 +18,11 @@ class RolloutConfig:
             advantage of one's own with a ``value``. null plays every rollout to its end.
         cut_after: Decisions in a row.
         cut_exempt: Share in (0, 1] of the rollouts that are never cut: they tell how often a cut is wrong.
+        decisions: Rows of each forward pass that decides, with ``env.workers`` and a policy that draws each row with a
+            seed of its own (``openvla``). Workers wait until there are as many, and smaller batches are filled up, so
+            that a row depends neither on timing nor on the number of workers. Best with twice as many workers. null
+            decides at once for whoever waits.
+        decision_wait: Seconds that the first worker waits for the others at most.
     """
 
     SECTION: ClassVar[str] = "rollouts."
@@ -25,6 +30,8 @@ class RolloutConfig:
     cut: Optional[float] = None  # noqa: UP045
     cut_after: int = 3
     cut_exempt: float = 0.1
+    decisions: Optional[int] = None  # noqa: UP045
+    decision_wait: float = 0.02
 
     def __post_init__(self) -> None:
         if self.cut is not None and not 0.0 < self.cut < 1.0:
@@ -32,3 +39,6 @@ class RolloutConfig:
         at_least(1, self, "cut_after")
         if not 0.0 < self.cut_exempt <= 1.0:
             raise ConfigError(f"rollouts.cut_exempt must be in (0, 1], got {self.cut_exempt}")
+        if self.decisions is not None:
+            at_least(1, self, "decisions")
+        at_least(0.0, self, "decision_wait")

@@ -70,6 +70,20 @@ class SamplesRows(Protocol):
 
 
 @runtime_checkable
+class PadsPrompts(SamplesRows, Protocol):
+    """A policy whose forward pass has another shape for a longer instruction.
+
+    With ``rollouts.decisions`` all forward passes have few shapes: rows of different padded lengths share none.
+    """
+
+    def padded_length(self, instruction: str) -> int:
+        """Length of the padded prompt, by this instruction alone."""
+
+    def padded(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, prompts are padded to :meth:`padded_length`, and computed as padded ones."""
+
+
+@runtime_checkable
 class CountsTokens(Protocol):
     """A policy whose rows differ in cost: ``update.micro_tokens`` packs rows by their cost."""
 

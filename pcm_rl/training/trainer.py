@@ -23,6 +23,7 @@ from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
 from pcm_rl.rollouts.collect import collect_episodes
+from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_vector_env, phase_rule
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
@@ -127,6 +128,8 @@ class Trainer:
         self.at_hand: TensorDictBase | None = None  # a few rows to try the policy on
         self.patience = Patience(config.patience)
         self.cuts = Cuts(self.grpo.config, self.env, self.grpo.credit)
+        self.decisions = Decisions.of(config.rollouts)
+        self.decisions.check(self.env, self.policy)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
@@ -194,6 +197,7 @@ class Trainer:
             same_starts=config.env.same_starts,
             may_be_empty=self.ranks.size > 1,
             cut=self.cuts.of(dealt + groups),
+            decisions=self.decisions,
         )
         if not len(rows):
             return rows
@@ -247,7 +251,15 @@ class Trainer:
     def _roll_out(self, states: Tensor, episodes: int) -> Evaluation:
         task, device = self.states.task_of(states), self.config.device
         return evaluate(
-            self.env, self.policy, states, episodes, seed=EVALUATION_SEED, device=device, task=task, ranks=self.ranks
+            self.env,
+            self.policy,
+            states,
+            episodes,
+            seed=EVALUATION_SEED,
+            device=device,
+            task=task,
+            ranks=self.ranks,
+            decisions=self.decisions,
         )
 
     # -- begin, save, resume, end -------------------------------------------------------------------------------------
