@@ -18,11 +18,11 @@ class RolloutConfig:
             advantage of one's own with a ``value``. null plays every rollout to its end.
         cut_after: Decisions in a row.
         cut_exempt: Share in (0, 1] of the rollouts that are never cut: they tell how often a cut is wrong.
-        decisions: Rows of each forward pass that decides, with ``env.workers`` and a policy that draws each row with a
-            seed of its own (``openvla``). Workers wait until there are as many, and smaller batches are filled up, so
-            that a row depends neither on timing nor on the number of workers. Best with twice as many workers. null
-            decides at once for whoever waits.
-        decision_wait: Seconds that the first worker waits for the others at most.
+        decisions: Rows of every forward pass that decides, with ``env.workers`` and a policy that draws each row with a
+            seed of its own (``openvla``): fewer are filled up, so that a row depends neither on timing nor on the
+            number of workers. A quarter of ``env.num_envs`` is a good number. null decides for whoever waits, in
+            forward passes of any size.
+        decision_wait: Seconds that the first worker waits for ``decisions`` of them; 0 decides at once.
     """
 
     SECTION: ClassVar[str] = "rollouts."
@@ -31,7 +31,7 @@ class RolloutConfig:
     cut_after: int = 3
     cut_exempt: float = 0.1
     decisions: Optional[int] = None  # noqa: UP045
-    decision_wait: float = 0.02
+    decision_wait: float = 0.0
 
     def __post_init__(self) -> None:
         if self.cut is not None and not 0.0 < self.cut < 1.0:

@@ -21,9 +21,9 @@ Item = TypeVar("Item")
 class Decisions:
     """How many waiting workers share a decision, and how long they wait for each other.
 
-    A large policy on a GPU needs nearly as long for one row as for four, so workers wait until there are ``rows`` of
-    them, ``seconds`` have passed since the first began to wait, or nobody else can come. Smaller batches are filled
-    up: with every forward pass of one shape a row depends neither on the rows beside it nor on timing.
+    A forward pass rounds differently for another number of rows. So with ``rows`` each has as many: workers wait until
+    there are enough, ``seconds`` have passed since the first began to wait, or nobody else can come, and who is missing
+    then is filled up. A row depends neither on the rows beside it nor on timing.
 
     Attributes:
         rows: Rows of each decision; None decides at once for all that wait, in forward passes of any size.

@@ -1,0 +1,282 @@
+"""How full a GPU is during rollouts of the 7B: a simulation of latencies, and a measurement of the collector itself.
+
+    python benchmarks/filling.py simulate           writes results/filling.csv; a minute
+    python benchmarks/filling.py measure            writes results/filling-measured.csv; a minute
+
+``simulate`` plays 80 trajectories, half of 18 chunks and half of 64 in random order, from event to event. Workers take
+the next trajectory as they become free. A chunk takes ``chunk_s`` seconds of a core, with a gamma distribution whose
+deviation is a quarter of its mean, and a reset 1.4 times as much, as ``waiting-episodes.csv`` has it for LIBERO.
+Workers share the cores equally, and one core is the policy's. A decision takes what ``decisions-7b-cuda.csv`` has for
+as many rows on an H200, on straight lines between its numbers; with ``rollouts.decisions`` every one has that many.
+While the policy decides nobody is listened to, as in the collector, and the rule is the collector's own
+(``pcm_rl/rollouts/decisions.py``). Not in it: the seconds of the collector (0.1 ms a row), of copies, of tasks that a
+worker builds for the first time. Means over three seeds.
+
+``measure`` runs the collector on processes that sleep instead of simulating, with a policy that sleeps instead of
+deciding, both for half of the simulated times: calls, rows a call and seconds (times two), and those of a simulation
+with a core for everybody beside them. ``none`` stands for ``rollouts.decisions=null``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import heapq
+import math
+import os
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import gymnasium as gym
+import numpy as np
+import torch
+from common import read_csv, write_csv
+from gymnasium import spaces
+from tensordict import TensorDictBase
+
+from pcm_rl.envs import chunked_vector_env
+from pcm_rl.rollouts.collect import collect_episodes
+from pcm_rl.rollouts.decisions import AT_ONCE, Decisions, Queue
+
+TRAJECTORIES, SHORT, LONG = 80, 18, 64  # half of the trajectories each, in chunks
+SPREAD, RESET = 0.25, 1.4  # deviation of a chunk's seconds, and a reset, in chunks
+SEEDS = (0, 1, 2)
+EVERYTHING = 1e-9  # seconds within which two events are one
+
+
+@dataclass
+class Simulators:
+    """Workers that execute something; they share the cores equally.
+
+    Everybody has the same speed at any moment, so a common clock of work runs at that speed, and whoever has ``work``
+    to do is ready when that clock has moved on by as much.
+    """
+
+    cores: float
+    now: float = 0.0
+    _done: float = 0.0  # work of each that has been busy all the time
+    _busy: list[tuple[float, int]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self._busy)
+
+    @property
+    def _speed(self) -> float:
+        return min(1.0, self.cores / max(1, len(self._busy)))
+
+    def start(self, worker: int, work: float) -> None:
+        """``worker`` has ``work`` seconds of a core to do."""
+        heapq.heappush(self._busy, (self._done + work, worker))
+
+    def next(self) -> float:
+        """When the first of them is ready; inf where nobody is busy."""
+        return self.now + (self._busy[0][0] - self._done) / self._speed if self._busy else math.inf
+
+    def until(self, end: float) -> list[int]:
+        """Those who are ready by ``end``, which is now from then on."""
+        ready = []
+        while self.next() <= end + EVERYTHING:
+            self.now = self.next()
+            self._done, worker = heapq.heappop(self._busy)
+            ready.append(worker)
+        if end > self.now and math.isfinite(end):
+            self._done += (end - self.now) * self._speed
+            self.now = end
+        return ready
+
+
+def simulate(
+    lengths: Sequence[int], workers: int, decisions: Decisions, chunk_s: float, cores: float, seed: int
+) -> dict[str, float]:
+    """Seconds of the rollouts, share of them in which the policy decides, calls, and real rows of a call."""
+    random = np.random.default_rng(seed)
+    shape = 1 / SPREAD**2
+    waiting, left = list(lengths[::-1]), [0] * workers  # chunks of whoever waits, and still to play for each worker
+    simulators, queue = Simulators(cores), Queue[int, int](decisions)
+    calls = rows = 0
+    deciding = 0.0
+
+    def work(chunks: float) -> float:
+        return chunks * chunk_s * random.gamma(shape, 1 / shape)
+
+    def begin(worker: int) -> None:
+        if waiting:
+            left[worker] = waiting.pop()
+            simulators.start(worker, work(RESET))
+
+    def hear(ready: list[int]) -> None:
+        for worker in ready:
+            if left[worker]:
+                queue.add(worker, worker, simulators.now)
+            else:
+                begin(worker)
+
+    for worker in range(workers):
+        begin(worker)
+    while simulators or queue:
+        patience = queue.patience(simulators.now, len(simulators))
+        end = simulators.next() if patience is None else min(simulators.next(), simulators.now + patience + EVERYTHING)
+        if math.isfinite(end):
+            hear(simulators.until(end))
+        due = queue.take(simulators.now, len(simulators))
+        if not due:
+            continue
+        seconds = decision_s(decisions.rows or len(due))
+        calls, rows, deciding = calls + 1, rows + len(due), deciding + seconds
+        answered = simulators.until(simulators.now + seconds)  # heard only now
+        hear(answered)
+        for worker in due:
+            left[worker] -= 1
+            simulators.start(worker, work(1))
+    return {
+        "seconds": simulators.now,
+        "gpu_busy": deciding / simulators.now,
+        "calls": calls,
+        "rows_a_call": rows / calls,
+    }
+
+
+def decision_s(rows: int) -> float:
+    """Seconds of a decision of the 7B with adapters on an H200."""
+    measured = [(int(row["rows"]), float(row["decision_ms"]) / 1e3) for row in MEASURED if row["adapters"] == "True"]
+    return float(np.interp(rows, *zip(*measured, strict=True)))
+
+
+MEASURED = read_csv("decisions-7b-cuda")
+
+
+def trajectories(seed: int, number: int = TRAJECTORIES) -> list[int]:
+    """Chunks of each."""
+    return np.random.default_rng([seed, number]).permutation([SHORT, LONG] * (number // 2)).tolist()
+
+
+def simulate_all() -> None:
+    """The table of the simulated rollouts."""
+    table = []
+    for cores in (16, 48):
+        for chunk_s in (0.10, 0.26):
+            for workers in (8, 16, 32, 48, 64):
+                rules = [AT_ONCE, *(Decisions(rows, wait) for rows in (2, 4, 8, 16, 32) if rows <= workers
+                                    for wait in (0.0, 0.01, 0.02, 0.05))]  # fmt: skip
+                for rule in rules:
+                    found = [simulate(trajectories(seed), workers, rule, chunk_s, cores - 1, seed) for seed in SEEDS]
+                    mean = {key: statistics.mean(one[key] for one in found) for key in found[0]}
+                    table.append(row_of(rule, chunk_s, workers, cores) | rounded(mean))
+    write_csv("filling", table, quiet=True)
+    for cores in (16, 48):
+        for chunk_s in (0.10, 0.26):
+            mine = [row for row in table if (row["cores"], row["chunk_s"]) == (cores, chunk_s)]
+            print(f"{cores} cores, {chunk_s} s a chunk")
+            for workers in (8, 16, 32, 48, 64):
+                group = [row for row in mine if row["workers"] == workers]
+                for row in (group[0], min(group[1:], key=lambda row: row["seconds"])):
+                    print("  " + "  ".join(f"{key}={value}" for key, value in row.items() if key not in ("cores",)))
+
+
+def row_of(rule: Decisions, chunk_s: float, workers: int, cores: int) -> dict[str, object]:
+    """The settings."""
+    return {
+        "cores": cores,
+        "chunk_s": chunk_s,
+        "workers": workers,
+        "decisions": "none" if rule.rows is None else rule.rows,
+        "wait_ms": round(rule.seconds * 1e3),
+    }
+
+
+def rounded(result: dict[str, float]) -> dict[str, object]:
+    """As they stand in the tables."""
+    return {
+        "seconds": round(result["seconds"], 2),
+        "gpu_busy": round(result["gpu_busy"], 3),
+        "calls": round(result["calls"]),
+        "rows_a_call": round(result["rows_a_call"], 2),
+    }
+
+
+# measured
+
+FASTER = 2  # than what is simulated
+PLAYED = 32  # trajectories
+
+
+class Sleeper(gym.Env):
+    """An environment that sleeps: its chunk takes as long as its actions say, and it ends after so many chunks."""
+
+    def __init__(self, chunk_s: float) -> None:
+        self.chunk_s, shape = chunk_s, 1 / SPREAD**2
+        self.draw = lambda: self.random.gamma(shape, 1 / shape)
+        self.action_space = spaces.Box(-1, 1, (1,), np.float32)
+        self.observation_space = spaces.Box(0, LONG, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        """A sleep; the initial state says the number of chunks."""
+        self.left, seed = options["init_state"] % 100, options["init_state"]
+        self.random = np.random.default_rng(seed)
+        time.sleep(RESET * self.chunk_s * self.draw())
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        """A sleep."""
+        self.left -= 1
+        time.sleep(self.chunk_s * self.draw())
+        return np.zeros(1, np.float32), 0.0, False, self.left == 0, {"success": False}
+
+
+class SleepyPolicy:
+    """Draws nothing, and sleeps as long as the 7B decides, divided by :data:`FASTER`."""
+
+    def __init__(self) -> None:
+        self.in_keys, self.rows = [("observation", "state")], list[int]()
+
+    @contextlib.contextmanager
+    def seeded(self, seeds: Sequence[int]) -> Iterator[None]:
+        """Rows that were asked for; those that fill up have the first one's seed again."""
+        self.rows.append(len(set(seeds)))
+        yield
+
+    def __call__(self, batch: TensorDictBase) -> TensorDictBase:
+        """A sleep, and zeros."""
+        time.sleep(decision_s(len(batch)) / FASTER)
+        zeros = torch.zeros(len(batch), 1, 1)
+        batch["vla_action", "chunk"] = zeros
+        batch["vla_action", "tokens"] = zeros.long()
+        batch["vla_action", "log_probs"] = zeros
+        return batch
+
+
+def measure() -> None:
+    """The collector with the rule and without, in turn."""
+    table, chunk_s, lengths = [], 0.10, trajectories(0, PLAYED)
+    states = torch.tensor([100 * i + length for i, length in enumerate(lengths)])
+    for workers, rows in ((8, None), (8, 4), (16, None), (16, 8), (32, None), (32, 16)):
+        rule, policy = Decisions(rows), SleepyPolicy()
+        env = chunked_vector_env(lambda: Sleeper(chunk_s / FASTER), workers, chunk_length=1, context="fork")
+        with contextlib.closing(env):
+            torch.manual_seed(0)
+            started = time.perf_counter()
+            collect_episodes(env, policy, states, torch.arange(len(states)), decisions=rule, same_starts=False)
+            seconds = (time.perf_counter() - started) * FASTER
+        deciding = sum(decision_s(rows or number) for number in policy.rows)
+        calls, real = len(policy.rows), sum(policy.rows)
+        found = {"seconds": seconds, "gpu_busy": deciding / seconds, "calls": calls, "rows_a_call": real / calls}
+        expected = simulate(lengths, workers, rule, chunk_s, math.inf, 0)
+        table.append(
+            row_of(rule, chunk_s, workers, os.cpu_count() or 1)
+            | {"trajectories": len(states)}
+            | rounded(found)
+            | {f"simulated_{key}": value for key, value in rounded(expected).items()}
+        )
+    write_csv("filling-measured", table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["simulate", "measure"])
+    {"simulate": simulate_all, "measure": measure}[parser.parse_args().what]()
+
+
+if __name__ == "__main__":
+    main()
