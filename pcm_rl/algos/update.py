@@ -51,7 +51,7 @@ def grpo_update(
 
     Returns:
         Means over the steps of ``loss``, ``grad_norm`` (before clipping) and the loss's diagnostics; ``max_ratio`` is
-        the maximum. Empty for an empty batch.
+        the maximum, ``kl_acting`` is ``kl_approx`` before the first step. Empty for an empty batch.
 
     Raises:
         ValueError: For another reduction, an option out of range, or a mask that is not bool.
@@ -88,7 +88,8 @@ def grpo_update(
             history.append({key: float(value) for key, value in metrics.items()} | {"grad_norm": float(norm)})
     history = [_combined(parts) for parts in zip(*ranks.gather_json(history), strict=True)]
     most = max((step.pop("max_ratio") for step in history if "max_ratio" in step), default=1.0)
-    return {key: sum(step[key] for step in history) / len(history) for key in history[0]} | {"max_ratio": most}
+    ends = {"max_ratio": most, "kl_acting": history[0].get("kl_approx", 0.0)}
+    return {key: sum(step[key] for step in history) / len(history) for key in history[0]} | ends
 
 
 def _check_options(loss: ChunkGRPOLoss, micro_rows: int | None, micro_tokens: int | None) -> None:

@@ -49,6 +49,8 @@ class LoraConfig:
         rank: r; 0 trains every weight instead, without adapters.
         alpha: The adapters' output is scaled by alpha / r.
         targets: ``all-linear``, ``language``, or a list of names or ends of names of linear layers.
+        merge: Roll out with the adapters added to a second copy of the weights: faster decisions for more memory.
+            The sum is rounded to ``dtype``, so log-probs are recorded a little beside those of the update.
     """
 
     SECTION: ClassVar[str] = "policy.openvla.lora."
@@ -56,10 +58,15 @@ class LoraConfig:
     rank: int = 32
     alpha: int = 32
     targets: Any = "all-linear"
+    merge: bool = False
 
     def __post_init__(self) -> None:
         at_least(0, self, "rank")
         at_least(1, self, "alpha")
+        if self.merge and not self.rank:
+            raise ConfigError(
+                "policy.openvla.lora.merge adds adapters to the weights, and rank=0 has none; leave it out"
+            )
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class OpenVLAConfig:
         lora: The adapters.
         record_features: Record what the vision towers give instead of running them again in the update; only where
             ``lora.targets`` leaves them alone.
-        compile: Compile the model's blocks with ``torch.compile``.
+        compile: Compile the model's blocks with ``torch.compile``, for the update alone.
     """
 
     SECTION: ClassVar[str] = "policy.openvla."
@@ -96,6 +103,10 @@ class OpenVLAConfig:
             one_of(self, "quantize", ("nf4",))
             if not self.lora.rank:
                 raise ConfigError("quantize rounds frozen weights; give policy.openvla.lora.rank of at least 1")
+            if self.lora.merge:
+                raise ConfigError(
+                    "lora.merge adds adapters to weights, and quantize=nf4 has rounded ones; set one of them"
+                )
         if self.record_features and self.lora.targets == "all-linear":
             raise ConfigError(
                 "record_features keeps the vision towers' output, which all-linear adapters change; set "

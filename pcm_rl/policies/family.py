@@ -84,6 +84,14 @@ class PadsPrompts(SamplesRows, Protocol):
 
 
 @runtime_checkable
+class Acts(Protocol):
+    """A policy that prepares its weights for many decisions."""
+
+    def acting(self) -> contextlib.AbstractContextManager[None]:
+        """Entered for a whole collection of rollouts; the policy is not trained within it."""
+
+
+@runtime_checkable
 class CountsTokens(Protocol):
     """A policy whose rows differ in cost: ``update.micro_tokens`` packs rows by their cost."""
 

@@ -62,6 +62,12 @@ METRICS = (
     Column("entropy", "nats", "mean entropy of an action token", "falls slowly, not to 0"),
     Column("clip_fraction", "0 to 1", "share of action tokens whose ratio was clipped", "below 0.2"),
     Column("kl_approx", "nats", "estimated divergence from the policy that acted", "below 0.05"),
+    Column(
+        "kl_acting",
+        "nats",
+        "kl_approx before the first update of the step: by rounding, lora.merge or rollouts.overlap",
+        "0 where the policy that acted is the one that is trained",
+    ),
     Column("mean_ratio", "", "mean probability ratio of a token, new to old policy", "near 1"),
     Column("max_ratio", "", "largest probability ratio of a token, new to old policy", "below 10"),
     Column("grad_norm", "", "norm of the gradient before clipping", "steady, without spikes"),

@@ -19,6 +19,7 @@ from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.envs.workers import WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, GROUP
 from pcm_rl.policies.bins import check_reach
+from pcm_rl.policies.family import Acts
 from pcm_rl.rollouts.cut import Cut, Watch
 from pcm_rl.rollouts.decisions import AT_ONCE, Decisions
 from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
@@ -116,13 +117,14 @@ def collect_episodes(
     if isinstance(env.single_action_space, spaces.Box):
         check_reach(getattr(policy, "action_tokenizer", None), env.single_action_space)
     failures = Failures(max_tries, may_drop_all=may_be_empty)
-    if isinstance(env, WorkerVectorEnv):
-        where = torch.device(device)
-        rows = collect_from_workers(
-            env, policy, init_state, group, task=task, device=where, failures=failures, cut=cut, decisions=decisions
-        )
-    else:
-        rows = _collect_in_step(env, policy, init_state, group, device, failures, cut)
+    with policy.acting() if isinstance(policy, Acts) else contextlib.nullcontext():
+        if isinstance(env, WorkerVectorEnv):
+            where = torch.device(device)
+            rows = collect_from_workers(
+                env, policy, init_state, group, task=task, device=where, failures=failures, cut=cut, decisions=decisions
+            )
+        else:
+            rows = _collect_in_step(env, policy, init_state, group, device, failures, cut)
     if same_starts and len(rows):
         check_starts(rows, init_state[torch.isin(group, rows.get(GROUP))])  # of groups that were not dropped
     return rows

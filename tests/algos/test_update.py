@@ -29,7 +29,16 @@ def test_micro_batches_change_nothing(policy, make_batch, micro_rows, minibatche
     metrics, parameters = updated(policy, batch, minibatches=minibatches, micro_rows=micro_rows)
     for a, b in zip(parameters, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
-    assert set(metrics) == {"loss", "grad_norm", "max_ratio", "entropy", "clip_fraction", "kl_approx", "mean_ratio"}
+    assert set(metrics) == {
+        "loss",
+        "grad_norm",
+        "max_ratio",
+        "entropy",
+        "clip_fraction",
+        "kl_approx",
+        "kl_acting",
+        "mean_ratio",
+    }
     assert metrics == pytest.approx(whole, abs=1e-9)
 
 

@@ -137,7 +137,7 @@ def test_headline(full):
     for text in ("20 %", "93.4 %", "85 % to 97 %", "50 episodes", "+73.4 points", "2 h 05 min", "40 % of 900"):
         assert text in full
     assert "one test machine" in full and "12" in full
-    assert "overlap" not in full
+    assert "intervals overlap" not in full
 
 
 def test_time_split_and_ceiling(full):
@@ -232,7 +232,7 @@ def test_overlapping_intervals_and_shared_initial_states_are_said(tmp_path):
     worse = {"success": 0.1, "low": 0.0, "high": 0.2, "episodes": 10}
     (tmp_path / "summary.json").write_text(json.dumps({"before": side, "after": worse}))
     page = report(tmp_path)
-    assert "-40.0 points" in page and "overlap" not in page
+    assert "-40.0 points" in page and "intervals overlap" not in page
 
 
 def test_text_is_escaped(tmp_path):

@@ -385,3 +385,31 @@ def test_a_killed_simulator_changes_nothing_on_libero():
         assert torch.equal(*runs[0]["observation", "state"][[0, 4]])  # one initial state, one group
     finally:
         env.close()
+
+
+class Prepares:
+    """Counts how often it is prepared, and acts within that only."""
+
+    def __init__(self) -> None:
+        self.prepared, self.within = 0, False
+
+    @contextlib.contextmanager
+    def acting(self):
+        self.prepared, self.within = self.prepared + 1, True
+        yield
+        self.within = False
+
+    def __call__(self, batch):
+        assert self.within
+        return greedy(batch)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_policy_is_prepared_once_for_all_decisions(number):
+    prepares = Prepares()
+    states = torch.tensor([1, 2, 3])
+    rows = collect_episodes(toy(number), prepares, states, states)
+    assert prepares.prepared == 1 and not prepares.within
+    assert torch.equal(
+        rows["vla_action", "chunk"], collect_episodes(toy(2), greedy, states, states)["vla_action", "chunk"]
+    )

@@ -35,7 +35,7 @@ def make_policy(
         action_space: ``Box [L, D]``.
         device: Of the weights.
         checkpoint: Folder of the checkpoint.
-        lora: ``rank``, ``alpha`` and ``targets``.
+        lora: ``rank``, ``alpha``, ``targets`` and ``merge``.
         dtype: Of the frozen weights.
         quantize: ``nf4``, or None.
         compile: Compile the blocks.
@@ -53,6 +53,7 @@ def make_policy(
             open_checkpoint(checkpoint),
             action_space.shape[0],
             dtype=weights,
+            merge=lora["merge"],
             device="cpu" if quantize else device,  # so that the GPU never holds the whole model
             **settings,
         )

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pcm_rl.policies.openvla.network.adapter import LoraLinear
+from pcm_rl.policies.openvla.network.adapter import AdapterGroup, LoraLinear
 from pcm_rl.policies.openvla.network.model import OpenVLA
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of a block that read the same input
 _PREFIX = "base_model.model."  # what peft's files put before a module's name
 
 
@@ -44,10 +45,19 @@ def add_lora(
     for name in names:
         parent, _, last = name.rpartition(".")
         place = model.get_submodule(parent)
-        layer = LoraLinear(getattr(place, last), rank, alpha, device)
-        setattr(place, last, layer)
-        model.adapters.append(layer)
+        setattr(place, last, LoraLinear(getattr(place, last), rank, alpha, device))
+    model.adapters = _groups(model)
     return names
+
+
+def _groups(model: nn.Module) -> list[AdapterGroup]:
+    """The adapters of ``model`` by what they read: layers of one module that :data:`SHARING` names are one group."""
+    grouped: dict[tuple[str, str], list[LoraLinear]] = {}
+    for name, layer in lora_layers(model).items():
+        parent, _, last = name.rpartition(".")
+        sharing = next((layers for layers in SHARING if last in layers), (last,))
+        grouped.setdefault((parent, sharing[0]), []).append(layer)
+    return [AdapterGroup(layers) for layers in grouped.values()]
 
 
 def target_layers(model: nn.Module, targets: str | Sequence[str]) -> list[str]:

@@ -22,7 +22,7 @@ from pcm_rl.policies.openvla.actions import ActionCodec
 from pcm_rl.policies.openvla.lora import save_adapters
 from pcm_rl.policies.openvla.merged import save_merged
 from pcm_rl.policies.openvla.model_folder import Checkpoint, load_model
-from pcm_rl.policies.openvla.network.adapter import ready_adapters
+from pcm_rl.policies.openvla.network.adapter import merged_adapters, ready_adapters
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.prompt import Prompter
 from pcm_rl.policies.openvla.sizes import CheckpointError
@@ -52,6 +52,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         record_features: Write the output of the vision towers under ``("observation", "features") [M, P, W]``, in the
             type of the weights, and read it from there instead of running them. It is exact while no part before the
             projector is trained, and needs 7 times the memory of an image at 7B.
+        merge: Add the adapters to a copy of the weights for each collection of rollouts.
         model: Weights that are in memory already; None reads those of ``checkpoint``.
 
     Raises:
@@ -62,6 +63,7 @@ class OpenVLAPolicy(VLAWrapperBase):
 
     _records = False  # whether acting writes CRITIC_FEATURES
     _padded = False  # whether prompts are padded to few lengths
+    _acting = False  # whether a collection has the adapters at hand
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         dtype: torch.dtype = torch.float32,
         device: str | torch.device = "cpu",
         record_features: bool = False,
+        merge: bool = False,
         model: OpenVLA | None = None,
     ) -> None:
         if not temperature > 0:
@@ -85,7 +88,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         self._seeds: list[int] = []
         self.image_keys = IMAGES[: sizes.num_images]
         self.reads_proprio = sizes.proprio_dim > 0
-        self.record_features = record_features
+        self.record_features, self.merge = record_features, merge
         if model is None:
             model = load_model(checkpoint, chunk_length * codec.action_dim, dtype=dtype, device=device)
         super().__init__(
@@ -146,12 +149,25 @@ class OpenVLAPolicy(VLAWrapperBase):
         return logits.unflatten(1, (self.chunk_size, self.action_dim)) / self.temperature
 
     def precision(self) -> contextlib.AbstractContextManager[None]:
-        """Context of every forward pass: float32 adapters compute in the type of the base.
+        """Context of every forward pass: float32 adapters compute in the type of the base, as they are now.
 
         There is no autocast: on CUDA it would compute every norm in float32, and cast and keep its output once more for
         each layer that reads it.
         """
+        if self._acting and not torch.is_grad_enabled():
+            return contextlib.nullcontext()
         return ready_adapters(self.model.adapters, self.dtype)
+
+    @contextlib.contextmanager
+    def acting(self) -> Iterator[None]:
+        """Within it decisions are those of the weights at entry: adapters are cast once, or merged (``merge``)."""
+        adapters = self.model.adapters
+        self._acting = True
+        try:
+            with merged_adapters(adapters) if self.merge else ready_adapters(adapters, self.dtype):
+                yield
+        finally:
+            self._acting = False
 
     def _features(self, tensordict: TensorDictBase) -> Tensor:
         recorded = tensordict.get(FEATURES, None) if self.record_features else None

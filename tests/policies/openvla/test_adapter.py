@@ -6,7 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from pcm_rl.policies.openvla.network.adapter import LoraLinear, ready_adapters
+from pcm_rl.policies.openvla.network.adapter import (
+    AdapterGroup,
+    LoraLinear,
+    merged_adapters,
+    project,
+    ready_adapters,
+)
 
 
 class Plain(nn.Module):
@@ -73,22 +79,96 @@ def test_casts_made_at_once_are_those_of_each_layer_and_never_old(dtype):
     x = torch.randn(4, 5).to(dtype)
     for _ in range(2):
         alone = model(x)
-        with ready_adapters([model[0], model[2]], dtype):
+        with ready_adapters([model[0].group, model[2].group], dtype):
             together = model(x)
             with torch.no_grad():
                 without = model(x)
         assert torch.equal(alone, together) and torch.equal(alone, without)
         for parameter in model.parameters():
             parameter.data.mul_(1.5)  # which no version counter sees
-    assert all(module.ready is None for module in model if isinstance(module, LoraLinear))
+    assert all(module.group.ready is None for module in model if isinstance(module, LoraLinear))
 
 
 def test_two_graphs_at_once():
     """A second forward pass does not touch what the first has kept."""
     model, x = layer(dtype=torch.bfloat16), torch.randn(4, 5).bfloat16()
-    with ready_adapters([model], torch.bfloat16):
+    with ready_adapters([model.group], torch.bfloat16):
         first = model(x).sum()
-    with ready_adapters([model], torch.bfloat16):
+    with ready_adapters([model.group], torch.bfloat16):
         second = model(2 * x).sum()
     (first + second).backward()
     assert model.up.grad.isfinite().all()
+
+
+def three(*, wrapped=False, dtype=torch.float64) -> list[LoraLinear]:
+    """Layers of one group that differ in everything but their input."""
+    layers = [layer(bias=bias, wrapped=wrapped, dtype=dtype) for bias in (True, False, True)]
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for made in layers:
+            for parameter in made.parameters():
+                parameter.normal_(generator=generator)
+    return AdapterGroup(layers).layers
+
+
+@pytest.mark.parametrize("ready", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_layers_that_share_their_input_are_each_by_the_formula(wrapped, ready):
+    layers = three(wrapped=wrapped)
+    x = torch.randn(2, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    inputs = [x, *(side for made in layers for side in (made.down, made.up))]
+    upstream = [torch.randn(2, 4, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+    with ready_adapters([layers[0].group] if ready else [], torch.float64):
+        outs = project(layers, x)
+        with torch.no_grad():
+            torch.testing.assert_close(project(layers, x), outs, rtol=0, atol=0)
+    expected = [formula(made, x) for made in layers]
+    torch.testing.assert_close(outs, expected)
+    got, wanted = (torch.autograd.grad(each, inputs, upstream) for each in (outs, expected))
+    torch.testing.assert_close(got, wanted)
+
+
+def test_a_part_of_a_group_and_one_layer_of_it_give_the_same():
+    layers, x = three(), torch.randn(4, 5, dtype=torch.float64)
+    together = project(layers, x)
+    with ready_adapters([layers[0].group], torch.float64):
+        torch.testing.assert_close(project(layers[1:], x), together[1:])
+        torch.testing.assert_close(layers[2](x), together[2])
+    plain = [made.base_layer for made in layers]
+    assert all(torch.equal(one(x), other) for one, other in zip(plain, project(plain, x), strict=True))
+
+
+def test_a_group_has_one_product_for_all_its_a(monkeypatch):
+    layers, x = three(), torch.randn(4, 5, dtype=torch.float64)
+    shapes = []
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: shapes.append(tuple(b.shape)) or product(a, b))
+    with torch.no_grad():
+        project(layers, x)
+    assert shapes == [(5, 9)]
+
+
+def test_merged_weights_act_and_the_gradient_goes_through_the_adapters():
+    layers = three()
+    group, x = layers[0].group, torch.randn(4, 5, dtype=torch.float64)
+    apart, frozen = project(layers, x), [made.base_layer.weight.clone() for made in layers]
+    with merged_adapters([group]):
+        with torch.no_grad():
+            torch.testing.assert_close(project(layers, x), apart)
+            torch.testing.assert_close(layers[1](x), apart[1])
+            layers[0].up.add_(1.0)
+            torch.testing.assert_close(layers[0](x), apart[0])  # those at entry
+        trained = layers[0](x)
+        assert trained.requires_grad and not torch.allclose(trained, apart[0])
+    assert group.merged is None
+    assert all(torch.equal(made.base_layer.weight, weight) for made, weight in zip(layers, frozen, strict=True))
+
+
+def test_adapters_at_hand_are_put_back_after_a_pass_with_newer_ones():
+    made, x = layer(dtype=torch.float32), torch.randn(4, 5)
+    with ready_adapters([made.group], torch.float32):
+        old = made(x)
+        made.up.data.add_(1.0)
+        with ready_adapters([made.group], torch.float32):
+            assert not torch.equal(made(x), old)
+        assert torch.equal(made(x), old)

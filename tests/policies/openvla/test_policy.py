@@ -294,3 +294,44 @@ def test_a_critic_sees_images_through_the_policy(make_openvla, record_openvla):
     by_itself = credit.observe(rows.exclude(SEEN))[SEEN]  # rows that were collected without
     torch.testing.assert_close(by_itself, rows[SEEN])
     assert credit.module is not None and credit.module.mean.shape == (rows[SEEN].shape[1],)
+
+
+def adapted(make_openvla, **options):
+    policy = make_openvla(**options)
+    add_lora(policy.model, rank=4, alpha=8)
+    generator = torch.Generator().manual_seed(0)
+    for group in policy.model.adapters:
+        for layer in group.layers:
+            torch.nn.init.normal_(layer.up, std=0.1, generator=generator)
+    return policy
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_adapters_at_hand_for_a_collection_change_no_decision(make_openvla, record_openvla, dtype):
+    policy = adapted(make_openvla, dtype=dtype)
+    with policy.acting():
+        acted = record_openvla(policy, TEXTS)
+    once = record_openvla(policy, TEXTS)
+    assert torch.equal(acted[TOKENS], once[TOKENS]) and torch.equal(acted[LOG_PROBS], once[LOG_PROBS])
+
+
+def test_merged_adapters_decide_as_those_beside_the_weights_but_for_rounding(make_openvla, record_openvla):
+    policy, plain = (adapted(make_openvla, merge=merge) for merge in (True, False))
+    plain.load_state_dict(policy.state_dict())
+    frozen = {name: value.clone() for name, value in policy.state_dict().items()}
+    with policy.acting():
+        rows = record_openvla(policy, TEXTS)
+    expected = logits(plain, rows)
+    torch.testing.assert_close(logits(policy, rows), expected, rtol=0, atol=0)
+    recorded = torch.distributions.Categorical(logits=expected).log_prob(rows[TOKENS])
+    torch.testing.assert_close(rows[LOG_PROBS], recorded, rtol=1e-4, atol=1e-4)
+    assert all(torch.equal(value, frozen[name]) for name, value in policy.state_dict().items())
+
+
+def test_what_is_trained_while_a_collection_goes_on_is_never_an_old_adapter(make_openvla, record_openvla):
+    policy = adapted(make_openvla)
+    rows = record_openvla(policy, TEXTS)
+    with policy.acting():
+        policy.model.adapters[0].layers[0].up.data.add_(1.0)
+        trained = policy.get_dist(rows.select(*policy.in_keys)).logits.detach()
+    assert torch.equal(trained, logits(policy, rows))

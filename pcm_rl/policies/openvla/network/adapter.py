@@ -1,17 +1,18 @@
-"""A linear layer with a low-rank adapter (LoRA, Hu and others 2021), in as few kernels as it takes.
+"""Linear layers with low-rank adapters (LoRA, Hu and others 2021), in as few kernels as it takes.
 
 The adapter adds ``alpha / r * B A x`` to the layer's output. A general library computes it as two products, a scale and
 an addition, each with a pass over the whole output, and casts the float32 adapters at every call. Here the scale is
-folded into B, the addition is part of the second product, and :func:`ready_adapters` casts all adapters of a model in a
-few kernels. Parameters have the names of peft's layers, so that files fit both.
+folded into B, the addition is part of the second product, layers that read the same input share one product with their
+A side by side (:func:`project`), and :func:`ready_adapters` casts all adapters of a model in a few kernels. Parameters
+have the names of peft's layers, so that files fit both.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,17 +40,17 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.ModuleDict({"default": nn.Linear(rank, outputs, **options)})
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as peft does
         nn.init.zeros_(self.up)
-        self.ready: tuple[Tensor, Tensor] | None = None  # set by ready_adapters
+        self.group, self.place = AdapterGroup([self]), 0
 
     @property
     def down(self) -> Tensor:
         """A, ``[r, in]`` float32."""
-        return self.lora_A["default"].weight  # type: ignore[return-value]
+        return _weight(self, "lora_A")
 
     @property
     def up(self) -> Tensor:
         """B, ``[out, r]`` float32."""
-        return self.lora_B["default"].weight  # type: ignore[return-value]
+        return _weight(self, "lora_B")
 
     @property
     def scale(self) -> float:
@@ -63,113 +64,213 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` -> ``[..., out]`` in the type of ``x``."""
-        down, up = self.ready or _cast([self], x.dtype)[0]
-        rows = x.reshape(-1, x.shape[-1])
-        if type(self.base_layer) is not nn.Linear:
-            base = self.base_layer(rows)
-            out: Tensor = base + _LowRank.apply(rows, down, up, self.down, self.up, self.scale)
-        elif torch.is_grad_enabled():
-            weight, bias = self.base_layer.weight, self.base_layer.bias
-            out = _LoraLinear.apply(rows, down, up, self.down, self.up, self.scale, weight, bias)
-        else:
-            out = _add(F.linear(rows, self.base_layer.weight, self.base_layer.bias), rows @ down.t(), up)
-        return out.view(*x.shape[:-1], out.shape[-1])
+        if self.group.acts_merged:
+            return F.linear(x, self.group.merged[self.place], self.base_layer.bias)  # type: ignore[index, arg-type]
+        ready = self.group.at_hand(x.dtype)
+        if len(ready.ups) > 1:  # the others of the group read something else here
+            first = self.place * self.rank
+            ready = _Ready(ready.down[:, first : first + self.rank], [ready.ups[self.place]])
+        return _forward([self], x, ready)[0]
+
+
+class _Ready(NamedTuple):
+    """The adapters of n layers as their products read them: each A^T side by side ``[in, n r]``, each scaled B^T."""
+
+    down: Tensor
+    ups: list[Tensor]
+
+
+class AdapterGroup:
+    """Layers with adapters of one rank that read the same input, in their order; most layers are alone in theirs."""
+
+    def __init__(self, layers: Sequence[LoraLinear]) -> None:
+        self.layers = list(layers)
+        self.ready: _Ready | None = None  # set by ready_adapters
+        self.merged: list[Tensor] | None = None  # set by merged_adapters
+        for place, layer in enumerate(self.layers):
+            layer.group, layer.place = self, place
+
+    @property
+    def acts_merged(self) -> bool:
+        """Whether products take the merged weights: no gradient reaches an adapter through them."""
+        return self.merged is not None and not torch.is_grad_enabled()
+
+    def at_hand(self, dtype: torch.dtype) -> _Ready:
+        """What :func:`ready_adapters` has cast; outside of it, a cast of these adapters alone."""
+        return self.ready or _cast([self], dtype)[0]
+
+
+def project(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """``[..., in]`` through layers that read the same input -> ``[..., out]`` of each.
+
+    Layers that are an :class:`AdapterGroup` need one product for all their A, in the forward and in the backward pass.
+    """
+    group = getattr(layers[0], "group", None)
+    if group is None or group.acts_merged or group.layers != list(layers):
+        return [layer(x) for layer in layers]
+    return _forward(group.layers, x, group.at_hand(x.dtype))
+
+
+def adapters_of(module: nn.Module) -> list[AdapterGroup]:
+    """The adapters within ``module``, each group once."""
+    return list({id(part.group): part.group for part in module.modules() if isinstance(part, LoraLinear)}.values())
 
 
 @contextlib.contextmanager
-def ready_adapters(layers: list[LoraLinear], dtype: torch.dtype) -> Iterator[None]:
-    """Within it the adapters of ``layers`` are at hand in ``dtype``, as they are now; for one forward pass.
+def ready_adapters(groups: Sequence[AdapterGroup], dtype: torch.dtype) -> Iterator[None]:
+    """Within it the adapters of ``groups`` are at hand in ``dtype``, as they are now; for one forward pass.
 
     They are cast anew at every entry, so that no change of a parameter is ever missed. A block that is computed again
     in the backward pass, after the end of the context, casts its own, to the same numbers.
     """
-    for layer, pair in zip(layers, _cast(layers, dtype), strict=True):
-        layer.ready = pair
+    before = [group.ready for group in groups]
+    for group, ready in zip(groups, _cast(groups, dtype), strict=True):
+        group.ready = ready
     try:
         yield
     finally:
-        for layer in layers:
-            layer.ready = None
+        for group, old in zip(groups, before, strict=True):
+            group.ready = old
+
+
+@contextlib.contextmanager
+def merged_adapters(groups: Sequence[AdapterGroup]) -> Iterator[None]:
+    """Within it forward passes without a gradient use weights with the adapters added, as they were at entry.
+
+    It takes a second copy of the adapted weights. Their sum is rounded to the type of the weights, so that outputs
+    differ a little from those of weights and adapters apart; gradients are not affected. Frozen weights do not change.
+    """
+    for group in groups:
+        group.merged = [_merged(layer) for layer in group.layers]
+    try:
+        yield
+    finally:
+        for group in groups:
+            group.merged = None
 
 
 @torch.no_grad()
-def _cast(layers: list[LoraLinear], dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
-    """A and scaled B of each layer in ``dtype``."""
-    down: list[Tensor] = [layer.down for layer in layers]
+def _merged(layer: LoraLinear) -> Tensor:
+    weight: Any = layer.base_layer.weight
+    return layer.delta().add_(weight).to(weight.dtype)
+
+
+@torch.no_grad()
+def _cast(groups: Sequence[AdapterGroup], dtype: torch.dtype) -> list[_Ready]:
+    """The adapters of each group in ``dtype``."""
+    if not groups:
+        return []
+    layers = [layer for group in groups for layer in group.layers]
     up: list[Tensor] = [layer.up for layer in layers]
-    scales = [layer.scale for layer in layers]
-    if any(scale != 1.0 for scale in scales):
-        up = list(torch._foreach_mul(up, scales))
-    if any(value.dtype != dtype for value in (*down, *up)):
-        down, up = _as(down, dtype), _as(up, dtype)
-    return list(zip(down, up, strict=True))
+    if any(layer.scale != 1.0 for layer in layers):
+        up = list(torch._foreach_mul(up, [layer.scale for layer in layers]))
+    device = up[0].device
+    ups = [torch.empty(value.shape, dtype=dtype, device=device) for value in up]
+    downs = [torch.empty(_joined(group), dtype=dtype, device=device) for group in groups]
+    parts = [part for down, group in zip(downs, groups, strict=True) for part in down.chunk(len(group.layers))]
+    torch._foreach_copy_([*ups, *parts], [*up, *(layer.down for layer in layers)])
+    each = iter(ups)
+    return [_Ready(down.t(), [next(each).t() for _ in group.layers]) for down, group in zip(downs, groups, strict=True)]
 
 
-def _as(values: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """Copies in ``dtype``: parts of one new tensor, written by one call."""
-    flat = torch.empty(sum(value.numel() for value in values), dtype=dtype, device=values[0].device)
-    parts = flat.split([value.numel() for value in values])
-    copies = [part.view(value.shape) for part, value in zip(parts, values, strict=True)]
-    torch._foreach_copy_(copies, values)
-    return copies
+def _joined(group: AdapterGroup) -> tuple[int, int]:
+    """Shape of the group's A, one under the other."""
+    rank, inputs = group.layers[0].down.shape
+    return len(group.layers) * rank, inputs
 
 
-def _add(out: Tensor, inner: Tensor, up: Tensor) -> Tensor:
-    """``out + inner B``, in the place of ``out``: the sum costs no pass of its own."""
-    return torch.addmm(out, inner, up.t(), out=out)
+def _weight(layer: LoraLinear, side: str) -> Tensor:
+    """The parameter itself: attributes of a module are looked up slowly, and there are hundreds of layers."""
+    modules: Any = layer._modules
+    weight: Tensor = modules[side]._modules["default"]._parameters["weight"]
+    return weight
 
 
-class _LoraLinear(torch.autograd.Function):
-    """The frozen product and the adapter's two, the last of which adds to the first."""
+# -- products ---------------------------------------------------------------------------------------------------------
+
+
+class _Frozen(NamedTuple):
+    """What n layers multiply with: the adapters, their scale, weights and biases; no weights for quantized layers."""
+
+    ready: _Ready
+    scale: float
+    weights: list[Tensor]
+    biases: list[Tensor | None]
+
+
+def _forward(layers: Sequence[LoraLinear], x: Tensor, ready: _Ready) -> list[Tensor]:
+    bases: list[Any] = [layer.base_layer for layer in layers]
+    rows = x.reshape(-1, x.shape[-1])
+    products: list[Tensor] = []
+    if all(type(base) is nn.Linear for base in bases):
+        weights, biases = [base.weight for base in bases], [base.bias for base in bases]
+    else:  # a quantized layer computes its product in its own way
+        weights, biases, products = [], [], [base(rows) for base in bases]
+    frozen = _Frozen(ready, layers[0].scale, weights, biases)
+    if torch.is_grad_enabled():
+        outs = _LoraLinears.apply(rows, *products, *[side for one in layers for side in (one.down, one.up)], frozen)
+    else:
+        outs = _products(rows, frozen, products)[1]
+    return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
+
+
+def _products(rows: Tensor, frozen: _Frozen, products: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A x of all layers side by side, and what each gives: its frozen product, and the adapter's added to it."""
+    (down, ups), _, weights, biases = frozen
+    inner = rows @ down
+    lows = _columns(inner, len(ups))
+    if products:
+        return inner, [torch.addmm(*each) for each in zip(products, lows, ups, strict=True)]
+    outs = []
+    for low, up, weight, bias in zip(lows, ups, weights, biases, strict=True):
+        outs.append(_add(F.linear(rows, weight, bias), low, up))
+    return inner, outs
+
+
+def _add(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """``out + left right``, in the place of ``out``: the sum costs no pass of its own."""
+    return torch.addmm(out, left, right, out=out)
+
+
+def _columns(side_by_side: Tensor, number: int) -> Sequence[Tensor]:
+    """The parts ``[N, r]`` of ``[N, number * r]``."""
+    return [side_by_side] if number == 1 else side_by_side.chunk(number, 1)
+
+
+class _LoraLinears(torch.autograd.Function):
+    """:func:`_products` with gradients for the rows, for products that were made elsewhere, and for each A and B."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        rows: Tensor,
-        down: Tensor,
-        up: Tensor,
-        a: Tensor,
-        b: Tensor,
-        scale: float,
-        weight: Tensor,
-        bias: Tensor | None,
-    ) -> Tensor:
-        inner = rows @ down.t()
-        ctx.save_for_backward(rows, weight, inner, down, up)
-        ctx.scale = scale
-        return _add(F.linear(rows, weight, bias), inner, up)
+    def forward(ctx: Any, rows: Tensor, *others: Any) -> tuple[Tensor, ...]:
+        *tensors, frozen = others
+        down, ups = frozen.ready
+        inner, outs = _products(rows, frozen, tensors[: -2 * len(ups)])
+        ctx.save_for_backward(rows, inner, down, *ups, *frozen.weights)
+        ctx.scale = frozen.scale
+        return tuple(outs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, inner, down, up = ctx.saved_tensors
-        low = grad @ up
-        to_x = None
-        if ctx.needs_input_grad[0]:
-            to_x = _add(grad @ weight, low, down.t())
-        return to_x, None, None, *_to_adapters(ctx, grad, low, rows, inner), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        rows, inner, down, *others = ctx.saved_tensors
+        n = len(grads)
+        ups, weights = others[:n], others[n:]
+        lows = [grad @ up.t() for grad, up in zip(grads, ups, strict=True)]  # they have the scale, through B
+        low = lows[0] if n == 1 else torch.cat(lows, 1)
+        to_rows = _to_rows(grads, weights, low, down.t()) if ctx.needs_input_grad[0] else None
+        to_a = (low.t() @ rows).float().chunk(n)
+        to_b = [(grad.t() @ part).float() for grad, part in zip(grads, _columns(inner, n), strict=True)]
+        if ctx.scale != 1.0:
+            to_b = [value.mul_(ctx.scale) for value in to_b]
+        to_products = () if weights else grads
+        return to_rows, *to_products, *[side for pair in zip(to_a, to_b, strict=True) for side in pair], None
 
 
-class _LowRank(torch.autograd.Function):
-    """The adapter alone, beside a layer that computes its product in its own way."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, down: Tensor, up: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
-        inner = rows @ down.t()
-        ctx.save_for_backward(rows, inner, down, up)
-        ctx.scale = scale
-        return inner @ up.t()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, inner, down, up = ctx.saved_tensors
-        low = grad @ up
-        to_x = low @ down if ctx.needs_input_grad[0] else None
-        return to_x, None, None, *_to_adapters(ctx, grad, low, rows, inner), None
-
-
-def _to_adapters(ctx: Any, grad: Tensor, low: Tensor, rows: Tensor, inner: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of A and B in float32; A's has the scale already, through ``low``."""
-    to_b = (grad.t() @ inner).float()
-    return (low.t() @ rows).float(), to_b if ctx.scale == 1.0 else to_b.mul_(ctx.scale)
+def _to_rows(grads: Sequence[Tensor], weights: Sequence[Tensor], low: Tensor, down: Tensor) -> Tensor:
+    """The gradient of the input: every product of it adds to one tensor."""
+    if not weights:
+        return low @ down
+    out = grads[0] @ weights[0]
+    for grad, weight in [*zip(grads[1:], weights[1:], strict=True), (low, down)]:
+        _add(out, grad, weight)
+    return out

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pcm_rl.policies.openvla.network.recompute import run_blocks
+from pcm_rl.policies.openvla.network.adapter import project
+from pcm_rl.policies.openvla.network.blocks import run_blocks
 from pcm_rl.policies.openvla.sizes import LanguageSizes
 
 
@@ -47,7 +48,7 @@ class _Decoder(nn.Module):
     def __init__(self, sizes: LanguageSizes) -> None:
         super().__init__()
         self.head_dim, self.theta = sizes.hidden_size // sizes.num_attention_heads, sizes.rope_theta
-        self.checkpointing = False
+        self.checkpointing = self.compiled = False
         self.embed_tokens = nn.Embedding(sizes.vocab_size, sizes.hidden_size)
         self.layers = nn.ModuleList([_Layer(sizes) for _ in range(sizes.num_hidden_layers)])
         self.norm = nn.RMSNorm(sizes.hidden_size, eps=sizes.rms_norm_eps)
@@ -55,9 +56,13 @@ class _Decoder(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, keep: Tensor | None) -> Tensor:
         rotary = rotary_table(tokens.shape[1], self.head_dim, self.theta, tokens)
         mask = None if keep is None else keep[:, None, None, :]  # every position attends to all that exist
-        tokens = run_blocks(list(self.layers)[:-1], tokens, rotary, mask, checkpointing=self.checkpointing)
+        tokens = run_blocks(
+            list(self.layers)[:-1], tokens, rotary, mask, checkpointing=self.checkpointing, compiled=self.compiled
+        )
         last = list(self.layers)[-1:]
-        return self.norm(run_blocks(last, tokens, rotary, mask, positions, checkpointing=self.checkpointing))
+        return self.norm(
+            run_blocks(last, tokens, rotary, mask, positions, checkpointing=self.checkpointing, compiled=self.compiled)
+        )
 
 
 class _Layer(nn.Module):
@@ -90,11 +95,12 @@ class _Attention(nn.Module):
     def forward(
         self, query_tokens: Tensor, context: Tensor, rotary: Tensor, mask: Tensor | None, positions: Tensor | None
     ) -> Tensor:
-        query = self.q_proj(query_tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = (
-            project(context).unflatten(-1, (self.key_heads, -1)).transpose(1, 2)
-            for project in (self.k_proj, self.v_proj)
-        )
+        if positions is None:
+            query, key, value = project([self.q_proj, self.k_proj, self.v_proj], context)
+        else:
+            query, (key, value) = self.q_proj(query_tokens), project([self.k_proj, self.v_proj], context)
+        query = query.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        key, value = (part.unflatten(-1, (self.key_heads, -1)).transpose(1, 2) for part in (key, value))
         query_rotary = rotary if positions is None else rotary[:, positions].unsqueeze(2)
         mixed = F.scaled_dot_product_attention(
             rotate(query, query_rotary),
@@ -114,7 +120,7 @@ class _GatedMLP(nn.Module):
         self.down_proj = nn.Linear(hidden, width, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        gated: Tensor = _Gated.apply(self.gate_proj(tokens), self.up_proj(tokens))
+        gated: Tensor = _Gated.apply(*project([self.gate_proj, self.up_proj], tokens))
         return self.down_proj(gated)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcm_rl.policies.openvla.network.adapter import LoraLinear
+from pcm_rl.policies.openvla.network.adapter import AdapterGroup
 from pcm_rl.policies.openvla.network.language import LanguageModel
 from pcm_rl.policies.openvla.network.vision import MLP, VisionBackbone, VisionTower
 from pcm_rl.policies.openvla.sizes import ModelSizes
@@ -37,18 +37,17 @@ class OpenVLA(nn.Module):
         if sizes.proprio_dim:
             self.proprio_projector = MLP(sizes.proprio_dim, hidden, hidden)  # one more token
         self.language_model = LanguageModel(sizes.language, sizes.action_bins)
-        self.adapters: list[LoraLinear] = []  # filled by add_lora; the modules themselves are in their layers' places
+        self.adapters: list[AdapterGroup] = []  # filled by add_lora; the modules themselves are in their layers' places
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations (see ``recompute.py``)."""
+        """Recompute blocks in the backward pass instead of keeping their activations (see ``blocks.py``)."""
         for stack in (*self._towers(), self.language_model.model):
             stack.checkpointing = enabled
 
     def compile_blocks(self) -> None:
-        """Compile every block separately: the blocks of a stack are equal, so there is little to compile."""
-        for stack in (*(tower.blocks for tower in self._towers()), self.language_model.model.layers):
-            for block in stack:
-                block.compile()
+        """Compile the blocks for the update; decisions stay as they are (see ``blocks.py``)."""
+        for stack in (*self._towers(), self.language_model.model):
+            stack.compiled = True
 
     def _towers(self) -> tuple[VisionTower, VisionTower]:
         return self.vision_backbone.featurizer, self.vision_backbone.fused_featurizer

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pcm_rl.policies.openvla.network.recompute import run_blocks
+from pcm_rl.policies.openvla.network.blocks import run_blocks
 from pcm_rl.policies.openvla.sizes import TowerSizes
 
 LAYER_NORM_EPS = 1e-6
@@ -45,7 +45,7 @@ class VisionTower(nn.Module):
     def __init__(self, sizes: TowerSizes, image_size: int) -> None:
         super().__init__()
         self.prefix = sizes.prefix
-        self.checkpointing = False
+        self.checkpointing = self.compiled = False
         self.patch_embed = _PatchEmbedding(sizes.patch, sizes.width)
         self.pos_embed = nn.Parameter(torch.zeros(1, (image_size // sizes.patch) ** 2, sizes.width))
         if sizes.prefix:
@@ -59,7 +59,9 @@ class VisionTower(nn.Module):
         if self.prefix:  # neither the class token nor the registers have a position
             first = torch.cat([self.cls_token, self.reg_token], 1).expand(len(tokens), -1, -1)
             tokens = torch.cat([first, tokens], 1)
-        return run_blocks(self.blocks, tokens, checkpointing=self.checkpointing)[:, self.prefix :]
+        return run_blocks(self.blocks, tokens, checkpointing=self.checkpointing, compiled=self.compiled)[
+            :, self.prefix :
+        ]
 
 
 class _PatchEmbedding(nn.Module):

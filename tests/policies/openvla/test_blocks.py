@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import torch
 
+from pcm_rl.policies.openvla.lora import add_lora
+from pcm_rl.policies.openvla.network.blocks import run_blocks
 from pcm_rl.policies.openvla.network.model import OpenVLA
-from pcm_rl.policies.openvla.network.recompute import run_blocks
 from pcm_rl.training.memory import ActivationMeter
 
 
@@ -61,3 +63,38 @@ def test_blocks_run_in_order_with_their_context_and_once_without_a_gradient():
     out.backward()
     assert start.grad.item() == 9.0
     assert ran[:4] == [1.0, 2.0] * 2 and len(ran) >= 4
+
+
+def test_compiled_blocks_serve_every_batch_and_no_decision(monkeypatch, make_openvla, record_openvla):
+    """Graphs are counted: the compiler gives up on a function, without an error, after eight variants of it."""
+    graphs = []
+
+    def count(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    compile_ = functools.cache(lambda forward: torch.compile(forward, dynamic=True, backend=count))
+    monkeypatch.setattr("pcm_rl.policies.openvla.network.blocks._compiled", compile_)
+    policy, plain = make_openvla(), make_openvla()
+    for one in (policy, plain):
+        add_lora(one.model, rank=2, alpha=2)
+    plain.load_state_dict(policy.state_dict())
+    policy.model.compile_blocks()
+
+    def update(number, texts):
+        rows = record_openvla(plain, (texts * number)[:number])
+        for one in (policy, plain):
+            one.zero_grad()
+            one.get_dist(rows.select(*one.in_keys)).logits.square().mean().backward()
+        for mine, other in zip(policy.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, other.grad)
+        return len(graphs)
+
+    short, mixed = ["lift it"], ["lift it", "open the top drawer of the cabinet"]
+    assert 0 < update(2, short) < update(2, mixed) <= 8
+    compiled = len(graphs)
+    for number, texts in ((3, mixed[1:]), (5, mixed), (4, short)):
+        assert update(number, texts) == compiled
+    for number in (1, 2, 3):
+        record_openvla(policy, mixed[:1] * number)
+    assert len(graphs) == compiled
