@@ -10,7 +10,7 @@ Workers share the cores equally, and one core is the policy's. A decision takes 
 as many rows on an H200, on straight lines between its numbers; with ``rollouts.decisions`` every one has that many.
 While the policy decides nobody is listened to, as in the collector, and the rule is the collector's own
 (``pcm_rl/rollouts/decisions.py``). Not in it: the seconds of the collector (0.1 ms a row), of copies, of tasks that a
-worker builds for the first time. Means over three seeds.
+worker builds for the first time. Means over three seeds. ``adapters`` are beside the weights, or merged into them.
 
 ``measure`` runs the collector on processes that sleep instead of simulating, with a policy that sleeps instead of
 deciding, both for half of the simulated times: calls, rows a call and seconds (times two), and those of a simulation
@@ -42,7 +42,7 @@ from pcm_rl.rollouts.decisions import AT_ONCE, Decisions, Queue
 
 TRAJECTORIES, SHORT, LONG = 80, 18, 64  # half of the trajectories each, in chunks
 SPREAD, RESET = 0.25, 1.4  # deviation of a chunk's seconds, and a reset, in chunks
-SEEDS = (0, 1, 2)
+SEEDS, WAITS = (0, 1, 2), (0.0, 0.01, 0.02, 0.05)
 EVERYTHING = 1e-9  # seconds within which two events are one
 
 
@@ -88,7 +88,14 @@ class Simulators:
 
 
 def simulate(
-    lengths: Sequence[int], workers: int, decisions: Decisions, chunk_s: float, cores: float, seed: int
+    lengths: Sequence[int],
+    workers: int,
+    decisions: Decisions,
+    chunk_s: float,
+    cores: float,
+    seed: int,
+    *,
+    adapters: bool = True,
 ) -> dict[str, float]:
     """Seconds of the rollouts, share of them in which the policy decides, calls, and real rows of a call."""
     random = np.random.default_rng(seed)
@@ -123,7 +130,7 @@ def simulate(
         due = queue.take(simulators.now, len(simulators))
         if not due:
             continue
-        seconds = decision_s(decisions.rows or len(due))
+        seconds = decision_s(decisions.rows or len(due), adapters)
         calls, rows, deciding = calls + 1, rows + len(due), deciding + seconds
         answered = simulators.until(simulators.now + seconds)  # heard only now
         hear(answered)
@@ -138,9 +145,10 @@ def simulate(
     }
 
 
-def decision_s(rows: int) -> float:
-    """Seconds of a decision of the 7B with adapters on an H200."""
-    measured = [(int(row["rows"]), float(row["decision_ms"]) / 1e3) for row in MEASURED if row["adapters"] == "True"]
+def decision_s(rows: int, adapters: bool = True) -> float:
+    """Seconds of a decision of the 7B on an H200."""
+    mine = [row for row in MEASURED if row["adapters"] == str(adapters)]
+    measured = [(int(row["rows"]), float(row["decision_ms"]) / 1e3) for row in mine]
     return float(np.interp(rows, *zip(*measured, strict=True)))
 
 
@@ -154,25 +162,22 @@ def trajectories(seed: int, number: int = TRAJECTORIES) -> list[int]:
 
 def simulate_all() -> None:
     """The table of the simulated rollouts."""
-    table = []
-    for cores in (16, 48):
-        for chunk_s in (0.10, 0.26):
-            for workers in (8, 16, 32, 48, 64):
-                rules = [AT_ONCE, *(Decisions(rows, wait) for rows in (2, 4, 8, 16, 32) if rows <= workers
-                                    for wait in (0.0, 0.01, 0.02, 0.05))]  # fmt: skip
-                for rule in rules:
-                    found = [simulate(trajectories(seed), workers, rule, chunk_s, cores - 1, seed) for seed in SEEDS]
-                    mean = {key: statistics.mean(one[key] for one in found) for key in found[0]}
-                    table.append(row_of(rule, chunk_s, workers, cores) | rounded(mean))
+    table: list[dict[str, object]] = []
+    for adapters, cores, chunk_s in ((True, 16, 0.10), (True, 16, 0.26), (True, 48, 0.26), (False, 16, 0.10)):
+        for workers in (8, 16, 32, 48, 64):
+            fixed = [Decisions(rows, wait) for rows in (2, 4, 8, 16, 32) if rows <= workers for wait in WAITS]
+            found = []
+            for rule in (AT_ONCE, *fixed):
+                trials = [
+                    simulate(trajectories(seed), workers, rule, chunk_s, cores - 1, seed, adapters=adapters)
+                    for seed in SEEDS
+                ]
+                mean = {key: statistics.mean(trial[key] for trial in trials) for key in trials[0]}
+                found.append({"adapters": adapters} | row_of(rule, chunk_s, workers, cores) | rounded(mean))
+            for row in (found[0], min(found[1:], key=lambda row: row["seconds"])):
+                print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+            table += found
     write_csv("filling", table, quiet=True)
-    for cores in (16, 48):
-        for chunk_s in (0.10, 0.26):
-            mine = [row for row in table if (row["cores"], row["chunk_s"]) == (cores, chunk_s)]
-            print(f"{cores} cores, {chunk_s} s a chunk")
-            for workers in (8, 16, 32, 48, 64):
-                group = [row for row in mine if row["workers"] == workers]
-                for row in (group[0], min(group[1:], key=lambda row: row["seconds"])):
-                    print("  " + "  ".join(f"{key}={value}" for key, value in row.items() if key not in ("cores",)))
 
 
 def row_of(rule: Decisions, chunk_s: float, workers: int, cores: int) -> dict[str, object]:

@@ -144,9 +144,10 @@ class Counted:
         return prompts
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16])
+@pytest.fixture(params=[(torch.float32, False), (torch.bfloat16, False), (torch.bfloat16, True)])
 def policy(request, make_openvla):
-    policy = make_openvla(chunk_length=LENGTH, dtype=request.param)
+    dtype, merge = request.param
+    policy = make_openvla(chunk_length=LENGTH, dtype=dtype, merge=merge)
     add_lora(policy.model, rank=4)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
