@@ -66,7 +66,10 @@ def test_blocks_run_in_order_with_their_context_and_once_without_a_gradient():
 
 
 def test_compiled_blocks_serve_every_batch_and_no_decision(monkeypatch, make_openvla, record_openvla):
-    """Graphs are counted: the compiler gives up on a function, without an error, after eight variants of it."""
+    """Graphs are counted: the compiler gives up on a function, without an error, after eight variants of it.
+
+    No batch has as many rows as another size, such as the rank: what is equal by chance makes a variant of its own.
+    """
     graphs = []
 
     def count(module, inputs):
@@ -77,7 +80,7 @@ def test_compiled_blocks_serve_every_batch_and_no_decision(monkeypatch, make_ope
     monkeypatch.setattr("pcm_rl.policies.openvla.network.blocks._compiled", compile_)
     policy, plain = make_openvla(), make_openvla()
     for one in (policy, plain):
-        add_lora(one.model, rank=2, alpha=2)
+        add_lora(one.model, rank=7, alpha=7)
     plain.load_state_dict(policy.state_dict())
     policy.model.compile_blocks()
 
@@ -91,10 +94,10 @@ def test_compiled_blocks_serve_every_batch_and_no_decision(monkeypatch, make_ope
         return len(graphs)
 
     short, mixed = ["lift it"], ["lift it", "open the top drawer of the cabinet"]
-    assert 0 < update(2, short) < update(2, mixed) <= 8
+    assert 0 < update(5, short) < update(5, mixed) <= 8
     compiled = len(graphs)
-    for number, texts in ((3, mixed[1:]), (5, mixed), (4, short)):
+    for number, texts in ((3, mixed[1:]), (6, mixed)):
         assert update(number, texts) == compiled
-    for number in (1, 2, 3):
+    for number in (1, 3):
         record_openvla(policy, mixed[:1] * number)
     assert len(graphs) == compiled
