@@ -14,20 +14,25 @@ worker builds for the first time. Means over three seeds. ``adapters`` are besid
 
 ``measure`` runs the collector on processes that sleep instead of simulating, with a policy that sleeps instead of
 deciding, both for half of the simulated times: calls, rows a call and seconds (times two), and those of a simulation
-with a core for everybody beside them. ``none`` stands for ``rollouts.decisions=null``.
+with a core for everybody beside them. With ``--model 7b --device cuda`` the policy is the 7B with random weights, in
+real time, and the file is ``filling-7b-cuda.csv``. ``none`` stands for ``rollouts.decisions=null``.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import heapq
 import math
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -203,84 +208,146 @@ def rounded(result: dict[str, float]) -> dict[str, object]:
 
 # measured
 
-FASTER = 2  # than what is simulated
-PLAYED = 32  # trajectories
+FASTER = 2  # the sleep than what is simulated
+LENGTH, DIMENSIONS = 8, 7
 
 
 class Sleeper(gym.Env):
-    """An environment that sleeps: its chunk takes as long as its actions say, and it ends after so many chunks."""
+    """Sleeps for each chunk of eight steps; the initial state says after how many chunks it ends.
 
-    def __init__(self, chunk_s: float) -> None:
-        self.chunk_s, shape = chunk_s, 1 / SPREAD**2
-        self.draw = lambda: self.random.gamma(shape, 1 / shape)
-        self.action_space = spaces.Box(-1, 1, (1,), np.float32)
+    Args:
+        chunk_s: Mean seconds of a chunk.
+        size: Of the images that it gives; None gives a number.
+    """
+
+    def __init__(self, chunk_s: float, size: int | None) -> None:
+        self.chunk_s, self.gamma = chunk_s, 1 / SPREAD**2
+        self.action_space = spaces.Box(-1, 1, (DIMENSIONS,), np.float32)
         self.observation_space = spaces.Box(0, LONG, (1,), np.float32)
+        self.observation, self.info = np.zeros(1, np.float32), {}
+        if size is not None:
+            self.observation_space = spaces.Dict({"image": spaces.Box(0, 255, (size, size, 3), np.uint8)})
+            self.observation = {"image": np.zeros((size, size, 3), np.uint8)}
+            self.info = {"instruction": "pick up the milk and place it in the basket"}
 
     def reset(self, *, seed=None, options=None):
-        """A sleep; the initial state says the number of chunks."""
-        self.left, seed = options["init_state"] % 100, options["init_state"]
-        self.random = np.random.default_rng(seed)
-        time.sleep(RESET * self.chunk_s * self.draw())
-        return np.zeros(1, np.float32), {}
+        """A sleep."""
+        self.random = np.random.default_rng(options["init_state"])
+        self.steps, self.last = 0, options["init_state"] % 100 * LENGTH
+        self._sleep(RESET)
+        return self.observation, self.info
 
     def step(self, action):
-        """A sleep."""
-        self.left -= 1
-        time.sleep(self.chunk_s * self.draw())
-        return np.zeros(1, np.float32), 0.0, False, self.left == 0, {"success": False}
+        """A sleep, once a chunk."""
+        self.steps += 1
+        if self.steps % LENGTH == 0:
+            self._sleep(1)
+        return self.observation, 0.0, False, self.steps == self.last, {"success": False}
+
+    def _sleep(self, chunks: float) -> None:
+        time.sleep(chunks * self.chunk_s * self.random.gamma(self.gamma, 1 / self.gamma))
 
 
 class SleepyPolicy:
     """Draws nothing, and sleeps as long as the 7B decides, divided by :data:`FASTER`."""
 
-    def __init__(self) -> None:
-        self.in_keys, self.rows = [("observation", "state")], list[int]()
+    in_keys = (("observation", "state"),)
 
-    @contextlib.contextmanager
-    def seeded(self, seeds: Sequence[int]) -> Iterator[None]:
-        """Rows that were asked for; those that fill up have the first one's seed again."""
-        self.rows.append(len(set(seeds)))
-        yield
+    def seeded(self, seeds: Sequence[int]) -> contextlib.AbstractContextManager[None]:
+        """Nothing."""
+        return contextlib.nullcontext()
 
     def __call__(self, batch: TensorDictBase) -> TensorDictBase:
         """A sleep, and zeros."""
         time.sleep(decision_s(len(batch)) / FASTER)
-        zeros = torch.zeros(len(batch), 1, 1)
+        zeros = torch.zeros(len(batch), LENGTH, DIMENSIONS)
         batch["vla_action", "chunk"] = zeros
         batch["vla_action", "tokens"] = zeros.long()
         batch["vla_action", "log_probs"] = zeros
         return batch
 
 
-def measure() -> None:
-    """The collector with the rule and without, in turn."""
-    table, chunk_s, lengths = [], 0.10, trajectories(0, PLAYED)
-    states = torch.tensor([100 * i + length for i, length in enumerate(lengths)])
+class Watched:
+    """Counts the decisions of a policy: its rows, without those that fill up, and its seconds until they are here."""
+
+    def __init__(self, policy: Any) -> None:
+        self.rows, self.seconds, self._seeded = list[int](), 0.0, policy.seeded
+        policy.seeded = self.seeded
+
+    @contextlib.contextmanager
+    def seeded(self, seeds: Sequence[int]) -> Iterator[None]:
+        """As the policy's; whoever fills up has the seed of another."""
+        self.rows.append(len(set(seeds)))
+        started = time.perf_counter()
+        with self._seeded(seeds):
+            yield
+        self.seconds += time.perf_counter() - started
+
+
+def measure(model: str, device: str, chunk_s: float, played: int) -> None:
+    """The collector with a fixed number of rows and without, by the number of workers."""
+    faster, size, policy = FASTER, None, SleepyPolicy()
+    if model != "sleep":
+        faster, policy = 1, real_policy(model, device)
+        size = policy.checkpoint.sizes.image_size
+    lengths = trajectories(0, played)
+    states, table = torch.tensor([100 * i + length for i, length in enumerate(lengths)]), []
+    context = "spawn" if device.startswith("cuda") else "fork"
     for workers, rows in ((8, None), (8, 4), (16, None), (16, 8), (32, None), (32, 16)):
-        rule, policy = Decisions(rows), SleepyPolicy()
-        env = chunked_vector_env(lambda: Sleeper(chunk_s / FASTER), workers, chunk_length=1, context="fork")
+        make = functools.partial(Sleeper, chunk_s / faster, size)
+        env, rule = chunked_vector_env(make, workers, chunk_length=LENGTH, context=context), Decisions(rows)
         with contextlib.closing(env):
-            torch.manual_seed(0)
-            started = time.perf_counter()
-            collect_episodes(env, policy, states, torch.arange(len(states)), decisions=rule, same_starts=False)
-            seconds = (time.perf_counter() - started) * FASTER
-        deciding = sum(decision_s(rows or number) for number in policy.rows)
-        calls, real = len(policy.rows), sum(policy.rows)
-        found = {"seconds": seconds, "gpu_busy": deciding / seconds, "calls": calls, "rows_a_call": real / calls}
+            for warm in (True, False):
+                torch.manual_seed(0)
+                usual, watched = policy.seeded, Watched(policy)
+                started, mine = time.perf_counter(), states[: workers if warm else None]
+                if warm:
+                    mine = mine // 100 * 100 + 1  # one chunk each
+                collect_episodes(
+                    env, policy, mine, torch.arange(len(mine)), device=device, decisions=rule, same_starts=False
+                )
+                seconds, policy.seeded = time.perf_counter() - started, usual
+        calls, real = len(watched.rows), sum(watched.rows)
+        found = {
+            "seconds": seconds * faster,
+            "gpu_busy": watched.seconds / seconds,
+            "calls": calls,
+            "rows_a_call": real / calls,
+        }
         expected = simulate(lengths, workers, rule, chunk_s, math.inf, 0)
         table.append(
-            row_of(rule, chunk_s, workers, os.cpu_count() or 1)
+            {"policy": model}
+            | row_of(rule, chunk_s, workers, os.cpu_count() or 1)
             | {"trajectories": len(states)}
             | rounded(found)
             | {f"simulated_{key}": value for key, value in rounded(expected).items()}
         )
-    write_csv("filling-measured", table)
+        print("  ".join(f"{key}={value}" for key, value in table[-1].items()), flush=True)
+    name = "filling-measured" if model == "sleep" else f"filling-{model}-{device.split(':')[0]}"
+    write_csv(name, table, quiet=True)
+
+
+def real_policy(model: str, device: str) -> Any:
+    """OpenVLA-OFT with random weights."""
+    from actor_update import build_policy
+
+    dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    with tempfile.TemporaryDirectory() as folder:
+        return build_policy(model, Path(folder) / "checkpoint", dtype, device)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["simulate", "measure"])
-    {"simulate": simulate_all, "measure": measure}[parser.parse_args().what]()
+    parser.add_argument("--model", default="sleep", choices=["sleep", "tiny", "7b"])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--chunk-s", type=float, default=0.10)
+    parser.add_argument("--trajectories", type=int, default=32)
+    options = parser.parse_args()
+    if options.what == "simulate":
+        simulate_all()
+    else:
+        measure(options.model, options.device, options.chunk_s, options.trajectories)
 
 
 if __name__ == "__main__":
