@@ -23,6 +23,7 @@ from pcm_rl.config import Config, ConfigError, EnvConfig
 from pcm_rl.episodes import INSTRUCTION, label_episodes
 from pcm_rl.policies.family import Recomputes, bins_of
 from pcm_rl.rollouts.collect import collect_episodes
+from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_task, make_vector_env, phase_rule
 from pcm_rl.rollouts.first_look import Finding, first_look
 from pcm_rl.rollouts.initial_states import InitialStates
@@ -147,6 +148,7 @@ def _play(config: Config, env: VectorEnv, grpo: GRPO, *, same_starts: bool) -> T
         device=config.device,
         task=states.task_of(init_state),
         same_starts=same_starts,
+        decisions=Decisions.of(config.rollouts),
     )
     return rows if listens(grpo.policy) else rows.exclude(INSTRUCTION)
 

@@ -156,6 +156,7 @@ class Worker:
         self._timeout, self._build_timeout = timeout, build_timeout
         self._ticket = 0
         self.failed_builds = 0
+        self.playing = False  # an episode is under way
         self.memory: SharedObservation | None = None
         self.launch()
 
@@ -172,7 +173,7 @@ class Worker:
         with _inherited():
             self.process.start()
         workers_end.close()
-        self.built = False
+        self.built = self.playing = False
         self.pending: int | None = None  # ticket of the command whose answer is awaited
         self._building_until: float | None = time.monotonic() + self._build_timeout
         self._answer_until: float | None = None

@@ -50,7 +50,7 @@ class Answer(NamedTuple):
 
 @dataclass(frozen=True)
 class Failure:
-    """A worker died, failed or hung while it executed a command. Its episode is lost; a new process is being built.
+    """A worker died, failed or hung in an episode. The episode is lost; a new process is being built.
 
     Attributes:
         worker: Index of the worker.
@@ -167,10 +167,11 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         self._open(worker).post("step", np.asarray(chunk))
 
     def cancel(self) -> None:
-        """Drops the answers to pending commands, which an interrupted caller has left."""
+        """Drops episodes and the answers to pending commands, which an interrupted caller has left."""
         self._error = None
         for worker in self._workers:
             worker.forget()
+            worker.playing = False
 
     def lose(self, worker: int, reason: str) -> Failure:
         """Builds a worker again whose answer cannot be used; the :class:`Failure` of its episode.
@@ -182,16 +183,19 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         self._restart(self._open(worker))
         return Failure(worker, reason)
 
-    def wait(self, *, complaints: bool = True) -> list[Answer | Failure]:
+    def wait(self, *, complaints: bool = True, seconds: float | None = None) -> list[Answer | Failure]:
         """Blocks until there is an answer, a failure, or a worker whose state has changed.
+
+        A worker that dies between two chunks of an episode is a failure as well.
 
         Args:
             complaints: Raise here what an environment says of its arguments, and leave its worker as it is. False makes
                 it a failure like any other: also a simulator that breaks may raise a `ValueError`.
+            seconds: Return after them at the latest; None waits for as long as it takes.
 
         Returns:
             Every answer and failure there is by now. The list is empty after other changes, such as a worker that is
-            :attr:`free` again after a restart.
+            :attr:`free` again after a restart, and after ``seconds``.
 
         Raises:
             RuntimeError: No command is pending, or an environment could not be built again.
@@ -201,6 +205,8 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         if self._error is None and not deadlines:
             raise RuntimeError("nothing is under way: start() an episode or send() a chunk before wait()")
         patience = 0.0 if self._error else max(0.0, min(deadlines) - time.monotonic())
+        if seconds is not None:
+            patience = min(patience, seconds)
         ready = connection.wait([worker.pipe for worker in self._workers], patience)
         results: list[Answer | Failure | None] = []
         for worker in self._workers:
@@ -322,14 +328,15 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         assert isinstance(message, Done) and worker.memory is not None
         answer = Answer(worker.index, worker.memory.read(), *message[1:])
         self._last[worker.index] = answer
+        worker.playing = not (answer.terminated or answer.truncated)
         return answer
 
     def _lose(self, worker: Worker, reason: str, error: Exception | None = None) -> Failure | None:
-        """Starts the process again; the failure of the pending command, None if there was none."""
+        """Starts the process again; the failure of its episode or command, None if there was none."""
         worker.failed_builds += not worker.built
         if worker.failed_builds >= MAX_BUILDS:
             raise RuntimeError(f"worker {worker.index} could not be built again, {MAX_BUILDS} times in a row: {reason}")
-        failure = Failure(worker.index, reason, error) if worker.pending is not None else None
+        failure = Failure(worker.index, reason, error) if worker.pending is not None or worker.playing else None
         self._restart(worker)
         return failure
 

@@ -18,6 +18,7 @@ from pcm_rl.evals.result_file import choose_file, head_of, write_result
 from pcm_rl.evals.scorecard import column_record, result_table, versions
 from pcm_rl.reports.console import table_console
 from pcm_rl.reports.films import film_tasks, require_video
+from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
@@ -225,6 +226,7 @@ def _roll_out(column: Column, policy_file: Path, protocol: Protocol, say: Callab
             device=config.device,
             task=column.split.task_of(column.states),
             greedy=protocol.greedy,
+            decisions=Decisions.of(config.rollouts),
         )
     say(f"{column.name}: {evaluation.line()}, {time.perf_counter() - started:.0f} s")
     if protocol.films and column.name == RUN_COLUMN:

@@ -76,6 +76,20 @@ class SamplesRows(Protocol):
 
 
 @runtime_checkable
+class PadsPrompts(SamplesRows, Protocol):
+    """A policy whose forward pass has another shape for a longer instruction.
+
+    With ``rollouts.decisions`` all forward passes have few shapes: rows of different padded lengths share none.
+    """
+
+    def padded_length(self, instruction: str) -> int:
+        """Length of the padded prompt, by this instruction alone."""
+
+    def padded(self) -> contextlib.AbstractContextManager[None]:
+        """Within it, prompts are padded to :meth:`padded_length`, and computed as padded ones."""
+
+
+@runtime_checkable
 class Acts(Protocol):
     """A policy that prepares its weights for many decisions."""
 

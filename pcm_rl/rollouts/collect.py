@@ -21,6 +21,7 @@ from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, GROUP
 from pcm_rl.policies.bins import check_reach
 from pcm_rl.policies.family import Acts
 from pcm_rl.rollouts.cut import Cut, Watch
+from pcm_rl.rollouts.decisions import AT_ONCE, Decisions
 from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.free_running import collect_from_workers
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, episode_outcomes, outcome
@@ -41,6 +42,7 @@ def collect_episodes(
     same_starts: bool = True,
     may_be_empty: bool = False,
     cut: Cut | None = None,
+    decisions: Decisions = AT_ONCE,
 ) -> TensorDict:
     """One episode from each initial state; the policy does not change meanwhile.
 
@@ -51,8 +53,9 @@ def collect_episodes(
     decided. The actions of chunk k of episode i are drawn with a seed made from i, k and one number from torch's global
     generator. The policy is called with one row at a time, so the rows depend neither on timing nor on the number of
     workers. A large policy with a method ``seeded(seeds)`` (OpenVLA) is called with the rows of all waiting workers
-    and draws each row with its seed; then timing affects only the rounding of a forward pass of one or several rows.
-    Other vector environments run synchronously: one call of the policy for all, with torch's global generator.
+    and draws each row with its seed; then timing affects only the rounding of a forward pass of one or several rows,
+    and not even that where ``decisions`` gives all forward passes one shape. Other vector environments run
+    synchronously: one call of the policy for all, with torch's global generator.
 
     An episode fails if its worker dies or hangs, its environment raises an error, or a reward or an observation that
     the policy reads is not finite. It is played again; where environments run synchronously all episodes are, so that
@@ -79,12 +82,15 @@ def collect_episodes(
         may_be_empty: Give no row, without any entry, where every group was dropped: other processes may have some.
         cut: When an episode ends as hopeless; rows then have :data:`~pcm_rl.episodes.OUTCOME`,
             :data:`~pcm_rl.episodes.CUT` and :data:`~pcm_rl.episodes.CUT_EXEMPT` too. None cuts none.
+        decisions: How many waiting workers a large policy decides for together, and how long they wait for each other.
 
     Returns:
         ``[M]`` rows, episodes in the order of ``init_state``, each ending with ``("next", "done")``. Episodes are
         numbered from 0 without gaps, also where groups are missing.
 
     Raises:
+        ConfigError: ``decisions`` has rows, and environment or policy is none of those that it is for; a
+            ``ValueError``.
         DifferentStarts: Episodes from one initial state begin with different observations; a ``ValueError``.
         FloatingPointError: The policy gave a log-prob or an action that is not finite; it names initial state and
             chunk.
@@ -107,13 +113,15 @@ def collect_episodes(
         )
     if cut is not None and len(cut.exempt) != len(init_state):
         raise ValueError(f"cut.exempt has {len(cut.exempt)} entries, expected {len(init_state)}: one for each episode")
+    decisions.check(env, policy)
     if isinstance(env.single_action_space, spaces.Box):
         check_reach(getattr(policy, "action_tokenizer", None), env.single_action_space)
     failures = Failures(max_tries, may_drop_all=may_be_empty)
     with policy.acting() if isinstance(policy, Acts) else contextlib.nullcontext():
         if isinstance(env, WorkerVectorEnv):
+            where = torch.device(device)
             rows = collect_from_workers(
-                env, policy, init_state, group, task=task, device=torch.device(device), failures=failures, cut=cut
+                env, policy, init_state, group, task=task, device=where, failures=failures, cut=cut, decisions=decisions
             )
         else:
             rows = _collect_in_step(env, policy, init_state, group, device, failures, cut)

@@ -18,6 +18,7 @@ from pcm_rl.episodes import CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 from pcm_rl.processes.exchange import number_episodes, refuse_nothing
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.rollouts.collect import Policy, collect_episodes, episode_outcomes
+from pcm_rl.rollouts.decisions import AT_ONCE, Decisions
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,7 @@ def evaluate(
     task: Tensor | None = None,
     greedy: bool = False,
     ranks: Ranks = ALONE,
+    decisions: Decisions = AT_ONCE,
 ) -> Evaluation:
     """Roll out ``policy`` from given initial states, in order, repeated where there are more episodes.
 
@@ -153,6 +155,7 @@ def evaluate(
         greedy: Take the most likely token each time instead of acting as in training; needs a policy that follows
             tensordict's ``interaction_type``, as all of TorchRL's do.
         ranks: The rollouts are split between these processes; each process gets the outcome of all.
+        decisions: As in :func:`~pcm_rl.rollouts.collect.collect_episodes`.
 
     Returns:
         The outcome of every completed episode; episodes whose simulator fails repeatedly are ``dropped``.
@@ -178,6 +181,7 @@ def evaluate(
             task=tasks[share],
             same_starts=False,
             may_be_empty=ranks.size > 1,
+            decisions=decisions,
         )
     rows = ranks.gather_rows(number_episodes(ranks, rows))
     refuse_nothing(rows)

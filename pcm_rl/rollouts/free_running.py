@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -15,10 +16,13 @@ from torch import Tensor
 from pcm_rl.envs.observation import Reader, observation_readers, read_observation
 from pcm_rl.envs.workers import Answer, Failure, WorkerVectorEnv
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE
-from pcm_rl.policies.family import SamplesRows
+from pcm_rl.policies.family import PadsPrompts, SamplesRows
 from pcm_rl.rollouts.cut import Cut, Watch
+from pcm_rl.rollouts.decisions import AT_ONCE, Decisions, Queue
 from pcm_rl.rollouts.failures import NOT_FINITE, Failures, not_finite
 from pcm_rl.rollouts.rows import Part, Policy, assemble, decide, outcome
+
+Pair = tuple["_Episode", Answer]  # an episode that waits for a decision upon its worker's answer
 
 
 @dataclass
@@ -82,10 +86,10 @@ def collect_from_workers(
     device: torch.device,
     failures: Failures,
     cut: Cut | None = None,
+    decisions: Decisions = AT_ONCE,
 ) -> TensorDict:
     """:func:`~pcm_rl.rollouts.collect.collect_episodes` for workers; ``failures`` says what follows from each."""
     base = int(torch.randint(2**62, ()))
-    readers = observation_readers(env.single_observation_space)
     tasks = [0] * len(init_state) if task is None else task.tolist()
     episodes = [
         _Episode(i, *fields) for i, fields in enumerate(zip(init_state.tolist(), group.tolist(), tasks, strict=True))
@@ -94,37 +98,94 @@ def collect_from_workers(
     watch = None if cut is None else Watch(cut, policy)
     env.cancel()  # commands that an interrupted caller may have left
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        while schedule.waiting or schedule.playing:
-            for worker in env.free:
-                if (episode := schedule.next(worker)) is not None:
-                    env.start(worker, {"init_state": episode.init_state})
-            ready: list[tuple[_Episode, Answer]] = []
-            for result in env.wait(complaints=False):
-                result = _read(env, policy, readers, result)
-                if isinstance(result, Failure):
-                    episode = schedule.failed(result)
-                    if watch is not None:
-                        watch.restart(episode.id)
-                    continue
-                episode = schedule.playing[result.worker]
-                _record(episode, result, watch)
-                ended = result.terminated or result.truncated
-                failures.completed |= ended
-                if ended or episode.group in schedule.dropped_groups:
-                    del schedule.playing[result.worker]
-                    continue
-                ready.append((episode, result))
-            for pairs in _calls(policy, ready):
-                seeds = [_seed_of(base, episode.id, len(episode.parts)) for episode, _ in pairs]
-                with _sampling(policy, seeds, device):
-                    chunks = _act(policy, pairs, device)
-                for (episode, answer), chunk in zip(pairs, chunks, strict=True):
-                    if watch is not None and watch.ends(episode.parts[-1], [episode.instruction])[0]:
-                        del episode.parts[-1], schedule.playing[answer.worker]  # the worker is free for another episode
-                        failures.completed = True
-                    else:
-                        env.send(answer.worker, chunk)
+        _Collection(env, policy, schedule, watch, Queue(decisions), device, base).play()
     return _rows(episodes, failures, group, watch)
+
+
+@dataclass
+class _Collection:
+    """Whose turn it is: workers that start, that have answered, and that get their next chunk."""
+
+    env: WorkerVectorEnv
+    policy: Policy
+    schedule: _Schedule
+    watch: Watch | None
+    queue: Queue[int, Pair]
+    device: torch.device
+    base: int  # of the seeds
+
+    def play(self) -> None:
+        """Play all episodes."""
+        readers = observation_readers(self.env.single_observation_space)
+        while self.schedule.waiting or self.schedule.playing:
+            self._start()
+            for result in self._results():
+                result = _read(self.env, self.policy, readers, result)
+                if isinstance(result, Failure):
+                    self._failed(result)
+                else:
+                    self._answered(result)
+            self._start()  # before a decision, which does not wait where nobody else can come
+            for pairs in _calls(self.policy, self._due()):
+                self._decide(pairs)
+
+    def _start(self) -> None:
+        for worker in self.env.free:  # also those that wait for a decision
+            if worker not in self.schedule.playing and (episode := self.schedule.next(worker)) is not None:
+                self.env.start(worker, {"init_state": episode.init_state})
+
+    @property
+    def _coming(self) -> int:
+        """Workers that execute something."""
+        return len(self.schedule.playing) - len(self.queue)
+
+    def _results(self) -> list[Answer | Failure]:
+        if not self._coming and self.queue:  # nobody else can come
+            return []
+        patience = self.queue.patience(time.monotonic(), self._coming)
+        return self.env.wait(complaints=False, seconds=patience)
+
+    def _failed(self, failure: Failure) -> None:
+        self.queue.drop(failure.worker)
+        if failure.worker not in self.schedule.playing:  # it was to play the rest of an episode that was cut
+            return
+        episode = self.schedule.failed(failure)
+        if self.watch is not None:
+            self.watch.restart(episode.id)
+
+    def _answered(self, answer: Answer) -> None:
+        episode = self.schedule.playing[answer.worker]
+        _record(episode, answer, self.watch)
+        ended = answer.terminated or answer.truncated
+        self.schedule.failures.completed |= ended
+        if ended or episode.group in self.schedule.dropped_groups:
+            del self.schedule.playing[answer.worker]
+            return
+        shape = _shape(self.policy, self.queue.decisions, episode)
+        self.queue.add(answer.worker, (episode, answer), time.monotonic(), shape)
+
+    def _due(self) -> list[Pair]:
+        """Those who are decided for now, without those whose group was dropped while they waited."""
+        due = []
+        for episode, answer in self.queue.take(time.monotonic(), self._coming):
+            if episode.group in self.schedule.dropped_groups:
+                del self.schedule.playing[answer.worker]
+            else:
+                due.append((episode, answer))
+        return due
+
+    def _decide(self, pairs: list[Pair]) -> None:
+        """One call of the policy, and what its workers do upon it."""
+        seeds = [_seed_of(self.base, episode.id, len(episode.parts)) for episode, _ in pairs]
+        rows = self.queue.decisions.rows
+        with _sampling(self.policy, seeds, self.device, rows):
+            chunks = _act(self.policy, pairs, self.device, rows)
+        for (episode, answer), chunk in zip(pairs, chunks, strict=True):
+            if self.watch is not None and self.watch.ends(episode.parts[-1], [episode.instruction])[0]:
+                del episode.parts[-1], self.schedule.playing[answer.worker]  # the worker is free for another episode
+                self.schedule.failures.completed = True
+            else:
+                self.env.send(answer.worker, chunk)
 
 
 def _read(
@@ -152,14 +213,21 @@ def _record(episode: _Episode, answer: Answer, watch: Watch | None) -> None:
         watch.executed(episode.parts[-1])
 
 
-def _calls(policy: Policy, ready: list[tuple[_Episode, Answer]]) -> list[list[tuple[_Episode, Answer]]]:
+def _shape(policy: Policy, decisions: Decisions, episode: _Episode) -> int | None:
+    """What tells rows apart that cannot share a forward pass of a fixed shape; None where it is not fixed."""
+    if decisions.rows is None or episode.instruction is None or not isinstance(policy, PadsPrompts):
+        return None
+    return policy.padded_length(episode.instruction)
+
+
+def _calls(policy: Policy, ready: list[Pair]) -> list[list[Pair]]:
     """The episodes of each call of the policy: all that wait if it samples each row with its own seed, else one."""
     if not ready:
         return []
     return [ready] if isinstance(policy, SamplesRows) else [[pair] for pair in ready]
 
 
-def _act(policy: Policy, pairs: list[tuple[_Episode, Answer]], device: torch.device) -> np.ndarray:
+def _act(policy: Policy, pairs: list[Pair], device: torch.device, rows: int | None) -> np.ndarray:
     """The next chunk of each episode, ``[n, L, D]``; starts its row."""
     count = torch.tensor([len(episode.parts) for episode, _ in pairs])
     part = decide(
@@ -169,6 +237,7 @@ def _act(policy: Policy, pairs: list[tuple[_Episode, Answer]], device: torch.dev
         init_state=torch.tensor([episode.init_state for episode, _ in pairs]),
         chunk=count,
         device=device,
+        rows=rows,
     )
     part |= {EPISODE: torch.tensor([episode.id for episode, _ in pairs]), CHUNK_ID: count}
     for i, (episode, _) in enumerate(pairs):
@@ -181,10 +250,12 @@ def _seed_of(*entropy: int) -> int:
 
 
 @contextlib.contextmanager
-def _sampling(policy: Policy, seeds: list[int], device: torch.device) -> Iterator[None]:
+def _sampling(policy: Policy, seeds: list[int], device: torch.device, rows: int | None) -> Iterator[None]:
     """Seed the policy's sampling; :func:`torch.manual_seed` would also seed devices that are not restored."""
     if isinstance(policy, SamplesRows):
-        with policy.seeded(seeds):
+        fill = [seeds[0]] * (rows - len(seeds)) if rows is not None else []
+        padded = rows is not None and isinstance(policy, PadsPrompts)
+        with policy.seeded([*seeds, *fill]), policy.padded() if padded else contextlib.nullcontext():
             yield
         return
     torch.default_generator.manual_seed(seeds[0])

@@ -42,8 +42,11 @@ def decide(
     init_state: Tensor,
     chunk: Tensor,
     device: str | torch.device,
+    rows: int | None = None,
 ) -> Part:
     """Asks the policy for a chunk in each of n environments.
+
+    Only what the policy writes is copied back from ``device``.
 
     Args:
         policy: Writes tokens, chunk and log-probs.
@@ -52,6 +55,7 @@ def decide(
         init_state: Initial states of the episodes, ``[n]``.
         chunk: Number of chunks executed so far, ``[n]``.
         device: Where the policy runs.
+        rows: Rows that the policy gets, at least n; the first one fills the rest. None is n.
 
     Returns:
         The observation, and the policy's entries: tokens, chunk and log-probs ``[n, L, D]`` and the rest of its
@@ -60,11 +64,15 @@ def decide(
     Raises:
         FloatingPointError: A log-prob or an action is not finite.
     """
-    inputs = TensorDict(dict(observation), batch_size=[len(instructions)])
+    number = len(instructions)
+    more = 0 if rows is None else rows - number
+    inputs = TensorDict({key: fill_up(value, more) for key, value in observation.items()}, [number + more])
     if instructions[0] is not None and listens(policy):
-        inputs.set(INSTRUCTION, NonTensorStack(*instructions))
+        inputs.set(INSTRUCTION, NonTensorStack(*instructions, *[instructions[0]] * more))
+    keys = dict.fromkeys((CHUNK, TOKENS, LOG_PROBS, *getattr(policy, "out_keys", ())))
     with torch.no_grad():
-        out = policy(inputs.to(device)).to("cpu")
+        out = policy(inputs.to(device)).select(*keys, strict=False)
+    out = (out[:number] if more else out).to("cpu")
     finite = torch.isfinite(out.get(LOG_PROBS)).flatten(1).all(1) & torch.isfinite(out.get(CHUNK)).flatten(1).all(1)
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
@@ -73,8 +81,12 @@ def decide(
             f"the policy gave a log-prob or an action that is not finite, in the episode from initial state "
             f"{int(init_state[row])}, chunk {int(chunk[row])}{task}; nothing was saved since the last checkpoint"
         )
-    keys = dict.fromkeys((CHUNK, TOKENS, LOG_PROBS, *getattr(policy, "out_keys", ())))
     return {**observation, **{key: out.get(key) for key in keys}}
+
+
+def fill_up(values: Tensor, more: int) -> Tensor:
+    """``[n, ...]`` -> ``[n + more, ...]``, the first one repeated."""
+    return torch.cat([values, values[:1].expand(more, *values.shape[1:])]) if more else values
 
 
 def outcome(reward: Any, terminated: Any, truncated: Any, action_is_pad: Any, success: Any) -> Part:

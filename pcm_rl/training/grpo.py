@@ -27,7 +27,7 @@ from pcm_rl.policies.family import Recomputes
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.training.build import make_credit, make_policy
 from pcm_rl.training.memory import wants_checkpointing
-from pcm_rl.training.probe import check_log_probs
+from pcm_rl.training.probe import check_log_probs, company_matters
 from pcm_rl.training.slots import pad_to_slots, with_slots
 
 
@@ -66,6 +66,10 @@ class GRPO:
     def probe(self, rows: TensorDict, acted: VLAWrapperBase, say: Callable[[str], None]) -> None:
         """Before the first update: check the log-probs that ``acted`` recorded, and whether a micro-batch fits."""
         check_log_probs(acted, rows)
+        if (number := self.config.rollouts.decisions) is not None:
+            change = company_matters(acted, rows, number)
+            found = "are the same, bit for bit" if change == 0.0 else f"change by up to {change:.1g}"
+            say(f"rollouts.decisions={number}: log-probs of rows that are decided among others {found}")
         if isinstance(self.policy, Recomputes):
             recompute, reason = wants_checkpointing(self.policy, rows, self.config)
             self.policy.set_checkpointing(recompute)

@@ -13,6 +13,7 @@ from pcm_rl.config import Config
 from pcm_rl.episodes import INSTRUCTION, PHASE, label_episodes
 from pcm_rl.processes.ranks import Ranks
 from pcm_rl.rollouts.collect import collect_episodes
+from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import phase_rule
 from pcm_rl.rollouts.initial_states import InitialStates
 from pcm_rl.rollouts.rows import listens
@@ -28,6 +29,7 @@ class Play:
         env: Its environments.
         states: Its initial states; each call takes the next ones.
         cuts: Which rollouts are cut.
+        decisions: How many rows are decided together.
         ranks: The processes that share a step.
     """
 
@@ -35,6 +37,7 @@ class Play:
     env: VectorEnv
     states: InitialStates
     cuts: Cuts
+    decisions: Decisions
     ranks: Ranks
 
     def __call__(self, policy: VLAWrapperBase, step: int) -> TensorDict:
@@ -59,6 +62,7 @@ class Play:
             same_starts=config.env.same_starts,
             may_be_empty=self.ranks.size > 1,
             cut=self.cuts.of(dealt + groups),
+            decisions=self.decisions,
         )
         if not len(rows):
             return rows

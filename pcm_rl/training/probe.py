@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import torch
@@ -11,8 +12,8 @@ from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config, ConfigError
-from pcm_rl.episodes import IS_PAD, LOG_PROBS, PHASE, TOKENS
-from pcm_rl.policies.family import TokenPolicy, bins_of
+from pcm_rl.episodes import INSTRUCTION, IS_PAD, LOG_PROBS, PHASE, TOKENS
+from pcm_rl.policies.family import Acts, PadsPrompts, TokenPolicy, bins_of
 from pcm_rl.processes.ranks import Ranks
 from pcm_rl.rollouts.first_look import Finding, first_look, look_at_phases
 
@@ -52,6 +53,38 @@ def check_log_probs(policy: VLAWrapperBase, rows: TensorDictBase, *, probes: int
             "the clipping wrong. Is the temperature, the image processing or the dtype another one in the update?"
         )
     return distance
+
+
+@torch.no_grad()
+def company_matters(policy: VLAWrapperBase, rows: TensorDictBase, number: int) -> float:
+    """Compute recorded log-probs again among other rows, in a forward pass of the shape that they were decided in.
+
+    On a CPU with one thread we found no difference. What a GPU's libraries do depends on the card and the shape.
+
+    Args:
+        policy: The policy that acted, with the same weights.
+        rows: ``[M]`` recorded rows.
+        number: Rows of every decision, ``rollouts.decisions``.
+
+    Returns:
+        The largest change of a log-prob; 0.0 where none changed by a bit.
+    """
+    texts = rows.get(INSTRUCTION, None)
+    index = torch.arange(len(rows))
+    if texts is not None and isinstance(policy, PadsPrompts):
+        told = texts.tolist()
+        told = [told] * len(rows) if isinstance(told, str) else told
+        lengths = torch.tensor([policy.padded_length(text) for text in told])
+        index = index[lengths == lengths[0]]
+    index = index[torch.linspace(len(index) - 1, 0, number).round().long()]  # backwards, from all episodes
+    again = rows[index].to(next(policy.parameters()).device)
+    with contextlib.ExitStack() as stack:
+        if isinstance(policy, Acts):
+            stack.enter_context(policy.acting())
+        if isinstance(policy, PadsPrompts):
+            stack.enter_context(policy.padded())
+        new = policy.get_dist(again.select(*policy.in_keys, strict=False)).log_prob(again.get(TOKENS))
+    return float((new - again.get(LOG_PROBS)).abs().max())
 
 
 def heed_first_look(

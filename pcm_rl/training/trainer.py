@@ -21,6 +21,7 @@ from pcm_rl.processes.launch import egl_line, joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
+from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
@@ -130,7 +131,9 @@ class Trainer:
         self.at_hand: TensorDictBase | None = None  # a few rows to try the policy on
         self.patience = Patience(config.patience)
         self.cuts = Cuts(self.grpo.config, self.env, self.grpo.credit)
-        self.play = Play(config, self.env, self.states, self.cuts, self.ranks)
+        self.decisions = Decisions.of(config.rollouts)
+        self.decisions.check(self.env, self.policy)
+        self.play = Play(config, self.env, self.states, self.cuts, self.decisions, self.ranks)
         self.ahead = Ahead(self.play, self.policy, self.states, device=config.device, overlap=config.rollouts.overlap)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at
@@ -242,7 +245,15 @@ class Trainer:
         self.ahead.settle()
         task, device = self.states.task_of(states), self.config.device
         return evaluate(
-            self.env, self.policy, states, episodes, seed=EVALUATION_SEED, device=device, task=task, ranks=self.ranks
+            self.env,
+            self.policy,
+            states,
+            episodes,
+            seed=EVALUATION_SEED,
+            device=device,
+            task=task,
+            ranks=self.ranks,
+            decisions=self.decisions,
         )
 
     # -- begin, save, resume, end -------------------------------------------------------------------------------------

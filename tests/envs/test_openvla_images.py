@@ -235,6 +235,16 @@ def test_it_runs_inside_of_a_vector_environment():
     envs.close()
 
 
+def test_workers_prepare_their_images_themselves(monkeypatch):
+    make = functools.partial(OpenVLAImages, Camera(draws_on_demand=False), size=16)
+    envs = chunked_vector_env(make, 1, chunk_length=4, context="fork")
+    monkeypatch.setattr(openvla_images, "openvla_image", None)  # here, not in the worker
+    observation, _ = envs.reset()
+    envs.close()
+    assert envs._nothing["image"].shape == (16, 16, 3)  # of what is shared with the worker
+    np.testing.assert_array_equal(observation["image"][0], openvla_image(noise(32, 32, 3), size=16))
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [

@@ -200,6 +200,25 @@ def test_a_killed_worker_is_noticed_also_when_idle_or_with_two_commands(forked):
     assert env.restarts == 1
 
 
+def test_who_waits_is_back_after_some_seconds_and_hears_of_deaths_between_chunks(forked, tmp_path):
+    env = forked(2, opened_by=str(tmp_path / "door"))
+    play(env, 0, WAITS)
+    pid = play(env, 1).info["pid"]  # its next chunk is not there yet
+    env.send(0, CHUNK)
+    assert env.wait(seconds=0.0) == [] and env.wait(seconds=0.01) == []
+    os.kill(pid, signal.SIGKILL)
+    assert env.wait() == [Failure(1, "killed by SIGKILL (out of memory?)")]
+    until_free(env, 1)
+    pid = play(env, 1).info["pid"]
+    (tmp_path / "door").touch()
+    assert until(env, 0).observation["state"][0] == 4
+    env.cancel()  # episodes are forgotten
+    os.kill(pid, signal.SIGKILL)
+    while env.restarts < 2:
+        env.start(0, {"init_state": 6})
+        assert all(result.worker == 0 for result in env.wait())
+
+
 def test_a_later_command_makes_the_earlier_answer_stale(forked):
     env = forked(1)
     for init_state in (3, 4, 5):

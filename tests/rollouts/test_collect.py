@@ -21,6 +21,7 @@ from pcm_rl.envs import chunked_vector_env
 from pcm_rl.episodes import FEATURES
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.rollouts.collect import collect_episodes, episode_outcomes
+from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.failures import Failures
 from pcm_rl.rollouts.free_running import _calls, _Episode, _Schedule
 
@@ -277,6 +278,25 @@ def test_its_rows_do_not_depend_on_who_is_asked_for_together(tmp_path):
             env.close()
     assert same(found[0], found[1]) and same(found[0], found[2])
     assert len(found[0]["vla_action", "chunk"].unique(dim=0)) == len(found[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*(is played again|is left out)")
+def test_who_waits_for_a_decision_leaves_with_its_group(tmp_path):
+    found = []
+    for number, folder, states, group in (
+        (3, tmp_path, STATES[[8, 0, 1, 2, 3]], [0, 0, 0, 1, 1]),  # HOPELESS, and others of its group
+        (1, None, STATES[[4, 5, 6, 2, 3]], [0, 0, 0, 1, 1]),
+    ):
+        env = workers(number, folder)
+        try:
+            torch.manual_seed(5)
+            decisions = Decisions(number, 60.0)  # two wait while the third one dies
+            rows = collect_episodes(env, DrawsRowByRow(), states, torch.tensor(group), max_tries=1, decisions=decisions)
+        finally:
+            env.close()
+        found.append(rows[rows["group_id"] == 1])
+    assert len(rows["group_id"].unique()) == 2 and found[0]["episode_id"].unique().tolist() == [0, 1]
+    assert torch.equal(found[0]["vla_action", "tokens"], found[1]["vla_action", "tokens"])
 
 
 def test_a_group_that_keeps_failing_is_left_out(undisturbed, sampler, tmp_path):

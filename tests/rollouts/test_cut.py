@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from pcm_rl.episodes import CHUNK_ID, CUT, CUT_EXEMPT, DONE, EPISODE, IS_PAD, OU
 from pcm_rl.policies import StateTokenPolicy
 from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.cut import Cut, cut_metrics, exempt_rollouts
+from pcm_rl.rollouts.decisions import AT_ONCE, Decisions
 from pcm_rl.rollouts.first_look import first_look
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*failed and is played again")
@@ -91,11 +93,11 @@ def greedy(sampler):
     return act
 
 
-def collected(policy, number, cut, workers=False, **options):
+def collected(policy, number, cut, workers=False, decisions=AT_ONCE, **options):
     env = vector(number, workers, **options)
     try:
         torch.manual_seed(5)
-        return collect_episodes(env, policy, STATES, GROUPS, cut=cut)
+        return collect_episodes(env, policy, STATES, GROUPS, cut=cut, decisions=decisions)
     finally:
         env.close()
 
@@ -150,6 +152,23 @@ def test_on_workers_every_episode_has_the_rows_of_an_uncut_one_up_to_its_cut(sam
         assert (tmp_path / "failed").exists()
         assert set(rows.keys(True, True)) == set(again.keys(True, True)) and len(rows) == len(again)
         assert all(torch.equal(rows[key], again[key]) for key in rows.keys(True, True))
+
+
+def test_workers_that_share_decisions_are_cut_alike(greedy, tmp_path):
+    class Sharing:
+        def __call__(self, batch):
+            assert len(batch) == 2
+            return greedy(batch)
+
+        def seeded(self, seeds):
+            return contextlib.nullcontext()
+
+    cut = Cut(chances, 0.05, 3, EXEMPT)
+    rows = collected(Sharing(), 1, cut, workers=True, decisions=Decisions(2))
+    assert bool((rows[CUT] & ~rows[CUT_EXEMPT]).any())
+    again = collected(Sharing(), 3, cut, True, Decisions(2, 0.005), folder=tmp_path, dies=True)
+    assert (tmp_path / "failed").exists() and len(rows) == len(again)
+    assert all(torch.equal(rows[key], again[key]) for key in rows.keys(True, True))
 
 
 def test_in_step_the_rows_are_those_of_an_uncut_run_up_to_the_first_cut(sampler):

@@ -13,7 +13,8 @@ from gymnasium import spaces
 from pcm_rl.config import ConfigError, EnvConfig
 from pcm_rl.envs.tabletop.env import TabletopVectorEnv
 from pcm_rl.episodes import label_episodes
-from pcm_rl.rollouts.environments import make_env, make_vector_env, phase_rule
+from pcm_rl.rollouts import environments as module
+from pcm_rl.rollouts.environments import _vector_env, make_env, make_vector_env, phase_rule
 
 FLATTEN, RESCALE = "gymnasium.wrappers:FlattenObservation", "gymnasium.wrappers:RescaleAction"
 
@@ -181,3 +182,14 @@ def test_a_gripper_rule_that_does_not_fit_is_named():
         phase_rule(EnvConfig(closed=f"{__name__}:number"))
     with pytest.raises(ValueError, match=r"gripper_index must lie in \[-3, 2\], got 7"):
         phases(EnvConfig(gripper_index=7, close_below=0.0), torch.zeros(2, 4, 3))
+
+
+def test_a_worker_builds_all_of_its_environment(monkeypatch):
+    """Also what prepares its images: nothing of it is left for the process of the policy."""
+    built = []
+    monkeypatch.setattr(module, "chunked_vector_env", lambda make, number, **options: built.append((make, options)))
+    _vector_env(EnvConfig(**GOAL, workers=True, images={"size": 16}))
+    ((make, options),) = built
+    assert options["workers"] and options["timeout"] == 120.0
+    with pytest.raises(ConfigError, match="expected a Dict with images"):  # Goal has none
+        make()

@@ -88,7 +88,7 @@ def episodes_of(won, group, told):
 def test_dropped_episodes_are_left_out_and_named(monkeypatch):
     """Six episodes of two tasks with ten states each; the simulators of the second and the last failed."""
 
-    def collect(env, policy, states, group, *, device, task, same_starts, may_be_empty):
+    def collect(env, policy, states, group, *, task, **more):
         assert states.tolist() == [3, 13, 5, 15, 3, 13] and task.tolist() == [0, 1, 0, 1, 0, 1]
         return episodes_of([True, False, True, False], [0, 2, 3, 4], "push")
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pcm_rl.training.probe import ProbeError, check_log_probs
+from pcm_rl.training.probe import ProbeError, check_log_probs, company_matters
 
 TEXTS = ["lift it", "put the bowl on the plate", "go", "lift it", "open the top drawer"]
 
@@ -46,3 +46,18 @@ def test_nan_is_not_passed(policy, make_batch):
     rows["vla_action", "log_probs"][0, 0] = torch.nan
     with pytest.raises(ProbeError, match="nan"):
         check_log_probs(policy, rows)
+
+
+@pytest.mark.parametrize("texts", [TEXTS, [TEXTS[0]] * 5])
+def test_whether_a_row_changes_among_others(make_openvla, record_openvla, texts):
+    policy = make_openvla(dtype=torch.bfloat16)
+    rows = torch.cat([_decided(policy, record_openvla, texts, place) for place in range(5)])
+    assert company_matters(policy, rows, 5) == 0.0
+    rows["vla_action", "log_probs"][0, 0] += 0.125
+    assert company_matters(policy, rows, 5) == 0.125
+
+
+def _decided(policy, record, texts, place):
+    """The row of ``texts[place]`` out of a batch of five of its padded length."""
+    with policy.padded():
+        return record(policy, [texts[place]] * 5, seed=place)[place : place + 1]

@@ -64,6 +64,7 @@ class OpenVLAPolicy(VLAWrapperBase):
 
     _records = False  # whether acting writes CRITIC_FEATURES
     source: Adapters | None = None  # adapters of others that the weights began with
+    _padded = False  # whether prompts are padded to few lengths
     _acting = False  # whether a collection has the adapters at hand
 
     def __init__(
@@ -145,7 +146,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         """Logits of the action tokens, divided by the temperature, ``[M, L, D, A]`` float32."""
         with self.precision():
             features = self._features(tensordict)
-            prompt, length = self.prompter.batch(self._instructions(tensordict))
+            prompt, length = self.prompter.batch(self._instructions(tensordict), padded=self._padded)
             logits = self.model(features, prompt.to(features.device), length, self._proprio(tensordict))
         return logits.unflatten(1, (self.chunk_size, self.action_dim)) / self.temperature
 
@@ -214,6 +215,19 @@ class OpenVLAPolicy(VLAWrapperBase):
         finally:
             self._seeds = []
 
+    def padded_length(self, instruction: str) -> int:
+        """Length of its prompt within :meth:`padded`, ids."""
+        return self.prompter.padded_length(instruction)
+
+    @contextlib.contextmanager
+    def padded(self) -> Iterator[None]:
+        """Within it, prompts are padded to :meth:`padded_length`: the shape of a forward pass is that of its rows."""
+        self._padded = True
+        try:
+            yield
+        finally:
+            self._padded = False
+
     def _sample_tokens(self, dist: Distribution, logits: Tensor) -> Tensor:
         if not self._seeds or (interaction_type() or self.default_interaction_type) != InteractionType.RANDOM:
             return super()._sample_tokens(dist, logits)
@@ -230,7 +244,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         """The last hidden state at the first action token's position, ``[M, H]`` float32."""
         with self.precision():
             features = self._features(tensordict)
-            prompt, length = self.prompter.batch(self._instructions(tensordict))
+            prompt, length = self.prompter.batch(self._instructions(tensordict), padded=self._padded)
             inputs = self.model.embed(features, prompt.to(features.device), length, self._proprio(tensordict))
             hidden: Tensor = self.model.language_model.model(*inputs)
         return critic_input(hidden[:, 0])

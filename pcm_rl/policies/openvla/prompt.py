@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 BOS = 1  # <s>
 SPACE = 29871  # the lone "▁" that ends every prompt OpenVLA was trained on
+STEP = 40  # of padded prompts; those of LIBERO's 130 tasks have 20 to 38 ids
 
 
 class Prompter:
@@ -44,15 +45,24 @@ class Prompter:
             self._known[instruction] = ids if ids[-1] == SPACE else [*ids, SPACE]
         return self._known[instruction]
 
-    def batch(self, instructions: Iterable[str]) -> tuple[Tensor, Tensor]:
+    def padded_length(self, instruction: str) -> int:
+        """The smallest multiple of :data:`STEP` that is above the prompt's length: there is always padding to mask."""
+        return (len(self.ids(instruction)) // STEP + 1) * STEP
+
+    def batch(self, instructions: Sequence[str], *, padded: bool = False) -> tuple[Tensor, Tensor]:
         """Prompts of several rows.
+
+        Args:
+            instructions: M.
+            padded: Pad to :meth:`padded_length`, not only to the longest prompt.
 
         Returns:
             Ids ``[M, N]`` int64, shorter prompts padded with zeros, and the length of each ``[M]``.
         """
         rows = [self.ids(instruction) for instruction in instructions]
         length = torch.tensor([len(row) for row in rows])
-        ids = torch.zeros(len(rows), int(length.max()), dtype=torch.int64)
+        longest = max(map(self.padded_length, instructions)) if padded else int(length.max())
+        ids = torch.zeros(len(rows), longest, dtype=torch.int64)
         for i, row in enumerate(rows):
             ids[i, : len(row)] = torch.tensor(row)
         return ids, length

@@ -92,3 +92,18 @@ def test_adapters_of_others_act_as_on_the_cpu(make_openvla, record_openvla, publ
     with torch.no_grad():
         expected, found = (policy.get_dist(rows.select(*policy.in_keys)).logits for policy in (near, far))
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_row_of_a_fixed_shape_depends_neither_on_its_place_nor_on_the_others(policy, record_openvla):
+    rows = record_openvla(policy, TEXTS[:2] + TEXTS[1:3])
+    policy.record_critic_features(True)
+    found = []
+    for order in ([0, 1, 2, 3], [3, 2, 0, 1], [2, 2, 2, 2]):
+        with torch.no_grad(), policy.seeded([5 + i for i in order]), policy.padded():
+            acted = policy(rows.select(*policy.in_keys)[torch.tensor(order)].to("cuda"))
+        place = order.index(2)
+        found.append(
+            [acted[key][place].cpu() for key in (*(("vla_action", k) for k in ("tokens", "log_probs")), FEATURES)]
+        )
+    for values in found[1:]:
+        assert all(torch.equal(value, expected) for value, expected in zip(values, found[0], strict=True))

@@ -7,7 +7,7 @@ import torch
 
 pytest.importorskip("tokenizers")
 
-from pcm_rl.policies.openvla.prompt import BOS, SPACE, Prompter
+from pcm_rl.policies.openvla.prompt import BOS, SPACE, STEP, Prompter
 
 
 @pytest.fixture
@@ -47,6 +47,21 @@ def test_a_batch_is_padded_behind(prompter):
     assert ids.shape == (3, int(length.max()))
     for row, n, text in zip(ids, length, texts, strict=True):
         assert row[:n].tolist() == prompter.ids(text) and not row[n:].any()
+
+
+def test_prompts_are_padded_to_few_lengths_and_never_to_none(prompter):
+    frame = len(prompter.ids("a")) - 1  # letters are tokens here
+    lengths = {}
+    for letters in range(1, 3 * STEP):
+        text = "a" * letters
+        assert len(prompter.ids(text)) == frame + letters
+        lengths[frame + letters] = prompter.padded_length(text)
+    assert all(0 < padded - length <= STEP and padded % STEP == 0 for length, padded in lengths.items())
+    texts = ["lift it", "put the bowl on the plate and the plate on the stove"]
+    ids, length = prompter.batch(texts, padded=True)
+    assert ids.shape == (2, prompter.padded_length(texts[1]))
+    assert length.tolist() == [len(prompter.ids(text)) for text in texts]
+    assert prompter.batch(texts[:1], padded=True)[0].shape == (1, prompter.padded_length(texts[0]))
 
 
 def test_another_beginning_is_refused(openvla_folder, tmp_path):
