@@ -221,6 +221,21 @@ def flops_per_chunk(sizes: ModelSizes, ids: int) -> dict[str, int]:
     return counts
 
 
+def flops_of_rows(variant: str, sizes: ModelSizes, ids: Tensor, *, checkpointing: bool) -> int:
+    """Of an update of rows whose prompts have ``ids [R]`` tokens; what pads a micro-batch is not counted."""
+    lengths, rows = ids.unique(return_counts=True)
+    counted = zip(lengths.tolist(), rows.tolist(), strict=True)
+    return sum(
+        flops_of(variant, number, flops_per_chunk(sizes, length), checkpointing=checkpointing)
+        for length, number in counted
+    )
+
+
+def prompt_ids(policy: OpenVLAPolicy, rows: TensorDictBase) -> Tensor:
+    """Length of each row's prompt, ``[R]`` int64."""
+    return torch.tensor([len(policy.prompter.ids(text)) for text in rows.get(INSTRUCTION).tolist()])
+
+
 def flops_of(variant: str, chunks: int, counts: dict[str, int], *, checkpointing: bool) -> int:
     """Of a whole update of ``chunks`` chunks, by the count of one."""
     name = "whole" if variant == "simplevla-style" else "ours"
@@ -318,12 +333,19 @@ def main() -> None:
         "pcm": lambda: ours(policy, config, kept),
     }
     chosen = [name for name in options.variants.split(",") if not (name == "clip-ppo-loss" and options.checkpointing)]
-    counts = flops_per_chunk(policy.checkpoint.sizes, len(policy.prompter.ids(INSTRUCTIONS[1])))
+    told = {
+        name: prompt_ids(policy, {"simplevla-style": padded, "full-padded": padded, "pcm": kept}.get(name, valid))
+        for name in {*chosen, "pcm"}
+    }
+    flops_by = {
+        name: flops_of_rows(name, policy.checkpoint.sizes, ids, checkpointing=options.checkpointing)
+        for name, ids in told.items()
+    }
     costs = measure(policy, {name: make[name]() for name in chosen}, options.repeats)
     peak = next((v for k, v in PEAK.items() if policy.mean.is_cuda and k in torch.cuda.get_device_name()), None)
     table = []
     for name, (rows, update_s, activation) in costs.items():
-        flops = flops_of(name, rows, counts, checkpointing=options.checkpointing)
+        flops = flops_by[name]
         table.append(
             {
                 "variant": name,
@@ -339,9 +361,7 @@ def main() -> None:
                 "tflop": round(flops / 1e12, 3),
                 "share_of_peak": "" if peak is None else round(flops / update_s / peak, 4),
                 "activation_mib": round(activation / 2**20, 1),
-                "flop_over_pcm": round(
-                    flops / flops_of("pcm", len(kept), counts, checkpointing=options.checkpointing), 2
-                ),
+                "flop_over_pcm": round(flops / flops_by["pcm"], 2),
                 "time_over_pcm": round(update_s / costs["pcm"][1], 2) if "pcm" in costs else "",
                 "activations_over_pcm": round(activation / costs["pcm"][2], 2) if "pcm" in costs else "",
             }
