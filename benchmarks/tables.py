@@ -25,6 +25,8 @@ from cells import Scores, difference, mean_and_error, short
 from common import RESULTS, by_run, read_comparison, read_csv
 
 from pcm_rl.compare.tables import area_under_curve
+from pcm_rl.plan.levers import what_helps
+from pcm_rl.plan.run import Request, make_plan
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
@@ -339,6 +341,40 @@ def outcome(row: Row) -> str:
     return "equal" if row.get("lost") == "False" or row.get("equal") == "True" else "lost"
 
 
+def plan_check() -> list[list[str]]:
+    """Predictions of ``pcm-rl plan`` beside what was measured: the range of the errors of each part."""
+    errors: dict[tuple[str, str], list[float]] = defaultdict(list)
+    missed: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in read_csv("plan_check"):
+        part = row["part"], row["constants from"]
+        errors[part].append(float(row["error"]))
+        missed[part] += [f"{row['what']} ({float(row['error']):+.0%})"] if row["why"] else []
+    table = [["what", "constants from", "predictions", "error", "off by more than 15 %"]]
+    for part, found in errors.items():
+        table.append([*part, str(len(found)), f"{min(found):+.0%} to {max(found):+.0%}", ", ".join(missed[part])])
+    return table
+
+
+def plan() -> list[list[str]]:
+    """A step on one card by the defaults of ``pcm-rl plan``."""
+    table = [["method", "chunks in the update", "rollout, s", "update, s", "step, s", "gain", "binds"]]
+    for step in make_plan(Request(cards=[1])).steps:
+        name = f"`{step.method}`" + (f", B = {step.budget}" if step.budget else "")
+        seconds = [f"{value:.3g}" for value in (step.rollout_s, step.update_s, step.seconds)]
+        table.append([name, str(step.chunks), *seconds, f"{step.gain:.2f}", step.binds])
+    return table
+
+
+def plan_helps() -> list[list[str]]:
+    """What would shorten that step with ``pcm``."""
+    made = make_plan(Request(cards=[1]))
+    now, *levers = what_helps(made.workload, made.simulators, made.costs, made.columns[1], 1)
+    table = [["change", "step, s", "times as fast"]]
+    for lever in sorted(levers, key=lambda lever: lever.seconds):
+        table.append([lever.what, f"{lever.seconds:.3g}", f"{now.seconds / lever.seconds:.2f}"])
+    return table
+
+
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
@@ -347,6 +383,9 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "credit-phases-toy": functools.partial(credit_phases, "toy"),
     "credit-phases-libero": functools.partial(credit_phases, "libero"),
     "peers": peers,
+    "plan": plan,
+    "plan-check": plan_check,
+    "plan-helps": plan_helps,
     "peers-prices": prices,
     "reliability": reliability,
 }

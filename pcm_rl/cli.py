@@ -1,4 +1,4 @@
-"""The command line: ``pcm-rl train|check|demos|sft|eval|compare|profile|plot``."""
+"""The command line: ``pcm-rl train|check|plan|demos|sft|eval|compare|profile|plot|export``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from pcm_rl.config import METHODS, Config, ConfigError, load_config, load_run_config, save_config
+from pcm_rl.plan.figures import CARDS, CARDS_SHOWN, MEASURED
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
 
@@ -194,12 +195,21 @@ def _profile(options: argparse.Namespace) -> None:
                 "no group had both outcomes in 5 batches; give policy.init of a policy between 0 and 100 %"
             )
         memory = memory_lines(trainer.policy, batch)
-        trainer.grpo.probe(rows, trainer.say)  # decides on recomputation, as before the first update
+        trainer.grpo.probe(rows, trainer.policy, trainer.say)  # decides on recomputation, as before the first update
     # the cost of an update does not depend on the advantages
     named_methods = {name: method for name, method in METHODS.items() if method.advantage == "group"}
     costs = profile_update(trainer.policy, batch, trainer.grpo.config, methods=compared_methods(config) | named_methods)
     table_console().print(update_cost_table([cost.as_dict() for cost in costs]))
     print("\n".join([*time_lines(costs, rollout_s, config), *memory]))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from pcm_rl.plan.run import Request, plan
+
+    request = Request(
+        options.config, options.from_run, options.card, options.methods, options.cards, tuple(options.overrides)
+    )
+    plan(request, as_json=options.json)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -298,6 +308,7 @@ def _parser() -> argparse.ArgumentParser:
         ("profile", _profile, "update time and activation memory of every method on one batch"),
     ):
         command(name, run, text).add_argument("overrides", nargs="*", help=_KEYS)
+    _add_plan(command)
     _add_eval(command)
     _add_compare(command)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
@@ -309,6 +320,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--push", metavar="OWNER/NAME", help="also upload the folder to the Hugging Face hub, as private")
     sub.add_argument("--public", action="store_true", help="upload it for everyone")
     return parser
+
+
+def _add_plan(command: Callable[..., argparse.ArgumentParser]) -> None:
+    sub = command("plan", _plan, "seconds of a step by method and number of cards, what binds, and what would help")
+    sub.add_argument("--from", dest="from_run", metavar="RUN", help="take the seconds that this run has measured")
+    sub.add_argument("--card", choices=CARDS, help=f"whose peak, memory and bandwidth count; default {MEASURED}")
+    sub.add_argument(
+        "--methods", type=lambda text: text.split(",") if text else [], metavar="A,B:4,...",
+        help="beside full-valid and the recipe's own; the number is a budget",
+    )  # fmt: skip
+    sub.add_argument("--cards", type=_numbers, default=CARDS_SHOWN, metavar="1,2,...", help="numbers of cards")
+    sub.add_argument("--json", action="store_true", help="as JSON")
+    text = "figures such as simulators.chunk_s=0.1 card.peak_tflops=400 (see docs/plan.md), and overrides of the recipe"
+    sub.add_argument("overrides", nargs="*", help=text)
 
 
 def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:

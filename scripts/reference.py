@@ -1,4 +1,4 @@
-"""Write the generated parts of the documents: options, public names, metrics.
+"""Write the generated parts of the documents: options, figures of a plan, public names, metrics.
 
     python scripts/reference.py            writes them (make reference)
     python scripts/reference.py --check    says which are not as the code has them, and fails
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pcm_rl.config import Config
+from pcm_rl.plan.options import SECTIONS
 from pcm_rl.reports.columns import evaluation_table, metrics_table
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -65,6 +66,11 @@ def _cell(text: str) -> str:
     return text.replace("``", "`").replace("|", "\\|")
 
 
+def figures() -> str:
+    """Every figure of a plan."""
+    return "\n\n".join(table for section, cls in SECTIONS.items() for table in _sections(cls, f"{section}."))
+
+
 def names() -> str:
     """Public names by module: signature and first sentence."""
     return "\n\n".join(_module(name) for name in PUBLIC)
@@ -103,6 +109,7 @@ def _first_sentence(value: Any) -> str:
 
 GENERATED: dict[str, tuple[str, Callable[[], str]]] = {
     "options": ("configuration.md", options),
+    "plan": ("plan.md", figures),
     "names": ("api.md", names),
     "metrics": ("metrics.md", metrics_table),
     "evaluation": ("metrics.md", evaluation_table),

@@ -13,10 +13,11 @@ leave the CPU's random state alone. It counts copies between host and device, an
         ...
         print(log.report())  # waits and copies by the line of code that caused them
 
-``fake_cuda(meta=True)`` keeps no numbers: a 7B costs nothing, operations and saved tensors can be counted, ``.item()``
-fails. ``torch.cuda.memory_allocated`` and its peak are the sum of the storages that live (no allocator's gaps, no
-workspaces). Not simulated: streams and races, speed, kernels (numbers are the CPU's), several GPUs, NCCL,
-torch.compile, CUDA graphs. It rests on private parts of torch.
+``fake_cuda(devices=2)`` has two of them: ``cuda`` means the current one, each has its own memory and random state, and
+an operation on tensors of both is refused. ``fake_cuda(meta=True)`` keeps no numbers: a 7B costs nothing, operations
+and saved tensors can be counted, ``.item()`` fails. ``torch.cuda.memory_allocated`` and its peak are the sum of the
+storages that live (no allocator's gaps, no workspaces). Not simulated: streams and races, speed, kernels (numbers are
+the CPU's), NCCL, torch.compile, CUDA graphs. It rests on private parts of torch.
 """
 
 from __future__ import annotations
@@ -39,7 +40,6 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map
 
 aten = torch.ops.aten
-CUDA = torch.device("cuda", 0)
 MEMORY = 79 * 2**30  # of an H100
 _KERNELS = {
     one: torch._decomp.decomposition_table[one]
@@ -94,18 +94,18 @@ class DeviceError(RuntimeError):
 
 
 class FakeCuda(torch.Tensor):
-    """A tensor that says ``cuda:0``; ``elem`` has its numbers, on the CPU (or on meta)."""
+    """A tensor that says ``cuda:i``; ``elem`` has its numbers, on the CPU (or on meta)."""
 
     elem: Tensor
 
     @staticmethod
-    def __new__(cls, elem: Tensor) -> FakeCuda:
-        self = torch.Tensor._make_wrapper_subclass(
-            cls, elem.size(), strides=elem.stride(), storage_offset=elem.storage_offset(), dtype=elem.dtype, device=CUDA
-        )
+    def __new__(cls, elem: Tensor, index: int) -> FakeCuda:
+        layout = {"strides": elem.stride(), "storage_offset": elem.storage_offset(), "dtype": elem.dtype}
+        on = torch.device("cuda", index)
+        self = torch.Tensor._make_wrapper_subclass(cls, elem.size(), **layout, device=on)
         self.elem = elem
         if _active is not None:
-            _active.hold(elem.untyped_storage())
+            _active.cards[index].hold(elem.untyped_storage())
         return self
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -125,12 +125,12 @@ class FakeCuda(torch.Tensor):
     def untyped_storage(self) -> Any:
         return self.elem.untyped_storage()
 
-    def __tensor_flatten__(self) -> tuple[list[str], None]:
-        return ["elem"], None
+    def __tensor_flatten__(self) -> tuple[list[str], int]:
+        return ["elem"], self.device.index
 
     @staticmethod
-    def __tensor_unflatten__(inner: dict[str, Tensor], *_: Any) -> FakeCuda:
-        return FakeCuda(inner["elem"])
+    def __tensor_unflatten__(inner: dict[str, Tensor], index: int, *_: Any) -> FakeCuda:
+        return FakeCuda(inner["elem"], index)
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -183,15 +183,16 @@ def _where() -> str:
     return " < ".join(f"{os.sep.join(f.filename.split(os.sep)[-2:])}:{f.lineno}" for f in reversed(mine[-2:]))
 
 
-class _Device:
-    """The dispatcher behind both the tensors and the mode."""
+class _Card:
+    """Memory and random state of one device."""
 
-    def __init__(self, log: Log, meta: bool) -> None:
-        self.log, self.meta, self.hook, self.asked = log, meta, None, None
+    def __init__(self) -> None:
         self.random = torch.Generator().manual_seed(torch.initial_seed() % 2**63).get_state()
-
         self.live: dict[int, int] = {}
         self.memory = self.peak = 0
+
+    def seed(self, seed: int) -> None:
+        self.random = torch.Generator().manual_seed(int(seed) % 2**63).get_state()
 
     def hold(self, storage: Any) -> None:
         """Count a storage until nobody has it any more."""
@@ -203,6 +204,26 @@ class _Device:
 
     def _drop(self, key: int) -> None:
         self.memory -= self.live.pop(key, 0)
+
+
+class _Device:
+    """The dispatcher behind both the tensors and the mode."""
+
+    def __init__(self, log: Log, meta: bool, devices: int) -> None:
+        self.log, self.meta, self.hook, self.asked = log, meta, None, None
+        self.cards = [_Card() for _ in range(devices)]
+        self.current = 0
+
+    def index(self, device: Any = None) -> int:
+        """Number of a device; the current one where none is named."""
+        index = device if isinstance(device, int) else None if device is None else torch.device(device).index
+        index = self.current if index is None else index
+        if index >= len(self.cards):
+            raise DeviceError(f"cuda:{index}: there are {len(self.cards)} devices")
+        return index
+
+    def card(self, device: Any = None) -> _Card:
+        return self.cards[self.index(device)]
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         flat = [x for x in tree_flatten((args, kwargs))[0] if isinstance(x, Tensor)]
@@ -216,8 +237,9 @@ class _Device:
         generator = kwargs.get("generator")
         if generator is not None and not (isinstance(self.asked, _Generator) and self.asked.device.type == "cuda"):
             raise DeviceError(f"{func}: Expected a 'cuda' device type for generator but found 'cpu'")
+        index = self.index(device) if target == "cuda" else next((x.device.index for x in flat if _fake(x)), None)
         if func in COPIES:
-            out = self._copy(func, args, kwargs, target)
+            out = self._copy(func, args, kwargs, target, index)
         else:
             self._check(func, name, args, flat)
             leaves = tree_map(lambda x: x.elem if isinstance(x, FakeCuda) else self._inner(x), (args, kwargs))
@@ -229,13 +251,13 @@ class _Device:
                 leaves[1]["generator"] = generator
             kernel = _KERNELS.get(func, func)
             result = (
-                self._draw(func, leaves)
+                self._draw(func, leaves, index)
                 if torch.Tag.nondeterministic_seeded in func.tags
                 else kernel(*leaves[0], **leaves[1])
             )
             keep = target is not None and target != "cuda"
             out = tree_map(
-                lambda x: FakeCuda(x) if isinstance(x, Tensor) and not isinstance(x, FakeCuda) and not keep else x,
+                lambda x: FakeCuda(x, index) if isinstance(x, Tensor) and not _fake(x) and not keep else x,
                 result,
             )
             if here:
@@ -247,7 +269,7 @@ class _Device:
     def _inner(self, x: Any) -> Any:
         return x.to("meta") if self.meta and isinstance(x, Tensor) and x.device.type == "cpu" else x
 
-    def _copy(self, func: Any, args: Any, kwargs: dict[str, Any], target: str | None) -> Any:
+    def _copy(self, func: Any, args: Any, kwargs: dict[str, Any], target: str | None, index: int) -> Any:
         source = args[1] if func is not aten._to_copy.default else args[0]
         to_cuda = (
             isinstance(args[0], FakeCuda)
@@ -266,10 +288,10 @@ class _Device:
             options = {k: v for k, v in kwargs.items() if k not in ("device", "pin_memory", "non_blocking")}
             moved = raw.to("meta" if self.meta else "cpu")
             moved = aten._to_copy.default(moved, **options)  # a copy even where nothing changes, as between devices
-            return FakeCuda(moved) if to_cuda else moved
+            return FakeCuda(moved, index) if to_cuda else moved
         mine = args[0].elem if isinstance(args[0], FakeCuda) else args[0]
         out = func(mine, raw.to(mine.device), *args[2:])
-        return args[0] if func is aten.copy_.default else FakeCuda(out) if to_cuda else out
+        return args[0] if func is aten.copy_.default else FakeCuda(out, index) if to_cuda else out
 
     def _check(self, func: Any, name: str, args: Any, flat: list[Tensor]) -> None:
         cpu = [x for x in flat if not isinstance(x, FakeCuda) and x.device.type == "cpu"]
@@ -286,22 +308,26 @@ class _Device:
                 cpu = [x for x in cpu if not any(x is one for one in index)]
         if torch.Tag.pointwise in func.tags or name in SCALARS_TOO:
             cpu = [x for x in cpu if x.ndim]
-        if cpu and any(isinstance(x, FakeCuda) for x in flat):
+        if (cpu and any(map(_fake, flat))) or len({x.device for x in flat if _fake(x)}) > 1:
             shapes = ", ".join(f"{tuple(x.shape)} on {x.device}" for x in flat[:6])
             raise DeviceError(f"{func}: Expected all tensors to be on the same device, got {shapes}")
         if name in WAITING or (name == "repeat_interleave" and func is aten.repeat_interleave.Tensor):
             self.log.add("sync", func)
 
-    def _draw(self, func: Any, leaves: Any) -> Any:
+    def _draw(self, func: Any, leaves: Any, index: int) -> Any:
         if leaves[1].get("generator") is not None:
             return func(*leaves[0], **leaves[1])
         before = torch.default_generator.get_state()
-        torch.default_generator.set_state(self.random)
+        torch.default_generator.set_state(self.cards[index].random)
         try:
             return func(*leaves[0], **leaves[1])
         finally:
-            self.random = torch.default_generator.get_state()
+            self.cards[index].random = torch.default_generator.get_state()
             torch.default_generator.set_state(before)
+
+
+def _fake(x: Any) -> bool:
+    return isinstance(x, FakeCuda)
 
 
 def _mutates(func: Any) -> bool:
@@ -317,6 +343,14 @@ class _Factories(TorchDispatchMode):
         return _active.run(func, args, kwargs or {})
 
 
+def _with_index(value: Any) -> Any:
+    """``cuda`` is the current device, which torch would ask the driver for."""
+    named = value == "cuda" if isinstance(value, str) else isinstance(value, torch.device) and value.type == "cuda"
+    if named and _active is not None and torch.device(value).index is None:
+        return torch.device("cuda", _active.current)
+    return value
+
+
 class _Bindings(TorchFunctionMode):
     """What asks the driver before it dispatches.
 
@@ -325,6 +359,10 @@ class _Bindings(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is not torch.device:
+            args, kwargs = tuple(map(_with_index, args)), {key: _with_index(value) for key, value in kwargs.items()}
+        if func is torch.Tensor.cuda and len(args) == 1 and _active is not None:
+            return args[0].to(torch.device("cuda", _active.current))
         if _active is not None and kwargs.get("generator") is not None:
             _active.asked = kwargs["generator"]
         if func is torch.Tensor.backward:
@@ -334,11 +372,13 @@ class _Bindings(TorchFunctionMode):
             func in (torch.tensor, torch.as_tensor, torch.asarray)
             and torch.device(kwargs.get("device") or "cpu").type == "cuda"
         ):
-            return func(*args, **{**kwargs, "device": "cpu"}).to(CUDA)
+            return func(*args, **{**kwargs, "device": "cpu"}).to(kwargs["device"])
         if func is torch.Tensor.tolist and isinstance(args[0], FakeCuda):
             return args[0].cpu().tolist()
         if func is torch.Tensor.new_tensor and isinstance(args[0], FakeCuda):
-            return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype).to(kwargs.get("device") or CUDA)
+            return torch.tensor(args[1], dtype=kwargs.get("dtype") or args[0].dtype).to(
+                kwargs.get("device") or args[0].device
+            )
         if func is torch.nn.functional.scaled_dot_product_attention and isinstance(args[0], FakeCuda):
             if torch.is_autocast_enabled("cuda"):
                 dtype = torch.get_autocast_dtype("cuda")
@@ -349,7 +389,7 @@ class _Bindings(TorchFunctionMode):
                 mask = kwargs.get("attn_mask")
                 if mask is None and not gqa:
                     return aten._scaled_dot_product_flash_attention(*args[:3])[0]
-                bias = torch.zeros(mask.shape, dtype=args[0].dtype, device=CUDA).expand(
+                bias = torch.zeros(mask.shape, dtype=args[0].dtype, device=args[0].device).expand(
                     -1, args[0].shape[1], args[0].shape[2], -1
                 )
                 return aten._scaled_dot_product_efficient_attention(*args[:3], bias, args[0].requires_grad)[0]
@@ -358,7 +398,7 @@ class _Bindings(TorchFunctionMode):
                 key, value = (one.repeat_interleave(query.shape[-3] // key.shape[-3], -3) for one in (key, value))
             mask = kwargs.pop("attn_mask", None)
             if mask is not None and mask.dtype == torch.bool:
-                mask = torch.zeros(mask.shape, dtype=query.dtype, device=CUDA).masked_fill(~mask, -torch.inf)
+                mask = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, -torch.inf)
             attention = aten._scaled_dot_product_flash_attention_for_cpu  # keeps as little as the one on a GPU
             return attention(query, key, value, attn_mask=mask, **kwargs)[0]
         return func(*args, **kwargs)
@@ -376,14 +416,23 @@ class _Generator(torch.Generator):
 
     @property
     def device(self) -> torch.device:  # type: ignore[override]
-        return CUDA if self._on.type == "cuda" else self._on
+        if self._on.type != "cuda" or _active is None:
+            return self._on
+        return torch.device("cuda", _active.index(self._on))
 
 
-class _OnDevice(contextlib.nullcontext):
+class _OnDevice:
     """``torch.cuda.device``."""
 
-    def __init__(self, *_: Any) -> None:
-        super().__init__()
+    def __init__(self, device: Any) -> None:
+        assert _active is not None
+        self._index, self._before = _active.index(device), _active.current
+
+    def __enter__(self) -> None:
+        _active.current = self._index  # type: ignore[union-attr]
+
+    def __exit__(self, *_: object) -> None:
+        _active.current = self._before  # type: ignore[union-attr]
 
 
 class _Stream:
@@ -403,28 +452,33 @@ class _Stream:
 
 
 def _patches(device: _Device) -> list[Any]:
+    card = device.card
+
+    def waits(on: Any = None) -> None:
+        device.log.counts["sync", f"{_where()} [synchronize cuda:{device.index(on)}]"] += 1
+
     cuda = {
         "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "set_device": lambda *_: None,
+        "device_count": lambda: len(device.cards),
+        "current_device": lambda: device.current,
+        "set_device": lambda on: setattr(device, "current", device.index(on)),
         "_lazy_init": lambda: None,
         "is_initialized": lambda: True,
         "is_bf16_supported": lambda *_, **__: True,
         "get_device_name": lambda *_: "fake CUDA device",
         "get_device_capability": lambda *_: (9, 0),
-        "get_rng_state": lambda *_: device.random.clone(),
+        "get_rng_state": lambda on="cuda": card(on).random.clone(),
         "empty_cache": lambda: None,
-        "synchronize": lambda *_: device.log.counts.update([("sync", _where() + " [synchronize]")]),
+        "synchronize": waits,
         "is_current_stream_capturing": lambda: False,
-        "set_rng_state": lambda state, *_: setattr(device, "random", state.clone()),
-        "memory_allocated": lambda *_: device.memory,
-        "memory_reserved": lambda *_: device.memory,
-        "max_memory_allocated": lambda *_: device.peak,
-        "reset_peak_memory_stats": lambda *_: setattr(device, "peak", device.memory),
-        "mem_get_info": lambda *_: (MEMORY - device.memory, MEMORY),
-        "manual_seed_all": lambda s: device_seed(device, s),
-        "manual_seed": lambda s: device_seed(device, s),
+        "set_rng_state": lambda state, on="cuda": setattr(card(on), "random", state.clone()),
+        "memory_allocated": lambda on=None: card(on).memory,
+        "memory_reserved": lambda on=None: card(on).memory,
+        "max_memory_allocated": lambda on=None: card(on).peak,
+        "reset_peak_memory_stats": lambda on=None: setattr(card(on), "peak", card(on).memory),
+        "mem_get_info": lambda on=None: (MEMORY - card(on).memory, MEMORY),
+        "manual_seed_all": lambda seed: [one.seed(seed) for one in device.cards],
+        "manual_seed": lambda seed: card().seed(seed),
         "device": _OnDevice,
         "Event": _Stream,
         "current_stream": _Stream,
@@ -436,10 +490,6 @@ def _patches(device: _Device) -> list[Any]:
         mock.patch.object(torch.cuda.random, n, cuda[n]) for n in ("get_rng_state", "set_rng_state", "manual_seed_all")
     ]
     return [*patches, mock.patch.object(torch, "Generator", _Generator)]
-
-
-def device_seed(device: _Device, seed: int) -> None:
-    device.random = torch.Generator().manual_seed(int(seed) % 2**63).get_state()
 
 
 class _Saved:
@@ -511,11 +561,11 @@ _backwards = itertools.count(1)
 
 
 @contextlib.contextmanager
-def fake_cuda(*, meta: bool = False):
-    """Within it there is one CUDA device; gives a :class:`Log`."""
+def fake_cuda(*, meta: bool = False, devices: int = 1):
+    """Within it there are CUDA devices, at first one; gives a :class:`Log`."""
     global _active
     log = Log()
-    device = _Device(log, meta)
+    device = _Device(log, meta, devices)
     torch._C._ensureCUDADeviceGuardSet()  # one that does not ask the driver
     overwrite = torch.__future__.get_overwrite_module_params_on_conversion()
     with contextlib.ExitStack() as stack:

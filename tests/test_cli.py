@@ -44,6 +44,9 @@ def test_train_eval_plot_resume(run, capsys):
     assert main(["plot", path]) == 0 and (folder / "run" / "report.html").is_file()
     assert main(["train", "--resume", path, "steps=2"]) == 0
     assert "step    2/2" in capsys.readouterr().out
+    assert main(["plan", "--from", path, "--cards", "1,2", "groups=4"]) == 0
+    out = capsys.readouterr().out
+    assert "seconds measured in 2 steps" in out and "24 rollouts a step instead of 12 make this rough" in out
 
 
 def test_eval_options(run, capsys):

@@ -13,6 +13,7 @@ import pytest
 
 from pcm_rl.cli import _parse, main
 from pcm_rl.config import load_config
+from pcm_rl.plan.options import split_options
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -89,7 +90,8 @@ def check_options(page: Path, arguments: list[str]) -> None:
     config = getattr(options, "config", None)
     if hasattr(options, "overrides") and not getattr(options, "resume", None) and not hasattr(options, "folder"):
         assert config is None or Path(config).is_file() or config in files_of(page), config
-        load_config(config if config and Path(config).is_file() else None, options.overrides)
+        overrides = split_options(options.overrides)[1] if arguments[0] == "plan" else options.overrides
+        load_config(config if config and Path(config).is_file() else None, overrides)
 
 
 def files_of(page: Path) -> dict[str, str]:

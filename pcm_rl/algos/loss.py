@@ -92,6 +92,8 @@ class ChunkGRPOLoss(LossModule):
         weight: NestedKey = "weight"
 
     default_keys = _AcceptedKeys
+    # TorchRL sets this mode while a loss runs, for all threads; a loss draws nothing, and rollouts beside it must
+    deterministic_sampling_mode = None
     actor_network: TensorDictModuleBase
     actor_network_params: TensorDictParams
     target_actor_network_params: TensorDictParams

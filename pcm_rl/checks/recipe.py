@@ -21,7 +21,7 @@ from pcm_rl.checks.one_environment import look_at_environment, phases_of
 from pcm_rl.checks.rendering import Backends
 from pcm_rl.config import Config, ConfigError, EnvConfig
 from pcm_rl.episodes import INSTRUCTION, label_episodes
-from pcm_rl.policies.family import Recomputes
+from pcm_rl.policies.family import Recomputes, bins_of
 from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_task, make_vector_env, phase_rule
@@ -89,7 +89,8 @@ def _training(few: Config, config: Config, env: VectorEnv, *, same_starts: bool)
     if rows is None:
         return
     assert isinstance(env.single_action_space, spaces.Box)
-    for finding in first_look(rows, env.single_action_space, grpo.config.env.slots):
+    bins, slots = bins_of(grpo.policy), grpo.config.env.slots
+    for finding in first_look(rows, env.single_action_space, slots, bins=bins, taught=config.begins_trained):
         yield _before_the_start(finding, rows, config)
     if not _will_be_taught(config):  # else the phases of a demonstration say more
         phase = yield from attempt("phases", lambda: label_episodes(rows, **phase_rule(config.env)))
@@ -107,8 +108,7 @@ def _training(few: Config, config: Config, env: VectorEnv, *, same_starts: bool)
 def _check_extras(config: Config) -> bool:
     check_logger(config.logger)
     if config.policy.family == "openvla":
-        wanted = {"tokenizers": "vla", "peft": "vla"} if config.policy.openvla.lora.rank else {"tokenizers": "vla"}
-        wanted |= {"bitsandbytes": "qlora"} if config.policy.openvla.quantize else {}
+        wanted = {"tokenizers": "vla"} | ({"bitsandbytes": "qlora"} if config.policy.openvla.quantize else {})
         for package, extra in wanted.items():
             if importlib.util.find_spec(package) is None:
                 raise ConfigError(f"policy.family=openvla needs {package}; run: pip install 'pcm_rl[{extra}]'")
@@ -159,8 +159,10 @@ def _will_be_taught(config: Config) -> bool:
 
 def _before_the_start(finding: Finding, rows: TensorDict, config: Config) -> Finding:
     """What a finding means where the policy is untrained and the supervised start is still to come."""
-    if finding.name != "success" or not _will_be_taught(config):
+    if finding.name not in ("success", "head") or not _will_be_taught(config):
         return finding
+    if finding.name == "head":
+        return Finding("head", "ok", "of the untrained policy; the supervised start comes before training")
     success, _ = episode_outcomes(rows)
     count = f"{int(success.sum())} of {len(success)} episodes of the untrained policy succeeded"
     if bool(success.all()):

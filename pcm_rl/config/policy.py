@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, one_of, positive
@@ -75,6 +75,8 @@ class OpenVLAConfig:
 
     Attributes:
         checkpoint: Folder of an OpenVLA-OFT checkpoint with action tokens.
+        adapters: Folder of adapters on it to train further, as peft writes it; None begins with fresh ones. Their rank,
+            alpha and layers are those of the folder.
         statistics: Dataset of the checkpoint whose quantiles scale the actions; None takes the only one.
         temperature: Divides the logits, in rollout and loss alike.
         dtype: ``float32`` or ``bfloat16``, of the checkpoint's frozen weights; adapters are float32.
@@ -88,6 +90,7 @@ class OpenVLAConfig:
     SECTION: ClassVar[str] = "policy.openvla."
 
     checkpoint: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
+    adapters: Optional[str] = None  # noqa: UP045
     statistics: Optional[str] = None  # noqa: UP045
     temperature: float = 1.6
     dtype: str = "float32"
@@ -107,7 +110,12 @@ class OpenVLAConfig:
                 raise ConfigError(
                     "lora.merge adds adapters to weights, and quantize=nf4 has rounded ones; set one of them"
                 )
-        if self.record_features and self.lora.targets == "all-linear":
+        if self.adapters is not None and replace(self.lora, merge=False) not in (LoraConfig(), LoraConfig(rank=0)):
+            raise ConfigError(
+                "policy.openvla.lora is of fresh adapters, and those of policy.openvla.adapters have their own rank, "
+                "alpha and layers; leave policy.openvla.lora out (rank=0 adds them to the weights and trains all)"
+            )
+        if self.record_features and self.adapters is None and self.lora.targets == "all-linear":
             raise ConfigError(
                 "record_features keeps the vision towers' output, which all-linear adapters change; set "
                 "policy.openvla.lora.targets=language"

@@ -23,6 +23,8 @@ class RolloutConfig:
             number of workers. A quarter of ``env.num_envs`` is a good number. null decides for whoever waits, in
             forward passes of any size.
         decision_wait: Seconds that the first worker waits for ``decisions`` of them; 0 decides at once.
+        overlap: Play the next step's rollouts beside the update, by the policy as it was before it: one step stale,
+            for which the clipped ratio corrects.
     """
 
     SECTION: ClassVar[str] = "rollouts."
@@ -32,6 +34,7 @@ class RolloutConfig:
     cut_exempt: float = 0.1
     decisions: Optional[int] = None  # noqa: UP045
     decision_wait: float = 0.0
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.cut is not None and not 0.0 < self.cut < 1.0:

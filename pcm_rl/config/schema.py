@@ -108,6 +108,11 @@ class Config:
         mine = Method(self.selection.name, self.selection.padding, self.advantage.name)
         return next((name for name, value in METHODS.items() if value == mine), "-".join(mine))
 
+    @property
+    def begins_trained(self) -> bool:
+        """Whether the first step's policy has learned something: from demonstrations, a policy file or a checkpoint."""
+        return self.sft.steps > 0 or self.policy.init is not None or self.policy.openvla.checkpoint is not None
+
 
 def _check_name(name: str) -> None:
     path = PurePath(name)

@@ -55,6 +55,12 @@ def lacks(policy: object) -> list[str]:
     return [name for name in needed if not hasattr(policy, name)]
 
 
+def bins_of(policy: TokenPolicy) -> int | None:
+    """A, the tokens that a policy chooses from, as its tokenizer says; None where it does not."""
+    bins = getattr(policy.action_tokenizer, "vocab_size", None)
+    return bins if isinstance(bins, int) and bins > 1 else None
+
+
 # Optional parts of a policy. The trainer checks for the method, never for the family.
 
 

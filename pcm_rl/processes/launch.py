@@ -16,6 +16,7 @@ from pcm_rl.processes.ranks import ALONE, Ranks
 # For a process that hangs; longer than any wait for a process that rolls out, records demonstrations or writes. If a
 # process ends, the others notice it at once, since its connections close.
 TIMEOUT = timedelta(hours=1)
+EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"  # read by MuJoCo and robosuite
 
 
 @contextlib.contextmanager
@@ -73,6 +74,15 @@ def check_split(config: Config, size: int) -> None:
         raise ConfigError(f"device={config.device} is one GPU for all {size} processes; give device=cuda")
 
 
+def egl_line(ranks: Ranks) -> str | None:
+    """Where the simulators of each process draw, as far as a process names its device; None if none does, or no EGL."""
+    devices = ranks.gather_json(os.environ.get(EGL_DEVICE))
+    if not any(devices) or os.environ.get("MUJOCO_GL", "egl") != "egl":
+        return None
+    named = ", ".join("any" if device is None else device for device in devices)
+    return f"EGL devices of the simulators, by process: {named} ({EGL_DEVICE})"
+
+
 def _take_gpu(index: int, who: str) -> None:
     """Make a GPU the current one, whose memory, waits and random state are meant where none is named."""
     if index >= torch.cuda.device_count():
@@ -83,4 +93,4 @@ def _take_gpu(index: int, who: str) -> None:
     torch.cuda.set_device(index)
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
     physical = visible[index] if index < len(visible) and visible[index].isdigit() else str(index)
-    os.environ.setdefault("MUJOCO_EGL_DEVICE_ID", physical)  # EGL counts the machine's cards
+    os.environ.setdefault(EGL_DEVICE, physical)  # EGL counts the machine's cards

@@ -164,6 +164,11 @@ def critic_features(config: Config, policy: VLAWrapperBase) -> Features:
     if name == "policy":
         if not isinstance(policy, GivesFeatures):
             raise ConfigError(f"advantage.features=policy: {config.policy.family} gives none (a method features(rows))")
+        if config.rollouts.overlap and config.rollouts.cut is not None and not isinstance(policy, RecordsFeatures):
+            raise ConfigError(
+                f"rollouts.overlap with rollouts.cut and advantage.features=policy: {config.policy.family} would judge "
+                "rollouts while it is trained; give it a method record_critic_features, or leave one of the three out"
+            )
         return _features_of(policy, torch.device(config.device))
     try:
         features: Features = load_callable(name)

@@ -19,8 +19,10 @@ from pcm_rl.support.manifest import MANIFEST, DamagedError, check_files, write_m
 from pcm_rl.support.optimizer_state import load_optimizer_tensors, optimizer_tensors
 from pcm_rl.support.tensors import save_tensors
 from pcm_rl.support.writing import replacing
+from pcm_rl.training.ahead import Origin, global_states
 from pcm_rl.training.generations import FORMAT
 
+ACTING = "acting.safetensors"
 Tensors = dict[str, Tensor]
 
 
@@ -34,6 +36,8 @@ class Snapshot:
         policy: Trained weights and buffers.
         optimizer: Tensors of its state, named by the number of the parameter.
         critic: Its ``state_dict`` without frozen parameters; None without a critic.
+        acting: Trained weights and buffers of the policy that plays the next step's rollouts; None if they are not
+            collected ahead.
         random: States of all generators.
         state: JSON of everything else.
         names: Names of the trained parameters, in the optimiser's order.
@@ -45,6 +49,7 @@ class Snapshot:
     policy: Tensors
     optimizer: Tensors
     critic: Tensors | None
+    acting: Tensors | None
     random: Tensors
     state: str
     names: list[str]
@@ -61,6 +66,7 @@ class Snapshot:
         state: dict[str, Any],
         success: float | None = None,
         metadata: dict[str, str] | None = None,
+        ahead: Origin | None = None,
     ) -> Snapshot:
         """Copy the state of a run.
 
@@ -72,6 +78,8 @@ class Snapshot:
             state: ``step``, and anything else that JSON keeps exactly: keep probabilities, cursors.
             success: Of an evaluation after this step.
             metadata: Strings for the policy's file.
+            ahead: What the next step's rollouts began from, where they are collected already; torch's own random
+                states are those.
 
         Raises:
             ValueError: ``state`` holds a nan.
@@ -83,7 +91,8 @@ class Snapshot:
             policy=_copied(_trained_state(policy)),
             optimizer=_copied(optimizer_tensors(optimizer)),
             critic=None if critic is None else _copied(_critic_state(critic)),
-            random=_random_states(generators),
+            acting=None if ahead is None else _copied(_trained_state(ahead.policy)),
+            random=_random_states(generators) if ahead is None else _own_states(generators) | ahead.random,
             state=json.dumps({"format": FORMAT, **state, **options}, indent=1, allow_nan=False, default=float),
             names=_trained_names(policy),
             metadata=metadata or {},
@@ -101,6 +110,8 @@ class Snapshot:
         save_tensors(self.optimizer, folder / "optimizer.safetensors", {"parameters": json.dumps(self.names)})
         if self.critic is not None:
             save_tensors(self.critic, folder / "critic.safetensors")
+        if self.acting is not None:
+            save_tensors(self.acting, folder / ACTING)
         save_tensors(self.random, folder / "random.safetensors")
         (folder / "state.json").write_text(self.state)
         for name, content in copies.items():
@@ -224,12 +235,12 @@ def _copied(tensors: Tensors) -> Tensors:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
+def _own_states(generators: Mapping[str, Generator]) -> Tensors:
+    return {name: generator.get_state() for name, generator in generators.items()}
+
+
 def _random_states(generators: Mapping[str, Generator]) -> Tensors:
-    states = {name: generator.get_state() for name, generator in generators.items()}
-    states["torch"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
-    return states
+    return _own_states(generators) | global_states()
 
 
 def _set_random_states(generators: Mapping[str, Generator], path: Path) -> None:

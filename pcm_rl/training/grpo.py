@@ -63,11 +63,11 @@ class GRPO:
         self.optimizer = make_optimizer(self.policy, config.update)
         self.generator = Generator().manual_seed(config.seed)  # demonstrations' rows and minibatches
 
-    def probe(self, rows: TensorDict, say: Callable[[str], None]) -> None:
-        """Before the first update: check the recorded log-probs, and whether a micro-batch fits into memory."""
-        check_log_probs(self.policy, rows)
+    def probe(self, rows: TensorDict, acted: VLAWrapperBase, say: Callable[[str], None]) -> None:
+        """Before the first update: check the log-probs that ``acted`` recorded, and whether a micro-batch fits."""
+        check_log_probs(acted, rows)
         if (number := self.config.rollouts.decisions) is not None:
-            change = company_matters(self.policy, rows, number)
+            change = company_matters(acted, rows, number)
             found = "are the same, bit for bit" if change == 0.0 else f"change by up to {change:.1g}"
             say(f"rollouts.decisions={number}: log-probs of rows that are decided among others {found}")
         if isinstance(self.policy, Recomputes):

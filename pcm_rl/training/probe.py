@@ -13,7 +13,7 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.episodes import INSTRUCTION, IS_PAD, LOG_PROBS, PHASE, TOKENS
-from pcm_rl.policies.family import Acts, PadsPrompts
+from pcm_rl.policies.family import Acts, PadsPrompts, TokenPolicy, bins_of
 from pcm_rl.processes.ranks import Ranks
 from pcm_rl.rollouts.first_look import Finding, first_look, look_at_phases
 
@@ -88,13 +88,19 @@ def company_matters(policy: VLAWrapperBase, rows: TensorDictBase, number: int) -
 
 
 def heed_first_look(
-    rows: TensorDictBase, env: VectorEnv, config: Config, ranks: Ranks, say: Callable[[str], None]
+    rows: TensorDictBase,
+    env: VectorEnv,
+    policy: TokenPolicy,
+    config: Config,
+    ranks: Ranks,
+    say: Callable[[str], None],
 ) -> None:
     """Look at the first episodes of a run: refuse what cannot be right, say what may be useless.
 
     Args:
         rows: ``[M]`` rows that this process recorded, with phases.
         env: Where they were played.
+        policy: Which played them.
         config: The run, its slots as a number.
         ranks: The processes; all heed the findings of all.
         say: Called with each warning.
@@ -106,7 +112,9 @@ def heed_first_look(
     assert isinstance(space, spaces.Box)
     mine = []
     if len(rows):  # the groups of this process may all have been dropped
-        mine = [finding.as_dict() for finding in first_look(rows, space, config.env.slots)]
+        bins = bins_of(policy)
+        found = first_look(rows, space, config.env.slots, bins=bins, taught=config.begins_trained)
+        mine = [finding.as_dict() for finding in found]
         if config.selection.rule.by_phase:
             mine.append(look_at_phases(rows.get(PHASE)).as_dict())
     everyones = [Finding(**found) for findings in ranks.gather_json(mine) for found in findings]

@@ -25,9 +25,13 @@ class Spent:
     gradient_chunks: int = 0
     seconds: float = 0.0
 
-    def add(self, metrics: Mapping[str, float], epochs: int) -> None:
-        """Count what a step has taken; its number is counted when it begins to learn."""
+    def begin(self, metrics: Mapping[str, float]) -> None:
+        """Count a step and its rollouts."""
+        self.step += 1
         self.env_steps += int(metrics["env_steps"])
+
+    def end(self, metrics: Mapping[str, float], epochs: int) -> None:
+        """Count what its update has taken, and all of its time."""
         self.gradient_chunks += int(metrics.get("chunks_kept", 0)) * epochs
         self.seconds += metrics["step_s"]
 

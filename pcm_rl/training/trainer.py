@@ -16,19 +16,18 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from pcm_rl.config import Config
-from pcm_rl.episodes import INSTRUCTION, PHASE, label_episodes
 from pcm_rl.processes.exchange import Complete
-from pcm_rl.processes.launch import joined
+from pcm_rl.processes.launch import egl_line, joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
-from pcm_rl.rollouts.collect import collect_episodes
 from pcm_rl.rollouts.decisions import Decisions
-from pcm_rl.rollouts.environments import make_vector_env, phase_rule
+from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
 from pcm_rl.rollouts.initial_states import InitialStates
-from pcm_rl.rollouts.rows import listens, rollout_metrics
-from pcm_rl.training.checkpoint import Snapshot, load_checkpoint, policy_metadata
+from pcm_rl.rollouts.rows import rollout_metrics
+from pcm_rl.training.ahead import Ahead
+from pcm_rl.training.checkpoint import ACTING, Snapshot, load_checkpoint, load_policy, policy_metadata
 from pcm_rl.training.cuts import Cuts
 from pcm_rl.training.finish import report_run
 from pcm_rl.training.generations import NEWEST, best, newest_whole
@@ -36,6 +35,7 @@ from pcm_rl.training.grpo import GRPO
 from pcm_rl.training.lock import locked
 from pcm_rl.training.output import Output
 from pcm_rl.training.patience import Patience
+from pcm_rl.training.play import Play
 from pcm_rl.training.probe import heed_first_look
 from pcm_rl.training.run_folder import check_new_run, find_resume, run_id
 from pcm_rl.training.signals import Listener, listening
@@ -81,8 +81,11 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
             stack.enter_context(locked(config.folder))
             if resume:
                 find_resume(config.folder)
+        if line := egl_line(ranks):
+            ranks.voice(say)(line)
         trainer = Trainer(config, say, ranks)
         stack.enter_context(contextlib.closing(trainer.env))
+        stack.callback(trainer.ahead.abandon)
         with trainer.saved_whatever_happens(listener):
             trainer.resume() if resume else trainer.start()
             while True:
@@ -130,6 +133,8 @@ class Trainer:
         self.cuts = Cuts(self.grpo.config, self.env, self.grpo.credit)
         self.decisions = Decisions.of(config.rollouts)
         self.decisions.check(self.env, self.policy)
+        self.play = Play(config, self.env, self.states, self.cuts, self.ranks)
+        self.ahead = Ahead(self.play, self.policy, self.states, device=config.device, overlap=config.rollouts.overlap)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at
         self.latest: tuple[TensorDictBase, Complete] | None = None  # rows of the last step with a signal
@@ -154,57 +159,45 @@ class Trainer:
     def train_step(self) -> dict[str, float]:
         """Collect, advantage, select, update; the row for ``metrics.csv``."""
         started = time.perf_counter()
-        grpo, recorded = self.grpo, self.collect()
+        grpo = self.grpo
+        recorded, rollout_s, acted = self.ahead.take(self.step)
         if len(recorded):
             self.at_hand = rows_at_hand(self.policy, recorded)
         if not self.looked:
-            heed_first_look(recorded, self.env, grpo.config, self.ranks, self.say)
+            heed_first_look(recorded, self.env, self.policy, grpo.config, self.ranks, self.say)
             self.looked = True
         if not self.probed and len(recorded):
-            grpo.probe(recorded, self.say)
+            grpo.probe(recorded, acted, self.say)
             self.probed = True
-        rows, complete = self.ranks.exchange(recorded, self.shared_entries)
+        rows, complete = self.ranks.exchange(self._observed(recorded), self.shared_entries)
         collected = time.perf_counter()
-        self.spent.step += 1
+        counted = self.cuts.count(rollout_metrics(rows, self.config.groups), rows)
+        self.spent.begin(counted)
         signal = grpo.write_advantage(rows)
-        metrics = {"step": self.step, **self.cuts.count(rollout_metrics(rows, self.config.groups), rows)}
-        metrics |= {"rollout_s": collected - started, "worker_restarts": self._restarts()}
+        metrics = {"step": self.step, **counted, "rollout_s": rollout_s, "worker_restarts": self._restarts()}
         learned = {} if grpo.credit.fit is None else grpo.credit.fit(rows)
         if bool(signal.any()):
             kept = complete(grpo.select(rows, signal))
             selected = time.perf_counter()
+            if not self.done:
+                self.ahead.start(self.step)
             metrics |= grpo.sampler.stats | learned | grpo.update(kept)
             metrics |= {"select_s": selected - collected, "update_s": time.perf_counter() - selected}
             self.latest = rows[signal], complete
         metrics["step_s"] = time.perf_counter() - started
-        self.spent.add(metrics, self.config.update.epochs)
+        self.spent.end(metrics, self.config.update.epochs)
         return metrics
 
     def collect(self) -> TensorDict:
-        """Whole episodes of this process's share of ``groups * group_size`` rollouts, with phases."""
-        config = self.config
-        self.ranks.draw_apart(config.seed, self.step)
-        groups, dealt = self.ranks.share(torch.arange(config.groups)), self.states.dealt
-        init_state = self.states.deal(config.groups)[groups].repeat_interleave(config.group_size)
-        group, task = groups.repeat_interleave(config.group_size), self.states.task_of(init_state)
-        rows = collect_episodes(
-            self.env,
-            self.policy,
-            init_state,
-            group,
-            device=config.device,
-            task=task,
-            same_starts=config.env.same_starts,
-            may_be_empty=self.ranks.size > 1,
-            cut=self.cuts.of(dealt + groups),
-            decisions=self.decisions,
-        )
-        if not len(rows):
-            return rows
-        if not listens(self.policy):
-            rows = rows.exclude(INSTRUCTION)  # indexing a stack of texts takes longer than an update
-        rows.set(PHASE, label_episodes(rows, **phase_rule(config.env)))
-        if self.grpo.credit.observe is not None:
+        """Whole episodes of this process's share of a step, with phases and what the credit reads.
+
+        Rows that were collected ahead stay for the next step.
+        """
+        self.ahead.settle()
+        return self._observed(self.play(self.policy, self.step))
+
+    def _observed(self, rows: TensorDict) -> TensorDict:
+        if self.grpo.credit.observe is not None and len(rows):
             self.grpo.credit.observe(rows)
         return rows
 
@@ -249,6 +242,7 @@ class Trainer:
             self.save()
 
     def _roll_out(self, states: Tensor, episodes: int) -> Evaluation:
+        self.ahead.settle()
         task, device = self.states.task_of(states), self.config.device
         return evaluate(
             self.env,
@@ -295,19 +289,19 @@ class Trainer:
         Raises:
             FloatingPointError: A weight or a log-prob is not finite.
         """
-        parts = self.grpo.saved()
+        parts, origin = self.grpo.saved(), self.ahead.origin
         check_sane(self.step, self.policy, parts["optimizer"], parts["critic"], self.at_hand)
         state = {
             **self.spent.state_dict(),
             "keep": self.grpo.sampler.keep.state_dict(),
-            "states": self.states.state_dict(),
+            "states": self.states.state_dict() if origin is None else origin.states,
             "steps_without_success": self.patience.steps,
             "cuts": self.cuts.state_dict(),
             "summary": self.summary,
             "evaluated": self.evaluated[0],
         }
         success = self.evaluated[1] if self.evaluated[0] == self.step else None
-        self.held = Snapshot.of(**parts, state=state, success=success, metadata=self.origin())
+        self.held = Snapshot.of(**parts, state=state, success=success, metadata=self.origin(), ahead=origin)
 
     def save(self) -> None:
         """Write the checkpoint that :meth:`resume` continues from; the older ones stay until it is complete."""
@@ -353,6 +347,9 @@ class Trainer:
         self.states.load_state_dict(state["states"])
         self.patience.steps = state.get("steps_without_success", 0)  # older checkpoints have none
         self.cuts.load_state_dict(state.get("cuts", self.cuts.state_dict()))
+        if self.ahead.acting is not None and (checkpoint / ACTING).is_file():
+            load_policy(self.ahead.acting, checkpoint / ACTING)
+            self.ahead.owe()
         self._open_folder(checkpoint)
         self.say(f"resumed {self.folder} after step {self.step}")
 

@@ -8,6 +8,11 @@ import pytest
 from gymnasium import spaces
 
 from pcm_rl.cli import main
+from pcm_rl.config import load_config
+from pcm_rl.episodes import IS_PAD, LOG_PROBS
+from pcm_rl.policies.family import bins_of
+from pcm_rl.rollouts.first_look import look_at_head
+from pcm_rl.training.trainer import Trainer
 
 
 class Line(gym.Env):
@@ -66,7 +71,7 @@ def test_what_cannot_be_right_is_refused_in_one_line(tmp_path, capsys, overrides
         ([], None),
         (["env.kwargs.start=0.5"], "groups: 4 groups from different initial states begin with one and the same"),
         (["env.kwargs.success=true"], "success: 16 of 16 episodes succeeded"),
-        (["env.kwargs.success=false"], "success: 0 of 16 episodes succeeded"),
+        (["env.kwargs.success=false"], "success: 0 of 16 episodes succeeded, and the policy chooses almost uniformly"),
         (["env.close_above=0.99"], "phases: all chunks are in one phase"),
     ],
 )
@@ -74,3 +79,26 @@ def test_what_may_be_useless_is_said(tmp_path, capsys, overrides, looked_at):
     assert train(tmp_path, *overrides) == 0
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("first look at ")]
     assert said == [] if looked_at is None else [line for line in said if looked_at in line] == said != []
+
+
+def head(policy, rows):
+    return look_at_head(rows[LOG_PROBS], rows[IS_PAD], bins_of(policy)).level
+
+
+def test_an_untrained_head_is_told_from_one_that_saw_a_single_demonstration():
+    config = load_config(None, [
+        "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=48", "env.max_chunks=6", "env.num_envs=6", "env.eval_states=6",
+        "groups=2", "group_size=3", "eval_episodes=6", "logger=none", "record=false", "demos.episodes=1",
+        "sft.steps=100", "policy.state.width=64", "threads=1",
+    ])  # fmt: skip
+    trainer = Trainer(config, lambda line: None)
+    assert head(trainer.policy, trainer.collect()) == "warn"
+    trainer.supervised_start()
+    assert head(trainer.policy, trainer.collect()) == "ok"
+    trainer.env.close()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_head_of_a_random_openvla_is_named(make_openvla, record_openvla, seed):
+    policy = make_openvla()
+    assert head(policy, record_openvla(policy, ["lift it", "go"] * 16, seed=seed)) == "warn"

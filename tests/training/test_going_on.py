@@ -18,6 +18,7 @@ from pcm_rl.config import ConfigError, load_config, load_run_config
 from pcm_rl.training import trainer as module
 from pcm_rl.training.generations import generations
 from pcm_rl.training.lock import LockedError, locked
+from pcm_rl.training.play import Play
 from pcm_rl.training.signals import Interrupted
 from pcm_rl.training.trainer import Trainer, train
 
@@ -95,15 +96,15 @@ def test_signals_in_a_rollout_an_update_an_evaluation_and_a_save_change_nothing(
 
 def test_an_error_saves_what_was_complete_and_numbers_that_became_nan_do_not(tiny, whole, monkeypatch):
     config = tiny("error")
-    collect = Trainer.collect
+    play = Play.__call__
 
-    def fails(self):
-        if self.step == 2:
+    def fails(self, policy, step):
+        if step == 2:
             raise RuntimeError("a simulator")
-        return collect(self)
+        return play(self, policy, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "collect", fails)
+        patch.setattr(Play, "__call__", fails)
         with pytest.raises(RuntimeError, match="a simulator"):
             train(config, say=silent)
     assert json.loads((config.folder / "checkpoint" / "state.json").read_text())["step"] == 2

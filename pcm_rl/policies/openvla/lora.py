@@ -7,20 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
+from pcm_rl.policies.openvla.adapter_folder import Adapters
+from pcm_rl.policies.openvla.folder_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from pcm_rl.policies.openvla.keys import HEAD, adapter_key, is_unused
 from pcm_rl.policies.openvla.network.adapter import AdapterGroup, LoraLinear
 from pcm_rl.policies.openvla.network.model import OpenVLA
+from pcm_rl.policies.openvla.sizes import CheckpointError
+from pcm_rl.support.tensors import save_tensors
 
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of a block that read the same input
-_PREFIX = "base_model.model."  # what peft's files put before a module's name
 
 
 def add_lora(
-    model: OpenVLA, *, rank: int = 32, alpha: int = 32, targets: str | Sequence[str] = "all-linear"
+    model: OpenVLA, *, rank: int = 32, alpha: float = 32, targets: str | Sequence[str] = "all-linear"
 ) -> list[str]:
     """Freeze ``model`` and add float32 adapters to its linear layers; at first they change nothing.
 
@@ -92,13 +93,14 @@ def lora_layers(model: nn.Module) -> dict[str, LoraLinear]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLinear)}
 
 
-def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
+def save_adapters(model: nn.Module, folder: str | Path, base: str, source: Adapters | None = None) -> Path:
     """Write the adapters as peft does, so that ``PeftModel.from_pretrained`` reads them too.
 
     Args:
         model: With adapters.
         folder: Created.
         base: Name or path of the base model, for readers of the file.
+        source: Where the adapters began; those of it that are not trained here are written as they are there.
 
     Raises:
         ValueError: If the model has no adapters.
@@ -106,13 +108,18 @@ def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
     layers = lora_layers(model)
     if not layers:
         raise ValueError("the model has no adapters to save; call add_lora first")
+    pairs = {} if source is None else {name: source.pair(name) for name in source.shapes if name not in layers}
+    pairs |= {name: (layer.down, layer.up) for name, layer in layers.items()}
+    tensors = {
+        adapter_key(name, part): weight.detach().cpu().contiguous()
+        for name, pair in pairs.items()
+        for part, weight in zip("AB", pair, strict=True)
+    }
+    if source is not None:
+        tensors |= source.base_weights()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {}
-    for name, layer in layers.items():
-        for part, weight in (("lora_A", layer.down), ("lora_B", layer.up)):
-            tensors[f"{_PREFIX}{name}.{part}.weight"] = weight.detach().cpu().contiguous()
-    save_file(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
+    save_tensors(tensors, folder / ADAPTER_WEIGHTS, {"format": "pt"})
     first = next(iter(layers.values()))
     config = {
         "peft_type": "LORA",
@@ -121,7 +128,7 @@ def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
         "lora_alpha": first.alpha,
         "lora_dropout": 0.0,
         "bias": "none",
-        "target_modules": sorted(layers),
+        "target_modules": sorted(pairs),
         "inference_mode": True,
     }
     (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=1))
@@ -129,31 +136,70 @@ def save_adapters(model: nn.Module, folder: str | Path, base: str) -> Path:
 
 
 @torch.no_grad()
-def load_adapters(model: OpenVLA, folder: str | Path) -> list[str]:
-    """Load the adapters of ``folder`` into ``model``, which has none yet.
+def load_adapters(model: OpenVLA, source: Adapters, *, train: bool = True) -> list[str]:
+    """Put adapters of a folder into ``model``, which has none yet.
+
+    Those of linear layers go on being trained. The others change what :func:`add_lora` leaves alone, the head and the
+    towers' first convolutions: they are added to the frozen weights. Those of parts that are never used are left out.
+
+    Args:
+        model: Changed in place.
+        source: The adapters.
+        train: False adds all of them to the weights.
 
     Returns:
-        Names of the layers with adapters.
+        Names of the layers whose adapters are trained.
 
     Raises:
-        FileNotFoundError: If the folder holds no adapters.
-        ValueError: If they do not fit the model.
+        CheckpointError: If they are not of this model.
     """
-    folder = Path(folder)
-    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"expected adapters in {folder}, found no {name}")
-    config = json.loads((folder / ADAPTER_CONFIG).read_text())
-    names = add_lora(model, rank=config["r"], alpha=config["lora_alpha"], targets=config["target_modules"])
-    tensors = load_file(folder / ADAPTER_WEIGHTS)
-    layers = lora_layers(model)
-    expected = {f"{_PREFIX}{name}.{part}.weight" for name in layers for part in ("lora_A", "lora_B")}
-    if set(tensors) != expected:
-        raise ValueError(f"{folder} does not fit the model: differing tensors {sorted(expected ^ set(tensors))[:4]}")
-    for name, layer in layers.items():
-        for part, weight in (("lora_A", layer.down), ("lora_B", layer.up)):
-            key = f"{_PREFIX}{name}.{part}.weight"
-            if weight.shape != tensors[key].shape:
-                raise ValueError(f"{folder}: {key} is {tuple(tensors[key].shape)}, the model's {tuple(weight.shape)}")
-            weight.copy_(tensors[key])
-    return names
+    places = _places(model, source)
+    linear = set(target_layers(model, "all-linear"))
+    trained = [name for name in places if train and name in linear]
+    for name in places:
+        if name not in trained:
+            _add_to_weight(model, name, source)
+    if trained:
+        add_lora(model, rank=source.rank, alpha=source.alpha, targets=trained)
+    elif train:
+        raise CheckpointError(f"{source.folder}: expected adapters of linear layers, got {sorted(places)[:3]}")
+    for name, layer in lora_layers(model).items():
+        down, up = source.pair(name)
+        layer.down.copy_(down)
+        layer.up.copy_(up)
+    return trained
+
+
+def _places(model: OpenVLA, source: Adapters) -> list[str]:
+    """The layers of the model that ``source`` changes."""
+    language = model.sizes.language
+    shapes = {name: _shape(module) for name, module in model.named_modules()}
+    shapes[HEAD.removesuffix(".weight")] = (language.vocab_size, language.hidden_size)  # the model has some rows of it
+    places = []
+    for name, shape in source.shapes.items():
+        if is_unused(f"{name}.weight", model.sizes):
+            continue
+        if (expected := shapes.get(name)) is None:
+            raise CheckpointError(f"{source.folder}: expected adapters of an OpenVLA, got one for {name}")
+        if shape != expected:
+            raise CheckpointError(
+                f"{source.folder}: expected an adapter of {expected} for {name}, got {shape}; are base and adapters of "
+                "one model?"
+            )
+        places.append(name)
+    return places
+
+
+def _shape(module: nn.Module) -> tuple[int, ...] | None:
+    """Of the weight of a layer that adapters can change, as it is before it is quantized."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    return tuple(module.weight.shape) if isinstance(module, nn.Conv2d) else None
+
+
+def _add_to_weight(model: OpenVLA, name: str, source: Adapters) -> None:
+    weight = model.get_parameter(f"{name}.weight")
+    delta = source.delta(name)
+    if f"{name}.weight" == HEAD:
+        delta = delta[model.sizes.first_action_id :][: len(weight)]
+    weight.copy_(delta.to(weight.device).add_(weight))

@@ -8,9 +8,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from pcm_rl.policies.openvla.adapter_folder import Adapters
+from pcm_rl.policies.openvla.folder_files import STATISTICS, opened
 from pcm_rl.policies.openvla.keys import HEAD, model_key
 from pcm_rl.policies.openvla.lora import lora_layers
-from pcm_rl.policies.openvla.model_folder import Checkpoint, opened
+from pcm_rl.policies.openvla.model_folder import Checkpoint
 from pcm_rl.policies.openvla.network.adapter import LoraLinear
 from pcm_rl.support.room import check_room
 from pcm_rl.support.tensors import save_tensors
@@ -19,7 +21,7 @@ from pcm_rl.support.writing import new_folder
 COPIED = (".json", ".model", ".txt", ".md")  # beside the weights; neither code nor pickles
 
 
-def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) -> Path:
+def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path, source: Adapters | None = None) -> Path:
     """Write the checkpoint with the trained parts: adapters added to its weights, trained weights in their place.
 
     Other weights, also those that the model does not have, are written unchanged: programs that read the original can
@@ -29,6 +31,7 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
         model: On the weights of ``checkpoint``.
         checkpoint: The base.
         folder: Must be new or empty.
+        source: Adapters that the model began with; those of it that are not trained here are added to their weights.
 
     Returns:
         ``folder``.
@@ -50,27 +53,35 @@ def save_merged(model: nn.Module, checkpoint: Checkpoint, folder: str | Path) ->
         raise ValueError(f"the model belongs to another checkpoint: {checkpoint.folder} has no {unknown[0]}")
     with new_folder(folder) as partial:
         for shard in shards:
-            save_tensors(_merged(checkpoint, shard, adapted, trained), partial / shard, {"format": "pt"})
+            save_tensors(_merged(checkpoint, shard, adapted, trained, source), partial / shard, {"format": "pt"})
         for path in checkpoint.folder.iterdir():
             if path.suffix in COPIED and path.is_file():
                 shutil.copyfile(path, partial / path.name)
+        if checkpoint.statistics_file is not None:  # those of the adapters' training, where they have some
+            shutil.copyfile(checkpoint.statistics_file, partial / STATISTICS)
     return folder
 
 
 def _merged(
-    checkpoint: Checkpoint, shard: str, adapted: Mapping[str, LoraLinear], trained: Mapping[str, Tensor]
+    checkpoint: Checkpoint,
+    shard: str,
+    adapted: Mapping[str, LoraLinear],
+    trained: Mapping[str, Tensor],
+    source: Adapters | None,
 ) -> dict[str, Tensor]:
     """The weights of one file of the checkpoint, with the trained parts."""
     with opened(checkpoint.folder / shard) as file:
-        weights = {key: file.get_tensor(key) for key in file.keys()}
+        weights: dict[str, Tensor] = {key: file.get_tensor(key) for key in file.keys()}
+    added = {} if source is None else {f"{layer}.weight": layer for layer in source.shapes}
     for key, weight in weights.items():
         name = model_key(key)
         if name in adapted:
-            weights[key] = adapted[name].delta().cpu().add_(weight).to(weight.dtype)
-        elif name in trained:
+            weight.copy_(adapted[name].delta().cpu().add_(weight))
+        elif source is not None and key in added:
+            weight.copy_(source.delta(added[key]).add_(weight))
+        if name in trained:
             first = checkpoint.sizes.first_action_id if key == HEAD else 0
-            rows = trained[name].detach().cpu().to(weight.dtype)
-            weight[first : first + len(rows)] = rows
+            weight[first : first + len(trained[name])] = trained[name].detach().cpu()
     return weights
 
 

@@ -1,4 +1,4 @@
-"""Read a checkpoint folder of OpenVLA-OFT with action tokens, in SimpleVLA-RL's layout.
+"""Read a checkpoint folder of OpenVLA-OFT with action tokens, in the layout of openvla-oft and SimpleVLA-RL.
 
 Weights come from safetensors, everything else from JSON. Nothing is unpickled, and no code of the folder is run:
 published folders contain a ``modeling_prismatic.py``, which is not needed and not opened.
@@ -6,24 +6,21 @@ published folders contain a ``modeling_prismatic.py``, which is not needed and n
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pcm_rl.policies.openvla.folder_files import INDEX, PROPRIO, SINGLE, STATISTICS, fits, opened, read_json
 from pcm_rl.policies.openvla.keys import HEAD, is_unused, model_key
 from pcm_rl.policies.openvla.network.model import OpenVLA
+from pcm_rl.policies.openvla.other_layouts import PROJECTOR, refuse_adapters_alone, refuse_other_heads, refuse_wrapped
 from pcm_rl.policies.openvla.sizes import CheckpointError, ModelSizes, read_sizes
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 NORMALISATION = (  # per channel, of images in [0, 1]: DINOv2's, then SigLIP's
     ((0.484375, 0.455078125, 0.40625), (0.228515625, 0.2236328125, 0.224609375)),
@@ -40,9 +37,12 @@ class Checkpoint:
         config: ``config.json``.
         sizes: Of every part of the model.
         shards: File of each key.
-        statistics: ``dataset_statistics.json``: for each dataset the quantiles of its actions, and more.
+        statistics: For each dataset the quantiles of its actions, and more: ``dataset_statistics.json``, and what
+            only ``norm_stats`` of the configuration has.
+        datasets: Names in ``dataset_statistics.json``; without this file, those of the configuration.
         mean: Of each channel, ``[6]``: the first tower's normalisation, then the second's.
         std: Likewise.
+        statistics_file: What is read as ``dataset_statistics.json``; None without one.
     """
 
     folder: Path
@@ -50,8 +50,10 @@ class Checkpoint:
     sizes: ModelSizes
     shards: Mapping[str, str]
     statistics: Mapping[str, Any]
+    datasets: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    statistics_file: Path | None = None
 
     @property
     def tokenizer(self) -> Path:
@@ -64,26 +66,31 @@ class Checkpoint:
         Raises:
             CheckpointError: If there is no such dataset, or None is ambiguous.
         """
-        known = sorted(self.statistics)
-        if name is None and len(known) == 1:
-            name = known[0]
+        if name is None and len(self.datasets) == 1:
+            name = self.datasets[0]
         for key in (name, f"{name}_no_noops"):
-            if key is not None and key in known:
+            if key is not None and key in self.statistics:
                 self._check_quantiles(key)
                 return key
         raise CheckpointError(
-            f"{self.folder}: expected policy.openvla.statistics to name one of {', '.join(known)} (the dataset whose "
-            f"quantiles scale the actions), got {name!r}"
+            f"{self.folder}: expected policy.openvla.statistics to name one of {', '.join(self.datasets)} (the dataset "
+            f"whose quantiles scale the actions), got {name!r}"
         )
 
     def _check_quantiles(self, name: str) -> None:
-        path = self.folder / "dataset_statistics.json"
-        with _fits(path, f"quantiles of {name}'s actions"):
+        path = self.statistics_file or self.folder / "config.json"
+        with fits(path, f"quantiles of {name}'s actions"):
             action = self.statistics[name]["action"]
             low, high = ([float(value) for value in action[key]] for key in ("q01", "q99"))
             mask = list(action.get("mask", low))
             if not len(low) == len(high) == len(mask) > 0 or not all(map(math.isfinite, low + high)):
                 raise ValueError(f"q01 {low}, q99 {high} and mask {mask} do not belong together")
+
+    def with_statistics(self, path: Path) -> Checkpoint:
+        """The same with the datasets of another ``dataset_statistics.json``, in the place of those it has."""
+        own = read_json(path)
+        others = {name: of for name, of in self.statistics.items() if name not in self.datasets}
+        return replace(self, statistics={**others, **own}, datasets=tuple(sorted(own)), statistics_file=path)
 
 
 def open_checkpoint(folder: str | Path) -> Checkpoint:
@@ -97,14 +104,12 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"no checkpoint folder at {folder}")
-    config = _json(folder / "config.json")
-    _refuse_regression_head(folder)
-    shards = _shards(folder)
-    if any(key.startswith("action_head.") for key in shards):
-        raise CheckpointError(_regression(folder, "keys under action_head."))
-    proprio = "proprio_projector.fc1.weight"
-    proprio_dim = _shape(folder, shards, proprio)[1] if proprio in shards else 0
-    with _fits(folder / "config.json", "sizes of an OpenVLA"):
+    refuse_adapters_alone(folder)
+    config = read_json(folder / "config.json")
+    refuse_other_heads(folder, config, shards := _shards(folder))
+    refuse_wrapped(folder, shards)
+    proprio_dim = _shape(folder, shards, PROJECTOR)[1] if PROJECTOR in shards else 0
+    with fits(folder / "config.json", "sizes of an OpenVLA"):
         sizes = read_sizes(config, proprio_dim=proprio_dim)
     mean, std = _normalisation(folder)
     if not (folder / "tokenizer.json").is_file():
@@ -112,7 +117,11 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder}: expected tokenizer.json; transformers writes it: "
             "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
-    return Checkpoint(folder, config, sizes, shards, _json(folder / "dataset_statistics.json"), mean, std)
+    known = config.get("norm_stats") or {}
+    checkpoint = Checkpoint(folder, config, sizes, shards, known, tuple(sorted(known)), mean, std)
+    if known and not (folder / STATISTICS).is_file():
+        return checkpoint
+    return replace(checkpoint, datasets=()).with_statistics(folder / STATISTICS)
 
 
 def load_model(
@@ -129,7 +138,7 @@ def load_model(
     Raises:
         CheckpointError: If a key is missing or unknown, a tensor has another shape, or a file is damaged.
     """
-    with torch.device("meta"), _fits(checkpoint.folder / "config.json", "sizes of an OpenVLA"):
+    with torch.device("meta"), fits(checkpoint.folder / "config.json", "sizes of an OpenVLA"):
         model = OpenVLA(checkpoint.sizes, action_tokens)
     wanted = model.state_dict()
     keys = {key: model_key(key) for key in checkpoint.shards if not is_unused(key, checkpoint.sizes)}
@@ -141,19 +150,6 @@ def load_model(
                 loaded[keys[key]] = _tensor(checkpoint, file, key, wanted[keys[key]].shape).to(dtype)
     model.load_state_dict(loaded, assign=True)
     return model.requires_grad_(False)
-
-
-@contextlib.contextmanager
-def opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
-    """An open file of weights; errors name the file."""
-    device = torch.device(device)
-    if device.type == "cuda" and device.index is None:  # safetensors takes the first card, and not the current one
-        device = torch.device("cuda", torch.cuda.current_device())
-    try:
-        with safe_open(path, "pt", device=str(device)) as file:
-            yield file
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: {error}; was the download complete?") from error
 
 
 def _tensor(checkpoint: Checkpoint, file: Any, key: str, expected: torch.Size) -> Tensor:
@@ -193,9 +189,17 @@ def _compare(folder: Path, names: list[str], wanted: set[str]) -> None:
 
 def _shards(folder: Path) -> dict[str, str]:
     """File of each key."""
+    shards = _weight_files(folder)
+    if (folder / PROPRIO).is_file():
+        with opened(folder / PROPRIO) as file:
+            shards |= dict.fromkeys(file.keys(), PROPRIO)
+    return shards
+
+
+def _weight_files(folder: Path) -> dict[str, str]:
     if (folder / INDEX).is_file():
-        with _fits(folder / INDEX, 'a file for each key under "weight_map"'):
-            shards = {str(key): str(file) for key, file in _json(folder / INDEX)["weight_map"].items()}
+        with fits(folder / INDEX, 'a file for each key under "weight_map"'):
+            shards = {str(key): str(file) for key, file in read_json(folder / INDEX)["weight_map"].items()}
         for name in sorted(set(shards.values())):
             if Path(name).name != name or not name.endswith(".safetensors"):
                 raise CheckpointError(f"{folder / INDEX}: expected names of safetensors beside it, got {name!r}")
@@ -214,24 +218,11 @@ def _shards(folder: Path) -> dict[str, str]:
     raise CheckpointError(f"{folder}: expected {INDEX} or {SINGLE}, found neither")
 
 
-def _refuse_regression_head(folder: Path) -> None:
-    if found := sorted(folder.glob("action_head*")):
-        raise CheckpointError(_regression(folder, found[0].name))
-
-
-def _regression(folder: Path, found: str) -> str:
-    return (
-        f"{folder}: expected a checkpoint that emits action tokens, got one with a regression head ({found}), as the "
-        "official OpenVLA-OFT release is: it has no action probabilities to train with GRPO. SimpleVLA-RL publishes "
-        "checkpoints with tokens (Haozhan72/Openvla-oft-SFT-libero-object-traj1 and others)"
-    )
-
-
 def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of six channels; ``preprocessor_config.json`` replaces the usual values."""
     path = folder / "preprocessor_config.json"
-    settings = _json(path).get("tvf_normalize_params") if path.is_file() else None
-    with _fits(path, "two normalisations of three channels"):
+    settings = read_json(path).get("tvf_normalize_params") if path.is_file() else None
+    with fits(path, "two normalisations of three channels"):
         pairs = NORMALISATION if settings is None else [(item["mean"], item["std"]) for item in settings]
         mean, std = ([float(value) for pair in pairs for value in pair[i]] for i in (0, 1))
     if len(mean) != 6 or len(std) != 6:
@@ -242,26 +233,3 @@ def _normalisation(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _shape(folder: Path, shards: Mapping[str, str], key: str) -> tuple[int, ...]:
     with opened(folder / shards[key]) as file:
         return tuple(file.get_slice(key).get_shape())
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: expected {path.name}, which is missing")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise CheckpointError(f"{path} is damaged: {error}; was the download complete?") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a mapping, got {type(content).__name__}")
-    return content
-
-
-@contextlib.contextmanager
-def _fits(path: Path, expected: str) -> Iterator[None]:
-    """What goes wrong while a file's content is taken apart becomes an error that names the file."""
-    try:
-        yield
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: expected {expected}, got {type(error).__name__}: {error}") from error

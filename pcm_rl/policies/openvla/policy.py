@@ -19,6 +19,7 @@ from pcm_rl.episodes import FEATURES as CRITIC_FEATURES
 from pcm_rl.episodes import INSTRUCTION, STATE
 from pcm_rl.policies.last_layer import calls_of, critic_input
 from pcm_rl.policies.openvla.actions import ActionCodec
+from pcm_rl.policies.openvla.adapter_folder import Adapters
 from pcm_rl.policies.openvla.lora import save_adapters
 from pcm_rl.policies.openvla.merged import save_merged
 from pcm_rl.policies.openvla.model_folder import Checkpoint, load_model
@@ -63,6 +64,7 @@ class OpenVLAPolicy(VLAWrapperBase):
 
     _records = False  # whether acting writes CRITIC_FEATURES
     _padded = False  # whether prompts are padded to few lengths
+    source: Adapters | None = None  # adapters of others that the weights began with
     _acting = False  # whether a collection has the adapters at hand
 
     def __init__(
@@ -258,8 +260,8 @@ class OpenVLAPolicy(VLAWrapperBase):
             ValueError: If ``adapters`` is true and there are none.
         """
         if adapters:
-            return save_adapters(self.model, folder, str(self.checkpoint.folder))
-        return save_merged(self.model, self.checkpoint, folder)
+            return save_adapters(self.model, folder, str(self.checkpoint.folder), self.source)
+        return save_merged(self.model, self.checkpoint, folder, self.source)
 
     def row_tokens(self, tensordict: TensorDictBase) -> Tensor:
         """Length of the sequence of each row, ``[M]`` int64: its cost."""

@@ -18,8 +18,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pcm_rl.policies.openvla.folder_files import INDEX
 from pcm_rl.policies.openvla.keys import HEAD
-from pcm_rl.policies.openvla.model_folder import INDEX, NORMALISATION
+from pcm_rl.policies.openvla.model_folder import NORMALISATION
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.prompt import SPACE
 from pcm_rl.policies.openvla.sizes import TOWERS_FIELD, LanguageSizes, ModelSizes, TowerSizes

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from pcm_rl.policies.openvla import add_lora
+from pcm_rl.policies.openvla.adapter_folder import open_adapters
 from pcm_rl.policies.openvla.lora import load_adapters, lora_layers, save_adapters, target_layers
 
 TEXTS = ["lift it", "put the bowl on the plate"]
@@ -99,7 +100,7 @@ def test_saved_adapters_come_back(make_openvla, record_openvla, tmp_path):
     folder = save_adapters(policy.model, tmp_path / "adapters", "some/base")
     other = make_openvla()
     plain = logits(other, rows)
-    names = load_adapters(other.model, folder)
+    names = load_adapters(other.model, open_adapters(folder))
     assert set(names) == set(lora_layers(policy.model))
     assert torch.equal(logits(other, rows), logits(policy, rows))
     assert (logits(other, rows) - plain).abs().max() > 1e-2, "they do something"
@@ -121,19 +122,9 @@ def test_peft_reads_saved_adapters(make_openvla, record_openvla, tmp_path, targe
     assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_what_is_missing_or_does_not_fit(policy, make_openvla, tmp_path):
+def test_nothing_to_save(policy, tmp_path):
     with pytest.raises(ValueError, match="has no adapters to save"):
         save_adapters(policy.model, tmp_path / "none", "base")
-    with pytest.raises(FileNotFoundError, match=r"found no adapter_config.json"):
-        load_adapters(policy.model, tmp_path)
-    folder = save_adapters(trained(policy, rank=4, targets="language").model, tmp_path / "adapters", "base")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "r": 2}))
-    with pytest.raises(ValueError, match=r"is \(4, 32\), the model's \(2, 32\)"):
-        load_adapters(make_openvla().model, folder)
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "target_modules": ["q_proj"]}))
-    with pytest.raises(ValueError, match="does not fit the model: differing tensors"):
-        load_adapters(make_openvla().model, folder)
 
 
 def test_layers_are_named_from_the_model_without_adapters(policy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,12 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint
 from pcm_rl.policies.openvla.keys import HEAD, is_unused
+from pcm_rl.policies.openvla.lora import lora_layers
 from pcm_rl.policies.openvla.merged import push, save_merged
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
 
@@ -56,6 +60,37 @@ def test_merged_adapters_reload_equal(make_openvla, record_openvla, openvla_fold
             assert set(mine.keys()) == set(theirs.keys()), "every tensor is in the file that the index names"
     for path in openvla_folder.glob("*.json"):
         assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+class Alive(TorchDispatchMode):
+    """The most bytes of tensors made within it that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor) and (key := tensor.untyped_storage()._cdata) not in self.sizes:
+                self.sizes[key] = tensor.untyped_storage().nbytes()
+                weakref.finalize(tensor.untyped_storage(), self.sizes.pop, key)
+                self.peak = max(self.peak, sum(self.sizes.values()))
+        return out
+
+
+@pytest.mark.parametrize("shards", [1, 4])
+def test_an_export_needs_the_room_of_one_file_and_one_layers_change(make_openvla, openvla_sizes, tmp_path, shards):
+    base = write_tiny_checkpoint(tmp_path / "base", openvla_sizes, shards=shards)
+    policy = make_openvla(base, dtype=torch.bfloat16)
+    add_lora(policy.model, rank=4)
+    file = max(path.stat().st_size for path in base.glob("*.safetensors"))
+    change = max(4 * layer.up.shape[0] * layer.down.shape[1] for layer in lora_layers(policy.model).values())
+    with Alive() as alive:
+        save_merged(policy.model, policy.checkpoint, tmp_path / "merged")
+    assert 0.9 * file < alive.peak <= file + change, "the file's weights are among what is counted"
+    assert not alive.sizes
 
 
 def test_full_fine_tuning_reloads_equal(make_openvla, record_openvla, openvla_folder, openvla_sizes, tmp_path):
@@ -142,7 +177,6 @@ def test_push_uploads_to_the_users_account(tmp_path, monkeypatch):
 
 
 def test_a_damaged_base_and_a_full_disk_are_refused(make_openvla, openvla_folder, tmp_path, monkeypatch):
-    pytest.importorskip("peft")
     base = Path(shutil.copytree(openvla_folder, tmp_path / "base"))
     policy = make_openvla(base)
     add_lora(policy.model, rank=4, targets=["q_proj"])

@@ -7,7 +7,9 @@ import torch
 
 from pcm_rl.episodes import FEATURES
 from pcm_rl.policies.openvla import add_lora
+from pcm_rl.policies.openvla.adapter_folder import open_adapters
 from pcm_rl.policies.openvla.attention_check import check_bidirectional
+from pcm_rl.policies.openvla.lora import load_adapters
 from pcm_rl.training.memory import ActivationMeter
 from pcm_rl.training.probe import check_log_probs
 
@@ -94,3 +96,14 @@ def test_a_row_of_a_fixed_shape_depends_neither_on_its_place_nor_on_the_others(p
         )
     for values in found[1:]:
         assert all(torch.equal(value, expected) for value, expected in zip(values, found[0], strict=True))
+
+
+def test_adapters_of_others_act_as_on_the_cpu(make_openvla, record_openvla, published):
+    near, far = make_openvla(), make_openvla(device="cuda")
+    source = open_adapters(published[0])
+    for policy in (near, far):
+        load_adapters(policy.model, source)
+    rows = record_openvla(near, TEXTS[:4])
+    with torch.no_grad():
+        expected, found = (policy.get_dist(rows.select(*policy.in_keys)).logits for policy in (near, far))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)

@@ -30,7 +30,7 @@ class LoraLinear(nn.Module):
         device: Of the adapters.
     """
 
-    def __init__(self, base_layer: nn.Module, rank: int, alpha: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, base_layer: nn.Module, rank: int, alpha: float, device: torch.device | str = "cpu") -> None:
         super().__init__()
         self.base_layer = base_layer.requires_grad_(False)
         self.rank, self.alpha = rank, alpha
@@ -60,7 +60,7 @@ class LoraLinear(nn.Module):
     @torch.no_grad()
     def delta(self) -> Tensor:
         """The adapter as a change of the weight, ``[out, in]`` float32."""
-        return self.scale * (self.up @ self.down)
+        return (self.up @ self.down).mul_(self.scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., in]`` -> ``[..., out]`` in the type of ``x``."""
