@@ -4,7 +4,7 @@
 #
 #     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, short, rates, budgets, controls, timed,
 #                                                                            metaworld, libero,
-#                                                                            credit-tuning, credit or credit-few
+#                                                                            credit-tuning, credit, credit-few, overlap
 #
 # Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
 set -eu
@@ -102,9 +102,15 @@ credit|credit-few)  # each with what was best for it in credit-tuning; batch-cri
         --variant top-critic-20-policy:$new,advantage.features=policy \
         --variant top-critic-20-policy-cut:$new,advantage.features=policy,rollouts.cut=0.05 \
         --baseline full-valid-2x10 --seeds $seeds steps=2000 env_steps=800000 demos.episodes=$demos "$@" ;;
+overlap)  # rollouts beside the update, one step stale; the rates of `credit`
+    full=method=full-valid,groups=2,$often,update.lr=3e-4
+    new=method=top-critic,selection.budget=4,advantage.steps=5,$small,update.lr=6e-4
+    toy --methods '' --variant full-valid-2x10:$full --variant full-valid-2x10-overlap:$full,rollouts.overlap=true \
+        --variant top-critic-20:$new --variant top-critic-20-overlap:$new,rollouts.overlap=true \
+        --baseline full-valid-2x10 --seeds 760-767 steps=2000 env_steps=400000 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
-        "credit-tuning, credit, credit-few" >&2
+        "credit-tuning, credit, credit-few, overlap" >&2
     exit 2 ;;
 esac
 

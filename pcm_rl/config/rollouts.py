@@ -18,13 +18,13 @@ class RolloutConfig:
             advantage of one's own with a ``value``. null plays every rollout to its end.
         cut_after: Decisions in a row.
         cut_exempt: Share in (0, 1] of the rollouts that are never cut: they tell how often a cut is wrong.
+        overlap: Play the next step's rollouts beside the update, by the policy as it was before it: one step stale,
+            for which the clipped ratio corrects.
         decisions: Rows of every forward pass that decides, with ``env.workers`` and a policy that draws each row with a
             seed of its own (``openvla``): fewer are filled up, so that a row depends neither on timing nor on the
             number of workers. A quarter of ``env.num_envs`` is a good number. null decides for whoever waits, in
             forward passes of any size.
         decision_wait: Seconds that the first worker waits for ``decisions`` of them; 0 decides at once.
-        overlap: Play the next step's rollouts beside the update, by the policy as it was before it: one step stale,
-            for which the clipped ratio corrects.
     """
 
     SECTION: ClassVar[str] = "rollouts."
@@ -32,9 +32,9 @@ class RolloutConfig:
     cut: Optional[float] = None  # noqa: UP045
     cut_after: int = 3
     cut_exempt: float = 0.1
+    overlap: bool = False
     decisions: Optional[int] = None  # noqa: UP045
     decision_wait: float = 0.0
-    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.cut is not None and not 0.0 < self.cut < 1.0:

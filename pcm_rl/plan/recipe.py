@@ -64,7 +64,8 @@ def recipe_simulators(config: Config, given: Given) -> Simulators:
         )
     number = config.env.num_envs
     if config.env.workers:
-        return Simulators(workers=number)
+        rollouts = config.rollouts
+        return Simulators(workers=number, decisions=rollouts.decisions, decision_wait=rollouts.decision_wait)
     return Simulators(workers=number, cores=1, in_step=True)
 
 

@@ -29,6 +29,7 @@ class Play:
         env: Its environments.
         states: Its initial states; each call takes the next ones.
         cuts: Which rollouts are cut.
+        decisions: How many rows are decided together.
         ranks: The processes that share a step.
     """
 
@@ -36,6 +37,7 @@ class Play:
     env: VectorEnv
     states: InitialStates
     cuts: Cuts
+    decisions: Decisions
     ranks: Ranks
 
     def __call__(self, policy: VLAWrapperBase, step: int) -> TensorDict:
@@ -60,7 +62,7 @@ class Play:
             same_starts=config.env.same_starts,
             may_be_empty=self.ranks.size > 1,
             cut=self.cuts.of(dealt + groups),
-            decisions=Decisions.of(config.rollouts),
+            decisions=self.decisions,
         )
         if not len(rows):
             return rows

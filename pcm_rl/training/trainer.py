@@ -133,7 +133,7 @@ class Trainer:
         self.cuts = Cuts(self.grpo.config, self.env, self.grpo.credit)
         self.decisions = Decisions.of(config.rollouts)
         self.decisions.check(self.env, self.policy)
-        self.play = Play(config, self.env, self.states, self.cuts, self.ranks)
+        self.play = Play(config, self.env, self.states, self.cuts, self.decisions, self.ranks)
         self.ahead = Ahead(self.play, self.policy, self.states, device=config.device, overlap=config.rollouts.overlap)
         self.probed = False  # whether recorded log-probs were computed again and found equal
         self.looked = False  # whether the first episodes were looked at

@@ -63,8 +63,8 @@ class OpenVLAPolicy(VLAWrapperBase):
     """
 
     _records = False  # whether acting writes CRITIC_FEATURES
-    _padded = False  # whether prompts are padded to few lengths
     source: Adapters | None = None  # adapters of others that the weights began with
+    _padded = False  # whether prompts are padded to few lengths
     _acting = False  # whether a collection has the adapters at hand
 
     def __init__(

@@ -83,6 +83,17 @@ def test_the_same_as_on_the_cpu(make_openvla, record_openvla):
     torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_adapters_of_others_act_as_on_the_cpu(make_openvla, record_openvla, published):
+    near, far = make_openvla(), make_openvla(device="cuda")
+    source = open_adapters(published[0])
+    for policy in (near, far):
+        load_adapters(policy.model, source)
+    rows = record_openvla(near, TEXTS[:4])
+    with torch.no_grad():
+        expected, found = (policy.get_dist(rows.select(*policy.in_keys)).logits for policy in (near, far))
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
+
+
 def test_a_row_of_a_fixed_shape_depends_neither_on_its_place_nor_on_the_others(policy, record_openvla):
     rows = record_openvla(policy, TEXTS[:2] + TEXTS[1:3])
     policy.record_critic_features(True)
@@ -96,14 +107,3 @@ def test_a_row_of_a_fixed_shape_depends_neither_on_its_place_nor_on_the_others(p
         )
     for values in found[1:]:
         assert all(torch.equal(value, expected) for value, expected in zip(values, found[0], strict=True))
-
-
-def test_adapters_of_others_act_as_on_the_cpu(make_openvla, record_openvla, published):
-    near, far = make_openvla(), make_openvla(device="cuda")
-    source = open_adapters(published[0])
-    for policy in (near, far):
-        load_adapters(policy.model, source)
-    rows = record_openvla(near, TEXTS[:4])
-    with torch.no_grad():
-        expected, found = (policy.get_dist(rows.select(*policy.in_keys)).logits for policy in (near, far))
-    torch.testing.assert_close(found.cpu(), expected, rtol=1e-3, atol=1e-3)
