@@ -30,6 +30,8 @@ class EnvConfig:
         import_module: Module to import first, so that ``id`` is registered (``metaworld`` for MetaWorld's ids).
         num_envs: Environments stepped together; with several training processes, those of each.
         workers: One process an environment (simulators); False steps the environment's own vectorised core.
+        keep_tasks: Simulators that an environment of several tasks keeps; the one whose task was played longest ago is
+            closed, and built again when it is needed. null keeps all.
         timeout: Seconds without an answer after which a worker is taken for hung and restarted.
         chunk_length: L, steps a chunk.
         max_chunks: Chunk slots of a full episode; what ``padding=keep`` pads to. null follows from the horizon and
@@ -67,6 +69,7 @@ class EnvConfig:
     import_module: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
     num_envs: int = 80
     workers: bool = False
+    keep_tasks: Optional[int] = None  # noqa: UP045
     timeout: float = 120.0
     chunk_length: int = 8
     max_chunks: Optional[int] = None  # noqa: UP045
@@ -86,8 +89,9 @@ class EnvConfig:
 
     def __post_init__(self) -> None:
         at_least(1, self, "num_envs", "chunk_length", "eval_states")
-        if self.max_chunks is not None:
-            at_least(1, self, "max_chunks")
+        for name in ("max_chunks", "keep_tasks"):
+            if getattr(self, name) is not None:
+                at_least(1, self, name)
         positive(self, "timeout")
         finite(self, "close_above", "close_below")
         if self.num_states is not None:

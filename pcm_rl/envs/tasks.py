@@ -18,19 +18,31 @@ class MultiTaskEnv(gymnasium.Env[Any, Any]):
         make_task: Builds the environment of task `t`, `0 <= t < T`; its `reset` takes the option `init_state`.
         num_tasks: T, at least 1.
         states_per_task: S, at least 1.
+        keep: Simulators that are kept, at least 1; the one whose task was played longest ago is closed. A simulator of
+            LIBERO with a camera takes nearly a gigabyte. None keeps all.
 
     Raises:
         ValueError: A count below 1.
     """
 
-    def __init__(self, make_task: Callable[[int], gymnasium.Env], num_tasks: int, states_per_task: int) -> None:
+    def __init__(
+        self,
+        make_task: Callable[[int], gymnasium.Env],
+        num_tasks: int,
+        states_per_task: int,
+        *,
+        keep: int | None = None,
+    ) -> None:
         if num_tasks < 1 or states_per_task < 1:
             raise ValueError(f"{num_tasks} tasks of {states_per_task} initial states; expected at least 1 of each")
+        if keep is not None and keep < 1:
+            raise ValueError(f"keep is {keep}; expected at least 1 simulator, or None for all")
         self.num_tasks, self.states_per_task = num_tasks, states_per_task
+        self._keep = num_tasks if keep is None else keep
         self._make_task = make_task
-        self._envs: dict[int, gymnasium.Env] = {}
+        self._envs: dict[int, gymnasium.Env] = {}  # the one that was played last is the last
         self._task = 0
-        first = self._switch(0)
+        first = self._envs[0] = make_task(0)
         self.observation_space, self.action_space = first.observation_space, first.action_space
         self.metadata, self.render_mode = first.metadata, first.render_mode
 
@@ -89,16 +101,17 @@ class MultiTaskEnv(gymnasium.Env[Any, Any]):
         self._envs.clear()
 
     def _switch(self, task: int) -> gymnasium.Env:
-        if task not in self._envs:
+        env = self._envs.pop(task, None)
+        if env is None:
+            while len(self._envs) >= self._keep:  # before another is built
+                self._envs.pop(next(iter(self._envs))).close()
             env = self._make_task(task)
-            first = self._envs.get(0, env)
-            if env.observation_space != first.observation_space or env.action_space != first.action_space:
+            if env.observation_space != self.observation_space or env.action_space != self.action_space:
                 spaces = f"{env.observation_space} and {env.action_space}"
                 env.close()
                 raise ValueError(
-                    f"task {task} has the spaces {spaces}; one policy needs those of task 0, {first.observation_space} "
-                    f"and {first.action_space}"
+                    f"task {task} has the spaces {spaces}; one policy needs those of task 0, {self.observation_space} "
+                    f"and {self.action_space}"
                 )
-            self._envs[task] = env
-        self._task = task
-        return self._envs[task]
+        self._envs[task], self._task = env, task
+        return env

@@ -98,7 +98,9 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
     Attributes:
         horizon: Steps after which an episode is cut off; None where the environment does not tell.
         restarts: Workers started again so far.
-        played: For each worker, the tasks it has played since its process started; for the caller, who assigns tasks.
+        played: For each worker, the tasks that it has simulators of, the last one played last; for the caller, who
+            assigns tasks.
+        keep_tasks: Simulators that each environment keeps of several tasks; None for all. For the caller too.
 
     Raises:
         ValueError: An argument does not fit, the actions are not chunks, or the spaces of two workers differ.
@@ -128,7 +130,8 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         sweep_memory()
         patience = {"timeout": timeout, "build_timeout": build_timeout}
         self.num_envs, self.restarts = num_envs, 0
-        self.played: list[set[int]] = [set() for _ in range(num_envs)]
+        self.played: list[list[int]] = [[] for _ in range(num_envs)]
+        self.keep_tasks: int | None = None
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         try:
             for index in range(num_envs):

@@ -18,6 +18,7 @@ from pcm_rl.envs import MultiTaskEnv, ObservationParts, OpenVLAImages, SeededSta
 from pcm_rl.envs.gripper import check_threshold, no_gripper
 from pcm_rl.envs.shared import NoRoom
 from pcm_rl.envs.success import SuccessRule
+from pcm_rl.envs.workers import WorkerVectorEnv
 from pcm_rl.support.plugins import load_callable
 
 
@@ -30,9 +31,8 @@ def make_env(config: EnvConfig, *, render_mode: str | None = None) -> gym.Env:
     if config.num_tasks == 1:
         return make_task(config, 0, render_mode=render_mode)
     assert config.num_states is not None
-    return MultiTaskEnv(
-        functools.partial(make_task, config, render_mode=render_mode), config.num_tasks, config.num_states
-    )
+    make = functools.partial(make_task, config, render_mode=render_mode)
+    return MultiTaskEnv(make, config.num_tasks, config.num_states, keep=config.keep_tasks)
 
 
 def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -> gym.Env:
@@ -79,7 +79,7 @@ def _vector_env(config: EnvConfig) -> VectorEnv:
         return gym.make_vec(
             config.id, config.num_envs, vectorization_mode="vector_entry_point", **chunking, **config.kwargs
         )
-    return chunked_vector_env(
+    env = chunked_vector_env(
         functools.partial(make_env, config),
         config.num_envs,
         workers=config.workers,
@@ -88,6 +88,9 @@ def _vector_env(config: EnvConfig) -> VectorEnv:
         reward=config.reward,
         **chunking,
     )
+    if isinstance(env, WorkerVectorEnv):
+        env.keep_tasks = config.keep_tasks
+    return env
 
 
 def _check_gripper(config: EnvConfig, space: gym.Space[Any]) -> None:

@@ -43,23 +43,29 @@ class _Episode:
 class _Schedule:
     """The episodes that wait, the episode that each worker plays, and the groups that are dropped."""
 
-    def __init__(self, episodes: list[_Episode], played: list[set[int]], failures: Failures) -> None:
+    def __init__(
+        self, episodes: list[_Episode], played: list[list[int]], failures: Failures, keep: int | None = None
+    ) -> None:
         self.waiting = list(episodes)
         self.playing: dict[int, _Episode] = {}
-        self.failures, self._played = failures, played
+        self.failures, self._played, self._keep = failures, played, keep
 
     @property
     def dropped_groups(self) -> set[int]:
         return self.failures.dropped_groups
 
     def next(self, worker: int) -> _Episode | None:
-        """The first waiting episode of a task that this worker has played, else that no worker has, else the first."""
+        """The first waiting episode of a task that this worker has a simulator of, else nobody has, else the first."""
         if not self.waiting:
             return None
         worker_tasks, all_tasks = self._played[worker], set().union(*self._played)
         ranks = [0 if e.task in worker_tasks else 1 if e.task not in all_tasks else 2 for e in self.waiting]
         episode = self.waiting.pop(ranks.index(min(ranks)))
-        worker_tasks.add(episode.task)
+        if episode.task in worker_tasks:
+            worker_tasks.remove(episode.task)
+        worker_tasks.append(episode.task)
+        if self._keep is not None:
+            del worker_tasks[: -self._keep]  # their simulators are closed
         self.playing[worker] = episode
         return episode
 
@@ -94,7 +100,7 @@ def collect_from_workers(
     episodes = [
         _Episode(i, *fields) for i, fields in enumerate(zip(init_state.tolist(), group.tolist(), tasks, strict=True))
     ]
-    schedule = _Schedule(episodes, env.played, failures)
+    schedule = _Schedule(episodes, env.played, failures, env.keep_tasks)
     watch = None if cut is None else Watch(cut, policy)
     env.cancel()  # commands that an interrupted caller may have left
     with torch.random.fork_rng([device] if device.type == "cuda" else []):

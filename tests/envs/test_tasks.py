@@ -55,6 +55,25 @@ def test_an_initial_state_names_task_and_state():
     assert all(one.closed for one in built.values())
 
 
+def test_no_more_simulators_than_told_are_kept():
+    made: list[Counter] = []
+
+    def make(task: int) -> Counter:
+        made.append(Counter(task))
+        assert sum(not one.closed for one in made) <= 2
+        return made[-1]
+
+    env = MultiTaskEnv(make, 3, 5, keep=2)
+    for start in (6, 0, 12, 1, 13, 7):  # of tasks 1, 0, 2, 0, 2, 1
+        observation, info = env.reset(options={"init_state": start})
+        assert observation.tolist() == [start // 5, start % 5, 0] and info["task"] == start // 5
+    assert [one.task for one in made] == [0, 1, 2, 1] and [one.closed for one in made] == [True, True, False, False]
+    env.close()
+    assert all(one.closed for one in made)
+    with pytest.raises(ValueError, match="keep is 0"):
+        MultiTaskEnv(make, 3, 5, keep=0)
+
+
 def test_a_start_is_drawn_from_the_seed_over_all_tasks():
     env, _ = build()
     drawn = [env.reset(seed=3)[1]["init_state"], *(env.reset()[1]["init_state"] for _ in range(20))]

@@ -369,11 +369,19 @@ def test_nan_on_workers_names_initial_state_and_chunk_and_leaves_them_usable(und
 
 def test_a_worker_prefers_tasks_that_it_has_played():
     tasks = [0, 0, 1, 1, 2, 0, 3]
-    played = [set(), {3}]
+    played = [[], [3]]
     schedule = _Schedule([_Episode(i, 0, 0, task) for i, task in enumerate(tasks)], played, Failures(3))
     dealt = [schedule.next(worker).id for worker in (0, 0, 1, 0, 1, 1, 0)]
     assert dealt == [0, 1, 6, 5, 2, 3, 4]
-    assert played == [{0, 2}, {1, 3}] and schedule.next(0) is None
+    assert played == [[0, 2], [3, 1]] and schedule.next(0) is None
+
+
+def test_a_worker_prefers_tasks_whose_simulators_it_still_has():
+    tasks = [0, 1, 0, 1, 0]
+    played = [[]]
+    schedule = _Schedule([_Episode(i, 0, 0, task) for i, task in enumerate(tasks)], played, Failures(3), 1)
+    assert [schedule.next(0).id for _ in range(5)] == [0, 2, 4, 1, 3]
+    assert played == [[1]]
 
 
 @pytest.mark.libero

@@ -38,14 +38,14 @@ class Line(gym.Env):
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    gym.register("Line-v0", entry_point=Line)
+    gym.register("Track-v0", entry_point=Line)
     yield
-    del gym.registry["Line-v0"]
+    del gym.registry["Track-v0"]
 
 
 def train(tmp_path, *overrides):
     return main([
-        "train", "env.id=Line-v0", "env.num_envs=4", "env.chunk_length=2", "env.eval_states=4", "eval_episodes=4",
+        "train", "env.id=Track-v0", "env.num_envs=4", "env.chunk_length=2", "env.eval_states=4", "eval_episodes=4",
         "groups=4", "group_size=4", "steps=1", "eval_every=0", "logger=none", "record=false", "sft.steps=0",
         "policy.state.width=16", "threads=1", f"run_dir={tmp_path}", "name=run", *overrides,
     ])  # fmt: skip
