@@ -2,6 +2,7 @@
 
     python benchmarks/actor_update.py --device cpu                          writes results/actor_update-tiny-cpu.csv
     python benchmarks/actor_update.py --device cpu --checkpointing          the same, -checkpointing.csv
+    python benchmarks/actor_update.py --device cpu --compile                the same, -compiled.csv
     python benchmarks/actor_update.py --model 7b --device cuda              writes results/actor_update-7b-cuda.csv
     python benchmarks/actor_update.py --model 7b --count                    writes results/actor_update-7b-count.csv
 
@@ -14,6 +15,9 @@ Variants:
 - ``clip-ppo-loss``: TorchRL's ``ClipPPOLoss`` on the executed chunks with the same model and micro-batches. It holds
   the parameters apart from the module, so blocks cannot be computed again in the backward pass: it is left out where
   ``--checkpointing`` is on.
+
+A variant that does not fit into the card's memory is left out and named at the end, with exit status 1.
+``--compile`` is ``policy.openvla.compile``; the warm-up compiles.
 
 The batch: groups of ten rollouts, half of them successes of 18 chunks, half failures of 64 (LIBERO's horizon of 512
 steps), random images and five instructions of different length. Weights are random: time and memory do not depend on
@@ -33,7 +37,8 @@ from pathlib import Path
 import common
 import torch
 import torch.nn.functional as F
-from common import CHUNKS, synthetic_batch, write_csv
+from common import CHUNKS, card, synthetic_batch, write_csv
+from random_openvla import PROMPT_IDS, build_policy, sizes_of
 from tensordict import NonTensorStack, TensorDict, TensorDictBase
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,12 +48,10 @@ from pcm_rl.algos import PCMSampler
 from pcm_rl.algos.packing import micro_batches
 from pcm_rl.config import Config, UpdateConfig
 from pcm_rl.episodes import ADVANTAGE, INSTRUCTION, LOG_PROBS, TOKENS, pad_episodes
-from pcm_rl.policies.openvla import Checkpoint, OpenVLAPolicy, add_lora, open_checkpoint
+from pcm_rl.policies.openvla import OpenVLAPolicy, add_lora
 from pcm_rl.policies.openvla.lora import trainable
 from pcm_rl.policies.openvla.network.model import OpenVLA
-from pcm_rl.policies.openvla.sizes import PUBLISHED_TOWERS, ModelSizes
-from pcm_rl.policies.openvla.tiny import TINY as LARGE_IMAGES
-from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
+from pcm_rl.policies.openvla.sizes import ModelSizes
 from pcm_rl.training.grpo import make_loss, make_optimizer, update_policy
 from pcm_rl.training.memory import ActivationMeter
 
@@ -61,27 +64,6 @@ INSTRUCTIONS = (
     "pick up the black bowl between the plate and the ramekin and place it on the plate",
 )
 BUDGET, BINS, SUCCESS_CHUNKS = 12, 256, 18
-TINY = dataclasses.replace(LARGE_IMAGES, image_size=112)  # whole-vocabulary logits of 345 positions do not fit here
-PROMPT_IDS = 34  # of "pick up the alphabet soup and place it in the basket" under Llama's tokenizer, about
-
-
-def build_policy(name: str, folder: Path, dtype: torch.dtype, device: str) -> OpenVLAPolicy:
-    """The tiny model or the 7B, random weights, adapters of rank 32 on all linear layers."""
-    sizes = TINY if name == "tiny" else ModelSizes(PUBLISHED_TOWERS["dinosiglip-vit-so-224px"])
-    write_tiny_checkpoint(folder, dataclasses.replace(TINY, image_size=sizes.image_size))  # tokenizer and statistics
-    checkpoint: Checkpoint = dataclasses.replace(open_checkpoint(folder), sizes=sizes)
-    with torch.device("meta"):
-        model = OpenVLA(sizes, action_tokens=56)
-    model = model.to(dtype).to_empty(device=device).requires_grad_(False)
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if parameter.ndim == 1:
-                parameter.fill_(0.0 if key.endswith("bias") else 1.0)
-            else:
-                parameter.normal_(std=0.02)
-    policy = OpenVLAPolicy(checkpoint, dtype=dtype, device=device, model=model)
-    add_lora(policy.model)
-    return policy
 
 
 def make_batch(trajectories: int, image_size: int) -> TensorDict:
@@ -244,19 +226,26 @@ def flops_of(variant: str, chunks: int, counts: dict[str, int], *, checkpointing
 
 
 def measure(policy: OpenVLAPolicy, variants: dict[str, Callable[[], int]], repeats: int) -> dict[str, tuple]:
-    """Rows, median seconds and peak activation bytes of each."""
+    """Rows, median seconds and peak activation bytes of each; without those that do not fit into memory."""
+    variants = dict(variants)
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     rows, kept = {}, {}
     # on a CPU the time of this process, which other work on the machine does not change
     clock = time.perf_counter if policy.mean.is_cuda else time.process_time
     for repeat in range(repeats + 1):
-        for name, run in variants.items():
-            with ActivationMeter(policy, enabled=repeat == 0) as meter:
-                start = clock()
-                rows[name] = run()
-                if policy.mean.is_cuda:
-                    torch.cuda.synchronize()
-                seconds[name].append(clock() - start)
+        for name, run in list(variants.items()):
+            try:
+                with ActivationMeter(policy, enabled=repeat == 0) as meter:
+                    start = clock()
+                    rows[name] = run()
+                    if policy.mean.is_cuda:
+                        torch.cuda.synchronize()
+                    seconds[name].append(clock() - start)
+            except torch.OutOfMemoryError as error:
+                print(f"{name}: {error}", flush=True)
+                del variants[name]
+                policy.zero_grad(set_to_none=True)
+                continue
             if not repeat:
                 kept[name] = meter.peak
             print(f"{name}: {seconds[name][-1]:.2f} s", flush=True)
@@ -265,8 +254,7 @@ def measure(policy: OpenVLAPolicy, variants: dict[str, Callable[[], int]], repea
 
 def count(name: str, trajectories: int) -> list[dict[str, object]]:
     """Operations of an update by each variant."""
-    sizes = TINY if name == "tiny" else ModelSizes(PUBLISHED_TOWERS["dinosiglip-vit-so-224px"])
-    counts = flops_per_chunk(sizes, PROMPT_IDS)
+    counts = flops_per_chunk(sizes_of(name), PROMPT_IDS)
     successes = (trajectories + 1) // 2
     chunks = {
         "simplevla-style": trajectories * CHUNKS,
@@ -300,6 +288,7 @@ def main() -> None:
     parser.add_argument("--trajectories", type=int, default=80, help="an even number")
     parser.add_argument("--rows", type=int, default=16, help="rows of the longest prompt in a packed micro-batch")
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--repeats", type=int, default=3, help="timed, after a warm-up")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
@@ -316,6 +305,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         policy = build_policy(options.model, Path(folder) / "checkpoint", dtype, options.device)
     policy.model.set_checkpointing(options.checkpointing)
+    if options.compile:
+        policy.model.compile_blocks()
     valid = make_batch(options.trajectories, policy.checkpoint.sizes.image_size)
     padded = pad_episodes(valid, CHUNKS)
     sampler = PCMSampler(BUDGET)
@@ -342,7 +333,7 @@ def main() -> None:
         for name, ids in told.items()
     }
     costs = measure(policy, {name: make[name]() for name in chosen}, options.repeats)
-    peak = next((v for k, v in PEAK.items() if policy.mean.is_cuda and k in torch.cuda.get_device_name()), None)
+    peak = next((v for k, v in PEAK.items() if k in card(options.device)), None)
     table = []
     for name, (rows, update_s, activation) in costs.items():
         flops = flops_by[name]
@@ -350,9 +341,10 @@ def main() -> None:
             {
                 "variant": name,
                 "model": options.model,
-                "device": torch.cuda.get_device_name() if policy.mean.is_cuda else "cpu",
+                "device": card(options.device),
                 "dtype": str(dtype).removeprefix("torch."),
                 "checkpointing": options.checkpointing,
+                "compile": options.compile,
                 "trajectories": options.trajectories,
                 "chunks": rows,
                 "select_s": round(select_s, 4) if name == "pcm" else "",
@@ -366,8 +358,10 @@ def main() -> None:
                 "activations_over_pcm": round(activation / costs["pcm"][2], 2) if "pcm" in costs else "",
             }
         )
-    suffix = "-checkpointing" if options.checkpointing else ""
+    suffix = "-checkpointing" * options.checkpointing + "-compiled" * options.compile
     write_csv(f"actor_update-{options.model}-{options.device.split(':')[0]}{suffix}", table)
+    if missing := [name for name in chosen if name not in costs]:
+        raise SystemExit(f"out of memory: {', '.join(missing)}")
 
 
 if __name__ == "__main__":

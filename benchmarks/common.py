@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
+import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from pcm_rl.episodes import label_episodes
 from pcm_rl.reports.run_end import hardware
 
 RESULTS = Path(__file__).parent / "results"
+WRITTEN = Path(os.environ.get("PCM_RL_RESULTS", RESULTS))  # a rehearsal writes elsewhere, and reads what was measured
 PHASES_DRAWN = ("clean", "few", "metaworld", "libero")  # comparisons whose steps a figure draws, phase by phase
 TRAJECTORIES, CHUNKS, LENGTH, DIMENSIONS, BINS, STATE = 80, 64, 8, 7, 16, 26
 
@@ -83,7 +86,11 @@ def medians(
 
 def read_csv(name: str) -> list[dict[str, str]]:
     """Rows of ``results/<name>.csv``."""
-    with (RESULTS / f"{name}.csv").open(newline="") as file:
+    return _read(RESULTS / f"{name}.csv")
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -117,13 +124,35 @@ def crossing(x: ArrayLike, y: ArrayLike, height: float) -> float | None:
     return float(x[k - 1] + (x[k] - x[k - 1]) * (height - y[k - 1]) / (y[k] - y[k - 1]))
 
 
-def write_csv(name: str, rows: list[dict[str, object]], *, quiet: bool = False) -> None:
-    """Write ``results/<name>.csv`` with the hardware and thread count in every row, and print it unless ``quiet``."""
-    RESULTS.mkdir(exist_ok=True)
+def card(device: str) -> str:
+    """Name of the accelerator, for a column; ``cpu`` on a processor."""
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def write_csv(
+    name: str, rows: list[dict[str, object]], *, quiet: bool = False, same: Sequence[str] | None = None
+) -> None:
+    """Write ``results/<name>.csv`` with the hardware and thread count in every row, and print it unless ``quiet``.
+
+    The environment variable ``PCM_RL_RESULTS`` names another folder.
+
+    Args:
+        name: Of the file.
+        rows: Each a mapping of columns.
+        quiet: Print nothing.
+        same: Columns that say what a row is of: rows of the file that differ from the new ones there stay. None writes
+            the file anew.
+    """
+    WRITTEN.mkdir(parents=True, exist_ok=True)
+    path = WRITTEN / f"{name}.csv"
     rows = [{**row, "threads": torch.get_num_threads(), "hardware": hardware()} for row in rows]
-    with (RESULTS / f"{name}.csv").open("w", newline="") as file:
+    older: list[dict[str, object]] = []
+    if same is not None and path.is_file():
+        new = {tuple(str(row[key]) for key in same) for row in rows}
+        older = [row for row in _read(path) if tuple(row[key] for key in same) not in new]
+    with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows([*older, *rows])
     for row in [] if quiet else rows:
         print("  ".join(f"{key}={value}" for key, value in row.items() if key != "hardware"))

@@ -4,19 +4,23 @@
     python benchmarks/decisions.py --model 7b --device cuda          writes results/decisions-7b-cuda.csv
 
 A decision is a whole chunk: two towers, the prompt, one forward pass of the language model, tokens drawn and their
-log-probs. ``adapters`` are LoRA layers beside the frozen weights, as they are trained; without them the model is the
-one that an export merges. Weights are random: time does not depend on them. Sizes are interleaved after a warm-up.
+log-probs, as a collection of rollouts makes it (``OpenVLAPolicy.acting``). ``adapters`` says where they are: ``True``
+beside the frozen weights, ``merged`` into a second copy of them (``policy.openvla.lora.merge``), ``False`` for a model
+without any, such as an export. ``enter_ms`` is what a collection takes once for it. Weights are random: time does not
+depend on them. Sizes are interleaved after a warm-up.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 
 import torch
-from actor_update import build_policy, make_batch
-from common import medians, write_csv
+from actor_update import make_batch
+from common import card, medians, write_csv
+from random_openvla import build_policy
 from tensordict import TensorDictBase
 
 from pcm_rl.policies.openvla import OpenVLAPolicy
@@ -27,6 +31,12 @@ def decide(policy: OpenVLAPolicy, rows: TensorDictBase) -> None:
     """Tokens and log-probs of ``rows``, back on the host as a collector wants them."""
     with torch.no_grad():
         policy(rows.select(*policy.in_keys))["vla_action", "log_probs"].cpu()
+
+
+def wait(policy: OpenVLAPolicy) -> None:
+    """Until the card is done."""
+    if policy.mean.is_cuda:
+        torch.cuda.synchronize()
 
 
 def without_adapters(policy: OpenVLAPolicy) -> None:
@@ -50,21 +60,29 @@ def main() -> None:
     batch = make_batch(2, policy.checkpoint.sizes.image_size)
     sizes = [int(number) for number in options.rows.split(",")]
     table = []
-    for adapters in (True, False):
-        if not adapters:
+    for adapters in ("True", "merged", "False"):
+        if adapters == "False":
             without_adapters(policy)
-        seconds = medians(
-            {str(number): lambda n=number: decide(policy, batch[:n]) for number in sizes}, options.repeats
-        )
+            policy.model.adapters = []
+        policy.merge = adapters == "merged"
+        wait(policy)
+        start = time.perf_counter()
+        with policy.acting():
+            wait(policy)
+            enter_s = time.perf_counter() - start
+            seconds = medians(
+                {str(number): lambda n=number: decide(policy, batch[:n]) for number in sizes}, options.repeats
+            )
         for number, value in seconds.items():
             table.append(
                 {
                     "model": options.model,
-                    "device": torch.cuda.get_device_name() if policy.mean.is_cuda else "cpu",
+                    "device": card(options.device),
                     "adapters": adapters,
                     "rows": number,
                     "decision_ms": round(value * 1e3, 2),
                     "ms_a_row": round(value * 1e3 / int(number), 2),
+                    "enter_ms": round(enter_s * 1e3, 2),
                 }
             )
             print(table[-1], flush=True)

@@ -329,7 +329,7 @@ def measure(model: str, device: str, chunk_s: float, played: int) -> None:
 
 def real_policy(model: str, device: str) -> Any:
     """OpenVLA-OFT with random weights."""
-    from actor_update import build_policy
+    from random_openvla import build_policy
 
     dtype = torch.bfloat16 if device.startswith("cuda") else torch.float32
     with tempfile.TemporaryDirectory() as folder:

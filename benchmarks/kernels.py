@@ -3,8 +3,8 @@
     python benchmarks/kernels.py                  writes results/kernels-7b-cuda.csv
     python benchmarks/kernels.py --checkpointing  the same with recomputation, -checkpointing.csv
 
-The 7B with random weights and adapters of rank 32 on all linear layers. Times are of whole passes without the profiler;
-the share of each kernel is from a pass under it.
+The 7B (``--model tiny``: the tiny model) with random weights and adapters of rank 32 on all linear layers. Times are of
+whole passes without the profiler; the share of each kernel is from a pass under it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
-from actor_update import build_policy, make_batch
+from actor_update import make_batch
 from common import write_csv
+from random_openvla import build_policy
 from torch.profiler import ProfilerActivity, profile
 
 from pcm_rl.episodes import TOKENS
@@ -36,14 +38,24 @@ def milliseconds(run: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats * 1e3
 
 
+def kernels_of(run: Callable[[], object]) -> list[Any]:
+    """What the profiler has seen on the card."""
+    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+        run()
+        torch.cuda.synchronize()
+    return [event for event in found.events() if event.device_type.name == "CUDA"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="7b", choices=["tiny", "7b"])
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--unprofiled", action="store_true", help="no kernels: a simulated GPU has none")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        policy = build_policy("7b", Path(folder) / "checkpoint", torch.bfloat16, "cuda")
+        policy = build_policy(options.model, Path(folder) / "checkpoint", torch.bfloat16, "cuda")
     policy.set_checkpointing(options.checkpointing)
     rows = make_batch(2, policy.checkpoint.sizes.image_size)[: options.rows].to("cuda")
     inputs = rows.select(*policy.in_keys)
@@ -63,10 +75,7 @@ def main() -> None:
     kept = torch.cuda.memory_allocated() - before
     loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
-        update()
-        torch.cuda.synchronize()
-    kernels = [event for event in found.events() if event.device_type.name == "CUDA"]
+    kernels = [] if options.unprofiled else kernels_of(update)
     total: collections.Counter[str] = collections.Counter()
     number = collections.Counter(event.name for event in kernels)
     for event in kernels:
@@ -81,7 +90,7 @@ def main() -> None:
     ]
     for name, value in total.most_common(24):
         table.append({**rest, "what": name[:120], "ms": round(value, 2), "kernels": number[name]})
-    write_csv(f"kernels-7b-cuda{'-checkpointing' if options.checkpointing else ''}", table)
+    write_csv(f"kernels-{options.model}-cuda{'-checkpointing' if options.checkpointing else ''}", table)
 
 
 if __name__ == "__main__":
