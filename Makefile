@@ -2,7 +2,7 @@
 # make test    all tests
 # make lint    ruff, strict types, spelling
 # make figures the documentation's figures and tables, from benchmarks/results
-# make gpu     what only a GPU can say: GPU tests, speed and memory of the 7B with random weights
+# make gpu     what only a GPU can say: GPU tests, steps, speed and memory of the 7B with random weights
 # make mutants, make coverage   which changes of the method no test notices; which lines no test runs
 # make reference  the generated parts of the documents
 # make setup   what the others need, in the versions of constraints.txt; each of them does it by itself, once
