@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +108,29 @@ def test_rows_of_other_cards_stay_in_the_file(tmp_path, monkeypatch):
         common.write_csv("steps", [{"device": device, "value": value}], quiet=True, same=["device"])
     found = [(row["device"], row["value"]) for row in common._read(tmp_path / "steps.csv")]
     assert found == [("b", "2"), ("a", "3")]
+
+
+def day(folder: Path, **variables: str) -> tuple[int, dict[str, list[str]]]:
+    """Exit status and last lines of the day, where the interpreter does nothing, and of ``decisions.py`` fails."""
+    stub = folder / "python"
+    stub.write_text('#!/bin/sh\ncase "$*" in *decisions.py*) exit "$FAILS" ;; esac\n')
+    stub.chmod(0o755)
+    places = {"WORK": str(folder / "work"), "RESULTS": str(folder / "results"), "PYTHON": str(stub)}
+    given = {**os.environ, **places, "DEVICE": "cpu", "MODEL": "tiny", "FAILS": "0", **variables}
+    done = subprocess.run(["bash", str(BENCHMARKS / "gpu_day.sh")], env=given, capture_output=True, text=True)
+    lines = done.stdout.partition("== cpu, tiny")[2].splitlines()[1:]
+    parts = {line.partition(":")[0].partition(",")[0]: line.partition(":")[2].split() for line in lines}
+    return done.returncode, {key: [re.sub(r"\(\d+s\)", "", name) for name in names] for key, names in parts.items()}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None or shutil.which("timeout") is None, reason="needs bash and coreutils")
+def test_a_day_names_what_failed_and_goes_on_where_it_was_stopped(tmp_path):
+    status, parts = day(tmp_path, FAILS="3")
+    assert status == 1 and parts["failed"] == ["decisions(exit", "3)"] and len(parts["done"]) == 15
+    status, parts = day(tmp_path, MINUTES="0")
+    assert status == 0 and parts.pop("not begun") == ["decisions"] and len(parts.pop("finished before")) == 15
+    assert not parts
+    status, parts = day(tmp_path)
+    assert status == 0 and parts["done"] == ["decisions"] and len(parts["finished before"]) == 15
+    status, parts = day(tmp_path, TRAJECTORIES="8")  # other settings of one part
+    assert status == 0 and parts["done"] == ["update"] and len(parts["finished before"]) == 15
