@@ -5,7 +5,7 @@
 #   bash benchmarks/gpu_day.sh                          (make gpu) 45 minutes on an H100, about; CSV in benchmarks/results
 #   MINUTES=10 bash benchmarks/gpu_day.sh               no part begins after ten minutes
 #   DEVICE=cpu MODEL=tiny bash benchmarks/gpu_day.sh    a rehearsal without a GPU: nothing of it is a measurement
-#   DEVICE=simulated MODEL=tiny ...                     the same on tests/fake_cuda.py
+#   DEVICE=simulated MODEL=tiny ...                     the same on tests/fake_cuda.py, without overlap and compiler
 #
 # A part ends after its own limit of at most ten minutes. One that fails does not stop the others; the last lines say
 # which did. What is finished for this card, this code and these settings is not run again, so the same command goes on
@@ -107,12 +107,12 @@ steps steps-merged pcm-merged --chunk-s $chunk $env
 update update-checkpointing --checkpointing --trajectories "$few" --variants simplevla-style,full-padded,full-valid,pcm
 steps steps-full-valid full-valid --chunk-s $chunk $env
 steps profile profile --chunk-s $chunk $env
-steps steps-overlap pcm-overlap --chunk-s $chunk $env
+[ "$DEVICE" = simulated ] || steps steps-overlap pcm-overlap --chunk-s $chunk $env # it has no streams
 steps steps-fast-simulator pcm --chunk-s $fast $env
 steps steps-decisions pcm-decisions --chunk-s $chunk $env
 part filling 600 $PYTHON benchmarks/filling.py measure --model "$MODEL" --device "$device" --chunk-s $fast \
     --trajectories $((2 * few))
-update update-compiled --compile --trajectories "$few" --variants full-valid,pcm
+[ "$DEVICE" = simulated ] || update update-compiled --compile --trajectories "$few" --variants full-valid,pcm
 if $interpreter -c "from pcm_rl.envs.libero.package import find_libero; print(find_libero())"; then
     steps steps-libero pcm --libero --steps 1 $libero
 else
