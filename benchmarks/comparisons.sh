@@ -4,9 +4,10 @@
 #
 #     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, short, rates, budgets, controls, timed,
 #                                                                            metaworld, libero,
-#                                                                            credit-tuning, credit, credit-few, overlap
+#                                                                            credit-tuning, credit, credit-few,
+#                                                                            credit-timed, overlap
 #
-# Success does not depend on --jobs; seconds do, so `timed` wants the machine to itself and no --jobs.
+# Success does not depend on --jobs; seconds do, so `timed` and `credit-timed` want the machine to itself and no --jobs.
 set -eu
 cd "$(dirname "$0")/.."
 name=$1
@@ -91,8 +92,8 @@ credit-tuning)  # rollouts a step and learning rate, five choices for each metho
         --variant top-20-3:$top,$small,update.lr=3e-4 --variant top-20-6:$top,$small,update.lr=6e-4 \
         --variant top-20-10:$top,$small,update.lr=1e-3 \
         --seeds 610-612 steps=1000 env_steps=300000 eval_every=3 "$@" ;;
-credit|credit-few)  # each with what was best for it in credit-tuning; batch-critic-4 as its recipe was
-    if [ "$name" = credit ]; then seeds=720-735 demos=30; else seeds=740-755 demos=20; fi
+credit|credit-few|credit-timed)  # each with what was best for it in credit-tuning; batch-critic-4 as its recipe was
+    case $name in credit) seeds=720-735 demos=30 ;; credit-few) seeds=740-755 demos=20 ;; *) seeds=720 demos=30 ;; esac
     new=method=top-critic,selection.budget=4,advantage.steps=5,$small,update.lr=6e-4
     toy --methods '' --variant full-valid-2x10:method=full-valid,groups=2,$often,update.lr=3e-4 \
         --variant full-critic-20:method=full-critic,advantage.steps=5,$small,update.lr=1e-3 \
@@ -110,7 +111,7 @@ overlap)  # rollouts beside the update, one step stale; the rates of `credit`
         --baseline full-valid-2x10 --seeds 760-767 steps=2000 env_steps=400000 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
-        "credit-tuning, credit, credit-few, overlap" >&2
+        "credit-tuning, credit, credit-few, credit-timed, overlap" >&2
     exit 2 ;;
 esac
 

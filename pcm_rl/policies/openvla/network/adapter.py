@@ -199,19 +199,30 @@ class _Frozen(NamedTuple):
 
 
 def _forward(layers: Sequence[LoraLinear], x: Tensor, ready: _Ready) -> list[Tensor]:
-    bases: list[Any] = [layer.base_layer for layer in layers]
     rows = x.reshape(-1, x.shape[-1])
     products: list[Tensor] = []
-    if all(type(base) is nn.Linear for base in bases):
-        weights, biases = [base.weight for base in bases], [base.bias for base in bases]
-    else:  # a quantized layer computes its product in its own way
-        weights, biases, products = [], [], [base(rows) for base in bases]
+    weights, biases = _frozen_weights(layers)
+    if not weights:  # a quantized layer computes its product in its own way
+        products = [layer.base_layer(rows) for layer in layers]
     frozen = _Frozen(ready, layers[0].scale, weights, biases)
     if torch.is_grad_enabled():
         outs = _LoraLinears.apply(rows, *products, *[side for one in layers for side in (one.down, one.up)], frozen)
     else:
         outs = _products(rows, frozen, products)[1]
     return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
+
+
+def _frozen_weights(layers: Sequence[LoraLinear]) -> tuple[list[Tensor], list[Tensor | None]]:
+    """Weights and biases of plain linear layers; none where one is of another kind."""
+    weights: list[Any] = []
+    biases: list[Any] = []
+    for layer in layers:
+        base: Any = layer._modules["base_layer"]
+        if type(base) is not nn.Linear:
+            return [], []
+        weights.append(base._parameters["weight"])
+        biases.append(base._parameters["bias"])
+    return weights, biases
 
 
 def _products(rows: Tensor, frozen: _Frozen, products: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
