@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pcm_rl.plan.costs import Costs
 from pcm_rl.plan.figures import Simulators
+from pcm_rl.rollouts.decisions import Decisions
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class _Queue:
 
     def __init__(self, episodes: Sequence[int], simulators: Simulators, costs: Costs) -> None:
         self.simulators, self.costs = simulators, costs
+        self.rule = Decisions(simulators.decisions, simulators.decision_wait)
         self.random = random.Random(0)  # a plan is the same every time
         self.waiting = deque(episodes)
         self.left: dict[int, int] = {}  # worker -> chunks of its episode that are not yet decided
@@ -110,15 +112,12 @@ class _Queue:
                 self._push(due - self.now, ALARM)
 
     def _due(self) -> float:
-        """When those who wait are decided for if nobody comes; the rule of ``pcm_rl.rollouts``."""
-        simulators, coming = self.simulators, len(self.left) - len(self.for_decision)
-        if not coming:
-            return self.now
-        if simulators.in_step:
+        """When those who wait are decided for if nobody comes."""
+        coming, since = len(self.left) - len(self.for_decision), self.for_decision[0][1]
+        if coming and self.simulators.in_step:
             return math.inf
-        if simulators.decisions is None or len(self.for_decision) >= simulators.decisions:
-            return self.now
-        return self.for_decision[0][1] + simulators.decision_wait
+        patient = self.rule.patience(len(self.for_decision), self.now - since, coming) > 0.0
+        return since + self.rule.seconds if patient else self.now
 
     def _decide(self) -> None:
         rows = self.simulators.decisions or len(self.for_decision)

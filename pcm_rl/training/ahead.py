@@ -77,7 +77,7 @@ class Ahead:
         overlap: bool,
     ) -> None:
         self._collect, self._policy, self._states = collect, policy, states
-        self._device, self._overlap = torch.device(device), overlap
+        self._device = torch.device(device)
         self._owed = False  # whether the next rows are the copy's, in a run that was resumed
         self._running: _Collection | None = None
         self.acting = copy_of(policy) if overlap else None
