@@ -41,7 +41,9 @@ def check_log_probs(policy: VLAWrapperBase, rows: TensorDictBase, *, probes: int
     """
     index = torch.linspace(0, len(rows) - 1, min(probes, len(rows))).round().long()
     probe_rows = rows[index].to(next(policy.parameters()).device)
-    new = policy.get_dist(probe_rows.select(*policy.in_keys, strict=False)).log_prob(probe_rows.get(TOKENS))
+    # with the weights that acted: merged ones are rounded, and kl_acting says by how much
+    with policy.acting() if isinstance(policy, Acts) else contextlib.nullcontext():
+        new = policy.get_dist(probe_rows.select(*policy.in_keys, strict=False)).log_prob(probe_rows.get(TOKENS))
     executed = ~probe_rows.get(IS_PAD)
     ratio = (new - probe_rows.get(LOG_PROBS)).exp()[executed]
     distance = float((ratio - 1.0).abs().mean())

@@ -15,6 +15,7 @@ from pcm_rl.policies import calls_of
 from pcm_rl.policies.openvla import CheckpointError, add_lora
 from pcm_rl.policies.openvla.policy import FEATURES
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
+from pcm_rl.training.probe import check_log_probs
 
 TEXTS = ["lift it", "put the bowl on the plate", "lift it", "open the top drawer of the cabinet"]
 TOKENS, CHUNK, LOG_PROBS = (("vla_action", key) for key in ("tokens", "chunk", "log_probs"))
@@ -335,3 +336,14 @@ def test_what_is_trained_while_a_collection_goes_on_is_never_an_old_adapter(make
         policy.model.adapters[0].layers[0].up.data.add_(1.0)
         trained = policy.get_dist(rows.select(*policy.in_keys)).logits.detach()
     assert torch.equal(trained, logits(policy, rows))
+
+
+def test_a_run_with_merged_adapters_is_not_taken_for_one_with_other_weights(make_openvla, record_openvla):
+    """As when it is resumed: adapters are no longer 0, and the merged weights are rounded."""
+    policy = adapted(make_openvla, merge=True, dtype=torch.bfloat16)
+    with policy.acting():
+        rows = record_openvla(policy, TEXTS).set("action_is_pad", torch.zeros(4, 2, dtype=torch.bool))
+        recorded = rows[LOG_PROBS].clone()
+    beside = policy.get_dist(rows.select(*policy.in_keys)).log_prob(rows[TOKENS])
+    assert not torch.equal(beside, recorded)
+    assert check_log_probs(policy, rows) == 0.0
