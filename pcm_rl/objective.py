@@ -1,4 +1,4 @@
-"""The clipped GRPO objective on chunks of action tokens (equations 2 and 11), without a policy."""
+"""The clipped GRPO objective on chunks of actions (equations 2 and 11), without a policy."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from pcm_rl.inputs import mask, number_per_row
+
+RATIOS = ("token", "step", "chunk")  # what has one importance ratio
 
 
 def clipped_objective(
@@ -16,6 +18,7 @@ def clipped_objective(
     weight: Tensor | None = None,
     *,
     clip_epsilon: tuple[float, float] = (0.2, 0.4),
+    ratio: str = "token",
 ) -> Tensor:
     """Objective of every row, to be maximised (equation 11).
 
@@ -23,6 +26,8 @@ def clipped_objective(
     ``rho = exp(log_prob - old_log_prob)``; the mean over the row's executed tokens, times the row's weight. With the
     weights of :func:`pcm_rl.select_chunks` the mean over rows is the mean over trajectories of the mean over their kept
     tokens.
+
+    A token is a number of the action: a bin, or for a flow policy one dimension of one step.
 
     Args:
         log_prob: ``[M, L, D]`` under the policy that is trained; the gradient goes through it.
@@ -32,19 +37,21 @@ def clipped_objective(
             reaches neither the value nor the gradient.
         weight: ``[M]`` or ``[M, 1]``; None means 1.
         clip_epsilon: ``(eps_low, eps_high)``.
+        ratio: What has one ``rho``: ``token``, as the paper does it; ``step``, the product over the D dimensions of a
+            step; or ``chunk``, the product over all executed tokens of the row. The mean is over those.
 
     Returns:
         ``[M]``; 0 for a row without an executed step.
 
     Raises:
-        ValueError: If shapes do not fit or ``executed`` is not bool.
+        ValueError: If shapes do not fit, ``executed`` is not bool, or ``ratio`` is another word.
     """
     check_tokens(log_prob, old_log_prob, executed)
-    advantage = number_per_row("advantage", advantage, len(log_prob))
-    ratio = log_ratio(log_prob, old_log_prob, executed).exp()
-    advantage = advantage.view(-1, 1, 1)
-    clipped = ratio.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
-    return token_mean(torch.minimum(ratio * advantage, clipped * advantage), executed, weight)
+    advantage = number_per_row("advantage", advantage, len(log_prob)).view(-1, 1, 1)
+    moved, counted = joint(log_ratio(log_prob, old_log_prob, executed), executed, ratio)
+    rho = moved.exp()
+    clipped = rho.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
+    return token_mean(torch.minimum(rho * advantage, clipped * advantage), counted, weight)
 
 
 def kl_penalty(log_prob: Tensor, ref_log_prob: Tensor, executed: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -72,6 +79,30 @@ def log_ratio(log_prob: Tensor, old_log_prob: Tensor, executed: Tensor) -> Tenso
     return torch.where(executed.unsqueeze(-1), log_prob - old_log_prob.detach(), 0.0)
 
 
+def joint(log_ratio: Tensor, executed: Tensor, ratio: str) -> tuple[Tensor, Tensor]:
+    """Log ratios of what has one ratio: of independent tokens the sum.
+
+    Args:
+        log_ratio: ``[M, L, D]``, 0 at steps that were never executed.
+        executed: ``[M, L]`` bool.
+        ratio: ``token``, ``step`` or ``chunk``.
+
+    Returns:
+        The sums, and which of them count: ``[M, L, D]`` and ``[M, L]``; for a step ``[M, L, 1]`` and ``[M, L]``; for a
+        chunk ``[M, 1, 1]`` and ``[M, 1]``.
+
+    Raises:
+        ValueError: For another word.
+    """
+    if ratio == "token":
+        return log_ratio, executed
+    if ratio == "step":
+        return log_ratio.sum(2, keepdim=True), executed
+    if ratio == "chunk":
+        return log_ratio.sum((1, 2), keepdim=True), executed.any(1, keepdim=True)
+    raise ValueError(f"unknown ratio {ratio!r}; choose one of {', '.join(RATIOS)}")
+
+
 def token_mean(value: Tensor, executed: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean over the executed tokens of every row, times its weight.
 
@@ -92,23 +123,28 @@ def token_mean(value: Tensor, executed: Tensor, weight: Tensor | None = None) ->
 
 @torch.no_grad()
 def ratio_diagnostics(
-    log_prob: Tensor, old_log_prob: Tensor, executed: Tensor, *, clip_epsilon: tuple[float, float] = (0.2, 0.4)
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    executed: Tensor,
+    *,
+    clip_epsilon: tuple[float, float] = (0.2, 0.4),
+    ratio: str = "token",
 ) -> dict[str, Tensor]:
-    """How far the policy has moved from the one that acted, over the executed tokens of all rows.
+    """How far the policy has moved from the one that acted, over the executed tokens (steps, chunks) of all rows.
 
     Returns:
         Scalars ``clip_fraction``, ``kl_approx`` (the mean of ``rho - 1 - log rho``, not negative), ``mean_ratio`` and
         ``max_ratio``. Without an executed token 0, 0, 0 and 1.
     """
-    moved = log_ratio(log_prob, old_log_prob, executed)
-    ratio = moved.exp()
-    largest = ratio.masked_fill(~executed.unsqueeze(-1), 0.0).max() if ratio.numel() else ratio.new_zeros(())
-    clipped = ratio.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
+    moved, counted = joint(log_ratio(log_prob, old_log_prob, executed), executed, ratio)
+    rho = moved.exp()
+    largest = rho.masked_fill(~counted.unsqueeze(-1), 0.0).max() if rho.numel() else rho.new_zeros(())
+    clipped = rho.clamp(1.0 - clip_epsilon[0], 1.0 + clip_epsilon[1])
     return {
-        "clip_fraction": mean_over_executed(clipped != ratio, executed, ratio.dtype),
-        "kl_approx": mean_over_executed(ratio - 1.0 - moved, executed),
-        "mean_ratio": mean_over_executed(ratio, executed),
-        "max_ratio": largest.where(executed.any(), 1.0),
+        "clip_fraction": mean_over_executed(clipped != rho, counted, rho.dtype),
+        "kl_approx": mean_over_executed(rho - 1.0 - moved, counted),
+        "mean_ratio": mean_over_executed(rho, counted),
+        "max_ratio": largest.where(counted.any(), 1.0),
     }
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pcm_rl import clipped_objective
-from pcm_rl.objective import kl_penalty, log_ratio, ratio_diagnostics, token_mean
+from pcm_rl.objective import RATIOS, kl_penalty, log_ratio, ratio_diagnostics, token_mean
 
 exact = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -48,6 +48,38 @@ def test_it_is_equation_11_written_out(seed: int, low: float, high: float) -> No
     assert got.tolist() == pytest.approx(expected, rel=1e-12, abs=1e-12)
     weighted = clipped_objective(new, old, advantage, executed, weight, clip_epsilon=(low, high))
     assert weighted.tolist() == pytest.approx((weight * got).tolist(), rel=1e-12, abs=1e-12)
+
+
+@exact
+@given(st.integers(0, 10**6), st.sampled_from(["step", "chunk"]))
+def test_a_joint_ratio_is_the_product_of_what_it_joins(seed: int, ratio: str) -> None:
+    new, old, advantage, executed, weight = random_rows(seed)
+    expected = []
+    for m in range(len(new)):
+        steps = [(new[m, step] - old[m, step]).exp().prod() for step in range(4) if executed[m, step]]
+        rhos = steps if ratio == "step" else [math.prod(steps)] if steps else []
+        gains = [min(rho * advantage[m], rho.clamp(0.8, 1.4) * advantage[m]) for rho in rhos]
+        expected.append(float(weight[m] * sum(gains) / len(gains)) if gains else 0.0)
+    got = clipped_objective(new, old, advantage, executed, weight, ratio=ratio)
+    assert got.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_with_one_number_a_step_and_one_step_a_chunk_all_ratios_are_the_same() -> None:
+    new, old, advantage, _, weight = random_rows(2)
+    rows = new[:, :1, :1], old[:, :1, :1], advantage, torch.ones(len(new), 1, dtype=torch.bool)
+    token, step, chunk = (clipped_objective(*rows, weight, ratio=ratio) for ratio in ("token", "step", "chunk"))
+    assert torch.equal(token, step) and torch.equal(token, chunk)
+    with pytest.raises(ValueError, match="token, step, chunk"):
+        clipped_objective(*rows, weight, ratio="action")
+
+
+def test_diagnostics_count_what_has_a_ratio() -> None:
+    old = torch.zeros(2, 2, 2)
+    new, executed = torch.full((2, 2, 2), 0.1), torch.tensor([[True, True], [True, False]])
+    clipped = {r: float(ratio_diagnostics(new, old, executed, ratio=r)["clip_fraction"]) for r in RATIOS}
+    most = {r: float(ratio_diagnostics(new, old, executed, ratio=r)["max_ratio"]) for r in RATIOS}
+    assert clipped == {"token": 0.0, "step": 0.0, "chunk": 0.5}
+    assert most == pytest.approx({"token": math.exp(0.1), "step": math.exp(0.2), "chunk": math.exp(0.4)})
 
 
 def test_before_the_first_update_it_is_the_advantage_and_its_gradient_that_of_the_log_prob() -> None:

@@ -18,6 +18,7 @@ from torchrl.objectives import LossModule
 from pcm_rl.algos.weights import over_the_batch
 from pcm_rl.inputs import entry
 from pcm_rl.objective import (
+    RATIOS,
     check_tokens,
     clipped_objective,
     kl_penalty,
@@ -25,38 +26,44 @@ from pcm_rl.objective import (
     ratio_diagnostics,
     token_mean,
 )
+from pcm_rl.policies.family import dist_keys, drawn_key
 
 
 class ChunkGRPOLoss(LossModule):
-    """Token-level clipped GRPO loss over a batch of chunk rows.
+    """Clipped GRPO loss over a batch of chunk rows.
 
     It is the mean over rows of :func:`~pcm_rl.objective.clipped_objective` (equation 11), with the sign turned. With
     the weights of :class:`~pcm_rl.algos.PCMSampler` it is, over the whole batch, the mean over trajectories of the mean
     over their kept tokens. The row-weighted mean of minibatch losses equals it for any split.
 
     Args:
-        actor_network: Token policy with ``get_dist(tensordict)`` over ``[M, L, D]`` tokens, such as a
-            ``torchrl.modules.vla.VLAWrapperBase``. Run a policy with lazy layers once before.
+        actor_network: Policy with ``get_dist(tensordict)`` over what it drew, ``[M, L, D]``, one log-prob each: action
+            tokens, as a ``torchrl.modules.vla.VLAWrapperBase``, or what its ``drawn_key`` names (a flow policy; see
+            :class:`~pcm_rl.policies.family.DrawsNumbers`). Run a policy with lazy layers once before.
         clip_epsilon: ``(eps_low, eps_high)`` or one number for both.
         entropy_coeff: Weight of the entropy bonus; 0 leaves ``loss_entropy`` out (the paper's is 1e-3).
         kl_coeff: Weight of the KL penalty towards a reference policy (the estimator ``exp(d) - d - 1`` with
             ``d = ref_log_prob - log_prob``); needs ``("vla_action", "ref_log_probs")`` in the batch. 0 leaves it out,
             as the paper does.
         reduction: ``"mean"`` over rows, ``"sum"``, or ``"none"`` for ``[M]``.
+        ratio: What has one importance ratio: ``"token"``, ``"step"`` or ``"chunk"``
+            (:func:`~pcm_rl.objective.clipped_objective`).
         functional: Store the parameters separately from the network, as TorchRL's losses do. False calls the network
             itself; gradient checkpointing needs this, since it runs blocks again in the backward pass.
 
-    Reads (all configurable by ``set_keys``): the policy's inputs, ``("vla_action", "tokens") [M, L, D]``,
-    ``("vla_action", "log_probs") [M, L, D]``, ``"action_is_pad" [M, L]`` bool, ``"advantage"`` and if present
-    ``"weight"`` (absent means 1), both ``[M]`` or ``[M, 1]``. Padded steps may hold anything.
+    Reads (all configurable by ``set_keys``): the policy's inputs, ``tokens [M, L, D]`` (``("vla_action", "tokens")`` or
+    the policy's ``drawn_key``), ``("vla_action", "log_probs") [M, L, D]``, ``"action_is_pad" [M, L]`` bool,
+    ``"advantage"`` and if present ``"weight"`` (absent means 1), both ``[M]`` or ``[M, 1]``. Padded steps may hold
+    anything.
 
     Writes ``loss_objective`` (and ``loss_entropy``, ``loss_kl``), and without gradient ``clip_fraction``, ``kl_approx``
-    (mean of ``rho - 1 - log rho``, non-negative), ``mean_ratio``, ``max_ratio`` and ``entropy``, over executed tokens.
+    (mean of ``rho - 1 - log rho``, non-negative), ``mean_ratio``, ``max_ratio`` and ``entropy``, over executed tokens
+    (of the first four: over what has one ratio).
 
     Raises:
         ValueError: On construction for a clip threshold outside (0, 1) below or not positive above, a negative
-            coefficient or an unknown reduction; in ``forward`` for shapes and types that do not fit, such as an
-            advantage for each token.
+            coefficient, an unknown reduction or ratio; in ``forward`` for shapes and types that do not fit, such as an
+            advantage for each token, and for an entropy bonus on a policy whose entropy cannot change.
         KeyError: In ``forward`` if an entry is missing.
 
     Warns:
@@ -106,6 +113,7 @@ class ChunkGRPOLoss(LossModule):
         entropy_coeff: float = 0.0,
         kl_coeff: float = 0.0,
         reduction: str = "mean",
+        ratio: str = "token",
         functional: bool = True,
     ) -> None:
         self._in_keys: list[NestedKey] | None = None
@@ -117,6 +125,8 @@ class ChunkGRPOLoss(LossModule):
             raise ValueError(f"coefficients must not be negative, got entropy {entropy_coeff}, kl {kl_coeff}")
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"unknown reduction {reduction!r}; choose one of mean, sum, none")
+        if ratio not in RATIOS:
+            raise ValueError(f"unknown ratio {ratio!r}; choose one of {', '.join(RATIOS)}")
         if not hasattr(actor_network, "get_dist"):
             raise ValueError(f"{type(actor_network).__name__} has no get_dist(tensordict); a token policy is needed")
         self._functional = functional
@@ -126,7 +136,8 @@ class ChunkGRPOLoss(LossModule):
             self.actor_network = actor_network
         self.clip_low, self.clip_high = float(low), float(high)
         self.entropy_coeff, self.kl_coeff = float(entropy_coeff), float(kl_coeff)
-        self.reduction = reduction
+        self.reduction, self.ratio = reduction, ratio
+        self.set_keys(tokens=drawn_key(actor_network))
 
     @property
     def functional(self) -> bool:
@@ -141,7 +152,7 @@ class ChunkGRPOLoss(LossModule):
         """What ``forward`` reads; ``weight`` is optional and not listed."""
         if self._in_keys is None:
             keys = self.tensor_keys
-            listed = [*self.actor_network.in_keys, keys.tokens, keys.log_probs, keys.is_pad, keys.advantage]
+            listed = [*dist_keys(self.actor_network), keys.tokens, keys.log_probs, keys.is_pad, keys.advantage]
             self._in_keys = listed + ([keys.ref_log_probs] if self.kl_coeff else [])
         return self._in_keys
 
@@ -180,19 +191,24 @@ class ChunkGRPOLoss(LossModule):
         executed = ~pad
         weight = over_the_batch(tensordict, keys.weight).get(keys.weight, None)
         dist = self._distribution(tensordict)
-        # what stands in steps that were never executed, such as -100, is no token: it is never looked up
+        # what stands in steps that were never executed, such as -100 or NaN, is no token: it is never looked up
         new = dist.log_prob(tokens.masked_fill(~executed.unsqueeze(-1), 0))
         clip = (self.clip_low, self.clip_high)
-        gain = clipped_objective(new, old, advantage, executed, weight, clip_epsilon=clip)
+        gain = clipped_objective(new, old, advantage, executed, weight, clip_epsilon=clip, ratio=self.ratio)
         out = {"loss_objective": -self._reduce(gain)}
         with contextlib.nullcontext() if self.entropy_coeff else torch.no_grad():  # without a bonus no graph is kept
             entropy = dist.entropy()
         if self.entropy_coeff:
+            if new.requires_grad and not entropy.requires_grad:
+                raise ValueError(
+                    f"entropy_coeff={self.entropy_coeff:g} means nothing for {type(self.actor_network).__name__}: the "
+                    "noise that it draws from is fixed, and so is its entropy; give 0"
+                )
             out["loss_entropy"] = -self.entropy_coeff * self._reduce(token_mean(entropy, executed, weight))
         if self.kl_coeff:
             penalty = kl_penalty(new, entry(tensordict, keys.ref_log_probs), executed, weight)
             out["loss_kl"] = self.kl_coeff * self._reduce(penalty)
-        out |= ratio_diagnostics(new, old, executed, clip_epsilon=clip)
+        out |= ratio_diagnostics(new, old, executed, clip_epsilon=clip, ratio=self.ratio)
         return TensorDict({**out, "entropy": mean_over_executed(entropy.detach(), executed, new.dtype)})
 
     def _distribution(self, tensordict: TensorDictBase) -> Distribution:

@@ -1,4 +1,4 @@
-"""Supervised start: behaviour cloning of action tokens."""
+"""Supervised start: behaviour cloning of action tokens, or what a policy of numbers learns by."""
 
 from __future__ import annotations
 
@@ -34,6 +34,14 @@ def token_cross_entropy(policy: VLAWrapperBase, rows: TensorDictBase) -> Tensor:
     return -log_prob[executed.unsqueeze(-1).expand_as(log_prob)].mean()
 
 
+def imitation_loss(policy: VLAWrapperBase, rows: TensorDictBase, generator: Generator | None = None) -> Tensor:
+    """The policy's own loss where it draws numbers (``imitation_loss``), else :func:`token_cross_entropy`; a scalar."""
+    if hasattr(policy, "drawn_key"):
+        loss: Tensor = policy.imitation_loss(rows, generator)
+        return loss
+    return token_cross_entropy(policy, rows)
+
+
 def supervise(
     policy: VLAWrapperBase,
     demos: TensorDictBase,
@@ -49,16 +57,16 @@ def supervise(
 
     Args:
         policy: Changed in place.
-        demos: ``[M]`` rows, see :func:`token_cross_entropy`.
+        demos: ``[M]`` rows, see :func:`imitation_loss`.
         steps: Gradient steps; with 0 the policy does not change.
         batch_size: Rows per step.
         lr: Learning rate.
-        generator: Draws the rows.
+        generator: Draws the rows, and what the policy's loss needs at random.
         stop: Called after every ``stop_every`` steps; True ends the fit.
         stop_every: See ``stop``.
 
     Returns:
-        The loss of every executed step, in nats per token.
+        The loss of every executed step; of tokens in nats a token.
 
     Raises:
         ValueError: If the demonstrations' chunks do not fit the policy, there are none, or an option is out of range.
@@ -78,7 +86,7 @@ def supervise(
     losses = []
     for step in range(1, steps + 1):
         rows = torch.randint(len(demos), (batch_size,), generator=generator, device=source)
-        loss = token_cross_entropy(policy, demos[rows].to(device))
+        loss = imitation_loss(policy, demos[rows].to(device), generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()

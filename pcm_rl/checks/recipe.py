@@ -173,7 +173,9 @@ def _before_the_start(finding: Finding, rows: TensorDict, config: Config) -> Fin
 
 def _reach(policy: Any, space: Any) -> Finding:
     """Whether the policy's tokens can say the actions of the box: its ends, as they come out of the tokenizer."""
-    tokenizer = policy.action_tokenizer
+    tokenizer = getattr(policy, "action_tokenizer", None)
+    if tokenizer is None:
+        return Finding("action box", "ok", f"{space}; the policy's actions are numbers without bins")
     if not hasattr(tokenizer, "decode"):
         return Finding("action box", "ok", f"{space}; the tokenizer cannot be asked what it reaches")
     low, high = (torch.from_numpy(bound) for bound in (space.low, space.high))

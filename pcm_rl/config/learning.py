@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
+from pcm_rl.objective import RATIOS
 from pcm_rl.rules import Rule, find_rule
 from pcm_rl.selection import PADDINGS, SELECTIONS
 from pcm_rl.support.plugins import is_plugin
@@ -147,6 +148,8 @@ class UpdateConfig:
         grad_clip: Largest gradient norm.
         clip_low: ``eps_low``.
         clip_high: ``eps_high``.
+        ratio: What has one importance ratio: ``token`` (of a flow policy: each number), as the paper does it; ``step``,
+            the product over an action's dimensions; or ``chunk``, the product over all of a chunk.
         entropy_coeff: Weight of the entropy bonus.
         brightness: Images of the update are made brighter or darker by a factor within 1 +- this; 0 leaves them.
         jitter: Likewise their contrast and their saturation.
@@ -163,6 +166,7 @@ class UpdateConfig:
     grad_clip: float = 2.0
     clip_low: float = 0.2
     clip_high: float = 0.4
+    ratio: str = "token"
     entropy_coeff: float = 0.0
     brightness: float = 0.0
     jitter: float = 0.0
@@ -172,6 +176,7 @@ class UpdateConfig:
         at_least(0.0, self, "weight_decay", "entropy_coeff")
         positive(self, "lr", "grad_clip", "clip_high")
         within(0.0, 1.0, self, "brightness", "jitter")
+        one_of(self, "ratio", RATIOS)
         if not 0.0 < self.clip_low < 1.0:
             raise ConfigError(f"clip_low must be in (0, 1), got {self.clip_low}")
         if self.micro_rows is not None and self.micro_tokens is not None:

@@ -21,8 +21,8 @@ from pcm_rl.episodes import (
     LOG_PROBS,
     REWARD,
     SUCCESS,
-    TOKENS,
 )
+from pcm_rl.policies.family import drawn_key
 from pcm_rl.processes.messages import set_texts
 
 Policy = Callable[[TensorDictBase], TensorDictBase]
@@ -49,7 +49,7 @@ def decide(
     Only what the policy writes is copied back from ``device``.
 
     Args:
-        policy: Writes tokens, chunk and log-probs.
+        policy: Writes what it draws, chunk and log-probs.
         observation: Keys of the schema ``[n, ...]``.
         instructions: One for each environment, or Nones.
         init_state: Initial states of the episodes, ``[n]``.
@@ -58,7 +58,7 @@ def decide(
         rows: Rows that the policy gets, at least n; the first one fills the rest. None is n.
 
     Returns:
-        The observation, and the policy's entries: tokens, chunk and log-probs ``[n, L, D]`` and the rest of its
+        The observation, and the policy's entries: its draw, chunk and log-probs ``[n, L, D]`` and the rest of its
         ``out_keys``, on the CPU.
 
     Raises:
@@ -69,7 +69,7 @@ def decide(
     inputs = TensorDict({key: fill_up(value, more) for key, value in observation.items()}, [number + more])
     if instructions[0] is not None and listens(policy):
         inputs.set(INSTRUCTION, NonTensorStack(*instructions, *[instructions[0]] * more))
-    keys = dict.fromkeys((CHUNK, TOKENS, LOG_PROBS, *getattr(policy, "out_keys", ())))
+    keys = dict.fromkeys((CHUNK, drawn_key(policy), LOG_PROBS, *getattr(policy, "out_keys", ())))
     with torch.no_grad():
         out = policy(inputs.to(device)).select(*keys, strict=False)
     out = (out[:number] if more else out).to("cpu")

@@ -39,7 +39,7 @@ def make_policy(config: Config, env: VectorEnv) -> VLAWrapperBase:
     assert isinstance(action_space, spaces.Box)
     policy = policy_for(config.policy, env.single_observation_space, action_space, config.device)
     try:
-        check_reach(policy.action_tokenizer, action_space)
+        check_reach(getattr(policy, "action_tokenizer", None), action_space)
     except ValueError as error:
         raise ConfigError(f"policy.family={config.policy.family}: {error}") from error
     if config.policy.checkpointing == "always" and not isinstance(policy, Recomputes):
@@ -57,17 +57,18 @@ def load_start(policy: VLAWrapperBase, path: str) -> None:
     """Read the weights of ``policy.init``.
 
     Raises:
-        ConfigError: If its bins are others: the same tokens would mean other actions.
+        ConfigError: If its bins or its units are others: the same outputs would mean other actions.
         ValueError: If it does not fit.
     """
-    bins = {name: buffer.clone() for name, buffer in policy.named_buffers() if name.startswith("action_tokenizer.")}
+    units = {name: buffer.clone() for name, buffer in policy.named_buffers() if name.startswith("action_")}
     with torch.no_grad():
         load_policy(policy, path)
     for name, buffer in policy.named_buffers():
-        if name in bins and not torch.equal(buffer, bins[name]):
+        if name in units and not torch.equal(buffer, units[name]):
+            what = "bins" if name.startswith("action_tokenizer.") else "units"
             raise ConfigError(
-                f"policy.init={path}: its bins are others ({name} is {buffer.tolist()}, here {bins[name].tolist()}); "
-                "it was trained in another action box"
+                f"policy.init={path}: its {what} are others ({name} is {buffer.tolist()}, here "
+                f"{units[name].tolist()}); it was trained in another action box"
             )
 
 
@@ -98,7 +99,7 @@ def policy_for(
     if lacking := lacks(policy):
         raise ConfigError(
             f"policy.family={section.family} made a {type(policy).__name__} without {', '.join(lacking)}; see "
-            "pcm_rl.policies.family.TokenPolicy"
+            "pcm_rl.policies.family"
         )
     expected = (policy.chunk_size, policy.action_dim)
     if action_space.shape != expected:

@@ -176,6 +176,7 @@ def make_loss(policy: VLAWrapperBase, update: UpdateConfig) -> ChunkGRPOLoss:
         policy,
         clip_epsilon=(update.clip_low, update.clip_high),
         entropy_coeff=update.entropy_coeff,
+        ratio=update.ratio,
         functional=False,
     )
 

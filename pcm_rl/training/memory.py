@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config
-from pcm_rl.episodes import TOKENS
+from pcm_rl.policies.family import log_probs_of
 
 ROOM = 0.8  # share of the free memory that activations may take: allocators leave gaps
 
@@ -93,7 +93,7 @@ def row_bytes(policy: VLAWrapperBase, rows: TensorDictBase) -> int:
     row = rows[:1].to(next(policy.parameters()).device)
     for _ in range(2):  # the second time the gradients, which all rows share, have their memory
         with ActivationMeter(policy) as meter:
-            policy.get_dist(row.select(*policy.in_keys, strict=False)).log_prob(row.get(TOKENS)).sum().backward()
+            log_probs_of(policy, row).sum().backward()
     policy.zero_grad(set_to_none=True)
     return meter.peak
 

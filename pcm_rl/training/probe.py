@@ -12,8 +12,8 @@ from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config, ConfigError
-from pcm_rl.episodes import INSTRUCTION, IS_PAD, LOG_PROBS, PHASE, TOKENS
-from pcm_rl.policies.family import Acts, PadsPrompts, TokenPolicy, bins_of
+from pcm_rl.episodes import INSTRUCTION, IS_PAD, LOG_PROBS, PHASE
+from pcm_rl.policies.family import Acts, PadsPrompts, Policy, bins_of, log_probs_of
 from pcm_rl.processes.ranks import Ranks
 from pcm_rl.rollouts.first_look import Finding, first_look, look_at_phases
 
@@ -43,7 +43,7 @@ def check_log_probs(policy: VLAWrapperBase, rows: TensorDictBase, *, probes: int
     probe_rows = rows[index].to(next(policy.parameters()).device)
     # with the weights that acted: merged ones are rounded, and kl_acting says by how much
     with policy.acting() if isinstance(policy, Acts) else contextlib.nullcontext():
-        new = policy.get_dist(probe_rows.select(*policy.in_keys, strict=False)).log_prob(probe_rows.get(TOKENS))
+        new = log_probs_of(policy, probe_rows)
     executed = ~probe_rows.get(IS_PAD)
     ratio = (new - probe_rows.get(LOG_PROBS)).exp()[executed]
     distance = float((ratio - 1.0).abs().mean())
@@ -85,14 +85,14 @@ def company_matters(policy: VLAWrapperBase, rows: TensorDictBase, number: int) -
             stack.enter_context(policy.acting())
         if isinstance(policy, PadsPrompts):
             stack.enter_context(policy.padded())
-        new = policy.get_dist(again.select(*policy.in_keys, strict=False)).log_prob(again.get(TOKENS))
+        new = log_probs_of(policy, again)
     return float((new - again.get(LOG_PROBS)).abs().max())
 
 
 def heed_first_look(
     rows: TensorDictBase,
     env: VectorEnv,
-    policy: TokenPolicy,
+    policy: Policy,
     config: Config,
     ranks: Ranks,
     say: Callable[[str], None],

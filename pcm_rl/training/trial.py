@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torchrl.modules.vla import VLAWrapperBase
 
-from pcm_rl.episodes import TOKENS
+from pcm_rl.policies.family import dist_keys, drawn_key, log_probs_of
 
 ROWS = 4  # a forward pass of a large policy takes a second
 
 
 def rows_at_hand(policy: VLAWrapperBase, rows: TensorDictBase) -> TensorDictBase:
-    """A few of ``rows [M]``, evenly spaced, with what the policy reads and its tokens; a copy."""
+    """A few of ``rows [M]``, evenly spaced, with what the policy reads and what it drew; a copy."""
     index = torch.linspace(0, len(rows) - 1, min(ROWS, len(rows))).round().long()
-    return rows.select(*policy.in_keys, TOKENS, strict=False)[index].clone()
+    return rows.select(*dist_keys(policy), drawn_key(policy), strict=False)[index].clone()
 
 
 @torch.no_grad()
@@ -31,8 +31,7 @@ def check_sane(
 
     Args:
         step: For the message.
-        policy: Its trained parameters must be finite, its buffers no nan, and its log-probs of the tokens of ``rows``
-            finite.
+        policy: Its trained parameters must be finite, its buffers no nan, and its log-probs of ``rows`` finite.
         optimizer: Its state must be finite.
         critic: Its weights must be finite.
         rows: Of :func:`rows_at_hand`; None where nothing was played yet.
@@ -52,7 +51,7 @@ def check_sane(
             _check_finite(step, f"{name} of the optimiser", torch.as_tensor(value))
     if rows is not None:
         rows = rows.to(next(policy.parameters()).device)
-        log_prob = policy.get_dist(rows.select(*policy.in_keys, strict=False)).log_prob(rows.get(TOKENS))
+        log_prob = log_probs_of(policy, rows)
         _check_finite(step, "a log-prob of the policy", log_prob)
 
 
