@@ -95,7 +95,7 @@ class EpisodeKeys(Transform):
 
     Args:
         action_key: Key of the executed chunk ``[M, L, D]``, if it is not ``("vla_action", "chunk")``.
-        decode: What is under that key to chunks ``[M, L, D]``, such as a tokenizer's ``decode``. None takes it as it is.
+        decode: What is under that key -> chunks ``[M, L, D]``, such as a tokenizer's ``decode``; None: it is one.
 
     Raises:
         ValueError: If a trajectory is cut, if its rows are not in order, or if the rewards do not tell the outcome.
