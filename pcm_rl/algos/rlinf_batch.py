@@ -126,7 +126,8 @@ def rlinf_batch(
     """Kept rows as a batch that RLinf's own ``run_training`` takes: ``N`` chunk steps of one environment.
 
     Its loss divides each row by ``loss_mask_sum / max_episode_steps``, so ``loss_mask_sum`` holds the weights, and its
-    code stays as it is: policy loss and value loss are weighted alike. Rows that fill up have a loss mask of 0. Set
+    code stays as it is: policy loss and value loss are weighted alike. ``advantages`` are those of ``"advantage"``,
+    such as a critic's that were written into the rows. Rows that fill up have a loss mask of 0. Set
     ``actor.global_batch_size`` to ``N`` times the ranks over the optimiser steps that you want.
 
     Args:
@@ -157,6 +158,10 @@ def rlinf_batch(
     mask &= (weight > 0).view(-1, 1, 1)
     divisor = torch.where(fraction * weight > 0, max_episode_steps * fraction / weight, 1.0)
     out |= {"loss_mask": mask, "loss_mask_sum": divisor.view(-1, 1, 1).expand_as(mask)}
+    if ADVANTAGE in rows.keys():  # also one that was written since
+        given = out.get("advantages", mask.float())
+        column = number_per_row(ADVANTAGE, entry(rows, ADVANTAGE), count)[source].to(given.dtype)
+        out["advantages"] = column.view(-1, 1, 1).expand_as(given)
     if "prev_values" in out:
         out["prev_values"] = torch.cat([out["prev_values"], out["prev_values"][-1:]])
     return out

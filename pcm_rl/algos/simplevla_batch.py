@@ -95,7 +95,8 @@ def simplevla_batch(rows: TensorDictBase, *, slots: int, multiple_of: int = 1) -
     ``advantages``, which are 0 at tokens that do not count: all ``slots`` are executed for it.
 
     Args:
-        rows: ``[R]`` of :func:`~pcm_rl.algos.shares.choose_rows`, with advantages and log-probs.
+        rows: ``[R]`` of :func:`~pcm_rl.algos.shares.choose_rows`, with log-probs and ``"advantage"``, which may be
+            others than the batch had, such as a critic's.
         slots: Chunks of a trajectory, a multiple of ``traj_mini_batch_size``.
         multiple_of: ``P`` is a multiple of it: ``ppo_mini_batch_size`` times optimiser steps.
 
@@ -104,7 +105,7 @@ def simplevla_batch(rows: TensorDictBase, *, slots: int, multiple_of: int = 1) -
         and ``advantages [P, slots * L * D]``.
 
     Raises:
-        KeyError: The rows have no weight, advantages or log-probs.
+        KeyError: The rows have no weight, advantage or log-probs.
         ValueError: There are no rows.
     """
     count = len(rows)
@@ -118,14 +119,14 @@ def simplevla_batch(rows: TensorDictBase, *, slots: int, multiple_of: int = 1) -
     # its mean has slots * L * D tokens a trajectory and P trajectories; ours the row's executed tokens and R rows
     factor = number_per_row(WEIGHT, entry(rows, WEIGHT), count) / count / counted.sum(-1).clamp_min(1) / dims
     factor = (factor * (packed * slots * length * dims)).view(-1, 1, 1) * counted.unsqueeze(-1)
-    advantages = entry(rows, "advantages").view(count, length, dims)
-    scaled = torch.where(factor > 0, advantages * factor, 0.0).to(advantages.dtype)[source]
+    advantages = number_per_row(ADVANTAGE, entry(rows, ADVANTAGE), count).view(-1, 1, 1)
+    scaled = torch.where(factor > 0, advantages * factor, 0.0).expand(-1, -1, dims)[source]
     scaled[count:] = 0.0
     kept = rows.select(*(key for key in rows.keys() if _of_theirs(rows, key)))[source]
     out = {key: value.reshape(packed, slots, *value.shape[1:]) for key, value in kept.items()}
     old = entry(rows, LOG_PROBS)[source].reshape(packed, -1)
     finish = torch.full((packed,), slots * length, device=rows.device)
-    return out | {"finish_step": finish, "old_log_probs": old, "advantages": scaled.reshape(packed, -1)}
+    return out | {"finish_step": finish, "old_log_probs": old, "advantages": scaled.reshape(packed, -1).to(old.dtype)}
 
 
 def _of_theirs(rows: TensorDictBase, key: str) -> bool:

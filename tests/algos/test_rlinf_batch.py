@@ -158,6 +158,58 @@ def test_its_own_loss_takes_the_weights(policy, chunk_mask, sums):
     torch.testing.assert_close(gradient(policy, masked_objective(policy, more)), expected, rtol=1e-5, atol=1e-8)
 
 
+def test_other_advantages_reach_its_loss(policy):
+    """A clipped objective is proportional to its advantage."""
+    batch = rollout(policy)
+    rows = LabelPhases(close_above=BINS / 2)(rlinf_rows(batch, max_episode_steps=LONGEST, **OPTIONS))
+    rows["advantage"] = 2 * rows["advantage"]
+    back = rlinf_batch(choose_rows(rows, PCMSampler(selection="none")), max_episode_steps=LONGEST)
+    expected = 2 * gradient(policy, masked_objective(policy, batch))
+    torch.testing.assert_close(gradient(policy, masked_objective(policy, back)), expected, rtol=1e-5, atol=1e-8)
+
+
+def test_without_a_mask_all_rows_count(policy):
+    """As with ``ignore_terminations: True`` and no filter; then nobody but the caller knows the outcomes."""
+    batch = rollout(policy, sums=False)
+    everything = torch.ones(STEPS, ENVS, 1, dtype=torch.bool)
+    batch["advantages"] = torch.randn(1, ENVS, 1, dtype=torch.float64).expand(STEPS, ENVS, LENGTH)
+    batch["dones"] = torch.zeros_like(batch["dones"])
+    expected = gradient(policy, masked_objective(policy, {**batch, "loss_mask": everything.expand(-1, -1, LENGTH)}))
+    batch["loss_mask"] = None
+    with pytest.raises(ValueError, match="give success="):
+        trimmed(policy, {**batch, "terminations": batch["dones"]})
+    kept = trimmed(policy, batch, success=torch.tensor(WON))
+    assert len(kept) == STEPS * ENVS and kept[kept["episode_id"] == 2]["success"].all()
+    # of all elements, and not of the mask's: without one its mean divides by D as well
+    torch.testing.assert_close(gradient(policy, loss_of(policy, kept)), expected / ACTION_DIM)
+    back = rlinf_batch(kept, max_episode_steps=LONGEST)
+    torch.testing.assert_close(
+        gradient(policy, masked_objective(policy, back)), expected / ACTION_DIM, rtol=1e-5, atol=1e-8
+    )
+
+
+def test_its_value_loss_takes_the_weights(policy):
+    pytest.importorskip("ray")
+    pytest.importorskip("rlinf")
+    from rlinf.algorithms.losses import compute_ppo_critic_loss
+
+    batch = rollout(policy, chunk_mask=True)
+    batch["returns"] = torch.randn(STEPS, ENVS, 1, dtype=torch.float64)
+    weights = torch.randn(STATE_DIM, dtype=torch.float64, requires_grad=True)
+
+    def its_gradient(batch: dict) -> Tensor:
+        batch = {**batch, "prev_values": batch["prev_values"][:-1]}
+        flat = {key: batch[key].flatten() for key in ("returns", "prev_values", "loss_mask", "loss_mask_sum")}
+        loss, _ = compute_ppo_critic_loss(
+            values=batch["forward_inputs"]["state"].flatten(0, 1) @ weights, value_clip=0.2, huber_delta=10.0,
+            max_episode_steps=LONGEST, **flat,
+        )  # fmt: skip
+        return torch.autograd.grad(loss, weights)[0]
+
+    back = rlinf_batch(trimmed(policy, batch), max_episode_steps=LONGEST, multiple_of=8)
+    torch.testing.assert_close(its_gradient(back), its_gradient(batch), rtol=1e-5, atol=1e-8)
+
+
 @pytest.mark.parametrize("sums", [True, False], ids=["loss_mask_sum", "token-mean"])
 @pytest.mark.parametrize("reward_type", ["action_level", "chunk_level"])
 @pytest.mark.parametrize("logprob_type", ["token_level", "action_level", "chunk_level"])

@@ -103,6 +103,16 @@ def test_its_own_loss_takes_the_weights(policy, sampler, sizes):
     assert "acc" not in back and back["state"].shape == (packed, sizes[0], STATE_DIM)
 
 
+def test_other_advantages_reach_its_loss(policy):
+    """A clipped objective is proportional to its advantage."""
+    data = collected(policy)
+    kept = trimmed(data)
+    kept["advantage"] = 2 * kept["advantage"]
+    expected = 2 * gradient(policy, its_objective(policy, data.batch))
+    back = simplevla_batch(kept, slots=4)
+    torch.testing.assert_close(gradient(policy, its_objective(policy, back)), expected, rtol=1e-5, atol=1e-8)
+
+
 def test_rows_are_those_of_their_place(policy):
     data = collected(policy)
     kept = trimmed(data)
