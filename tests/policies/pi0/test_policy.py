@@ -183,6 +183,7 @@ def test_the_supervised_loss_ignores_steps_that_were_never_executed(make_pi0, re
     state = torch.get_rng_state()
     policy.imitation_loss(rows, torch.Generator().manual_seed(1))
     assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(policy._times(9, None), policy._times(9, None))
     before = first.item()
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], 3e-3)
     for _ in range(10):
