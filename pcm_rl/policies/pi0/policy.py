@@ -146,7 +146,8 @@ class Pi0Policy(nn.Module):
         draw = flow.Draw.of((len(state), self.horizon, self.width), self.steps, self._seeds).to(state)
         sample = (interaction_type() or InteractionType.RANDOM) == InteractionType.RANDOM
         velocity = self._velocity(prefix, state)
-        found = flow.denoise(velocity, draw, self.steps, self.noise_level, sample=sample)
+        executed = self.chunk_size, self.action_dim
+        found = flow.denoise(velocity, draw, self.steps, self.noise_level, sample=sample, executed=executed)
         drawn = self._executed(found.drawn)
         tensordict[NOISY], tensordict[DENOISING_STEP] = found.noisy, draw.step
         tensordict[DENOISED], tensordict[LOG_PROBS] = drawn, self._dist(found.dist).log_prob(drawn)
