@@ -113,7 +113,7 @@ def rlinf_rows(
     if (tokens := _tokens(batch)) is not None:
         ours[TOKENS] = tokens[step, env].reshape(-1, length, action_dim)
     if batch.get("advantages") is not None:
-        given = tensor_of(batch, "advantages")[step, env].reshape(len(step), -1)
+        given = tensor_of(batch, "advantages")[step, env].flatten(1)
         ours[ADVANTAGE] = one_advantage(given, mask.any(-1, True) if given.shape[1] == 1 else mask.expand_as(given))
     for key, value in ours.items():
         rows.set(key, value)

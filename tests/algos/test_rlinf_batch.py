@@ -188,6 +188,15 @@ def test_without_a_mask_all_rows_count(policy):
     )
 
 
+def test_when_the_filter_leaves_nothing(policy):
+    batch = rollout(policy)
+    batch["loss_mask"] = torch.zeros_like(batch["loss_mask"])
+    kept = trimmed(policy, batch, PCMSampler(2))
+    assert len(kept) == 0 and kept["weight"].shape == (0,)
+    with pytest.raises(ValueError, match="no rows to train on"):
+        rlinf_batch(kept, max_episode_steps=LONGEST)
+
+
 def test_its_value_loss_takes_the_weights(policy):
     pytest.importorskip("ray")
     pytest.importorskip("rlinf")
