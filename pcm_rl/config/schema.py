@@ -116,7 +116,8 @@ class Config:
     @property
     def begins_trained(self) -> bool:
         """Whether the first step's policy has learned something: from demonstrations, a policy file or a checkpoint."""
-        return self.sft.steps > 0 or self.policy.init is not None or self.policy.openvla.checkpoint is not None
+        checkpoints = (self.policy.openvla.checkpoint, self.policy.pi0.checkpoint, self.policy.init)
+        return self.sft.steps > 0 or any(path is not None for path in checkpoints)
 
 
 def _check_name(name: str) -> None:

@@ -131,8 +131,19 @@ def _normal(mean: Tensor, std: Tensor) -> Normal:
     return Normal(mean, std, validate_args=False)
 
 
-def denoise(velocity: Velocity, draw: Draw, steps: int, noise_level: float, *, sample: bool = True) -> Denoised:
+def denoise(
+    velocity: Velocity,
+    draw: Draw,
+    steps: int,
+    noise_level: float,
+    *,
+    sample: bool = True,
+    executed: tuple[int, int] | None = None,
+) -> Denoised:
     """From noise to an action, in ``steps`` steps of equal length.
+
+    Noise is added to nothing but what has a log-prob: then the ratio of two policies' log-probs is that of the whole
+    chain. The marginals stay as they are, whichever numbers the noise is for.
 
     Args:
         velocity: Called once a step.
@@ -140,19 +151,25 @@ def denoise(velocity: Velocity, draw: Draw, steps: int, noise_level: float, *, s
         steps: Denoising steps.
         noise_level: a of :func:`random_step`.
         sample: Whether the drawn step adds noise. False follows the velocity through all of them, as without RL.
+        executed: ``(L, D)``: the first L of the H steps, and D of the W numbers, of which log-probs are taken. None is
+            all.
     """
     x, length = draw.start, 1.0 / steps
     noisy, drawn = torch.empty_like(x), torch.empty_like(x)
     mean, std = torch.empty_like(x), torch.empty_like(x)
+    counts = torch.ones_like(x[:1], dtype=torch.bool)
+    if executed is not None:
+        counts[:, executed[0] :], counts[..., executed[1] :] = False, False
+    chosen = set(draw.step.tolist())  # once: a GPU would wait for the host at every step
     for k in range(steps):
         time = time_of(torch.full_like(draw.step, k), steps)
         v = velocity(x, time)
         following = x - length * v
         here = (draw.step == k).view(-1, 1, 1)
-        if bool(here.any()):
+        if k in chosen:
             dist = random_step(x, v, time, length, noise_level)
             if sample:
-                following = torch.where(here, dist.mean + dist.stddev * draw.noise, following)
+                following = torch.where(here & counts, dist.mean + dist.stddev * draw.noise, following)
             noisy, drawn = torch.where(here, x, noisy), torch.where(here, following, drawn)
             mean, std = torch.where(here, dist.mean, mean), torch.where(here, dist.stddev, std)
         x = following
