@@ -9,6 +9,7 @@
 # make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
 # make test-newest   all tests with the newest versions, in an environment of their own
 # make test-envs     other people's environments, with those that cannot be installed beside LIBERO
+# make test-ray      environments on Ray, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs lint format figures gpu mutants coverage reference wheel clean
+.PHONY: setup lock train test test-newest test-envs test-ray lint format figures gpu mutants coverage reference wheel clean
 
 setup: $(READY)
 
@@ -53,6 +54,15 @@ $(VENV)/envs/.ready: pyproject.toml constraints.txt
 		--disable-pip-version-check --editable ".[examples]" pytest pytest-timeout \
 		panda-gym==3.0.7 numba scipy Pillow opencv-python pynput termcolor tqdm h5py mujoco mink==0.0.13
 	$(VENV)/envs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps robosuite==1.5.2
+	@touch $@
+
+test-ray: $(VENV)/ray/.ready
+	$(VENV)/ray/bin/python -m pytest tests/envs/test_ray.py $(ARGS)
+
+$(VENV)/ray/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/ray
+	$(LOCKED) $(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]" \
+		pytest pytest-timeout
 	@touch $@
 
 lint: $(READY)

@@ -51,6 +51,10 @@ class Processes:
         pipes = connection.wait([link.pipe for link in links], seconds)
         return [link for link in links if link.pipe in pipes]
 
+    def no_place(self, index: int) -> Exception:
+        """Never asked for."""
+        raise NotImplementedError
+
     def close(self) -> None:
         """Nothing is left to close once each process has ended."""
 

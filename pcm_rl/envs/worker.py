@@ -47,6 +47,9 @@ class Host(Protocol[AnyLink]):
     def ready(self, links: Sequence[AnyLink], seconds: float) -> list[AnyLink]:
         """Those that have a message, as soon as there is one; none after so many seconds."""
 
+    def no_place(self, index: int) -> Exception:
+        """What to raise where a launched one has sent nothing within the seconds of `place_timeout`."""
+
     def close(self) -> None:
         """Lets go of what all environments shared, after they have ended."""
 
@@ -85,9 +88,14 @@ class Worker:
         """Time on the monotonic clock; None while no answer is expected."""
         return self._building_until or self._answer_until
 
-    @property
     def lateness(self) -> str:
-        """The error text after the deadline."""
+        """The error text after the deadline.
+
+        Raises:
+            Exception: Nothing can be built, as it was given no place.
+        """
+        if not self.placed:
+            raise self._host.no_place(self.index)
         if not self.built:
             return f"the environment was not built within {self._build_timeout:g} s"
         return f"no answer within {self._timeout:g} s"
@@ -102,7 +110,7 @@ class Worker:
         message: Message = Placed("")
         while isinstance(message, Placed):
             if not self._host.ready([self.link], max(0.0, (self.deadline or 0.0) - time.monotonic())):
-                raise TimeoutError(f"worker {self.index}: {self.lateness}")
+                raise TimeoutError(f"worker {self.index}: {self.lateness()}")
             message = self.receive()
         if isinstance(message, Raised):
             raise message.exception("" if message.trace else f"worker {self.index}, while it was being built: ")

@@ -19,6 +19,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
+from pcm_rl.envs.actor import Actors
+from pcm_rl.envs.cluster import ClusterError, RayCluster
 from pcm_rl.envs.messages import Built, Done, Placed, Raised
 from pcm_rl.envs.options import entry_options
 from pcm_rl.envs.process import Processes
@@ -82,9 +84,10 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
     which are reset. An environment that has ended idles: it keeps its flags, pays 0 and reports a chunk of pads until
     its reset.
 
-    Linux and macOS. Observations come through shared memory. An error about arguments (`ValueError`, `TypeError`,
-    `LookupError`, Gymnasium's errors) is raised here, and the worker stays. A worker that dies, raises another error,
-    or does not answer in time is killed and built again while the others continue; :attr:`restarts` counts that.
+    Linux and macOS. Observations come through shared memory, from other machines through Ray. An error about arguments
+    (`ValueError`, `TypeError`, `LookupError`, Gymnasium's errors) is raised here, and the worker stays. A worker that
+    dies, raises another error, or does not answer in time is killed and built again while the others continue;
+    :attr:`restarts` counts that.
 
     Args:
         make_env: Builds one environment whose action is a chunk `[L, D]` and whose step info has `"action_is_pad"`
@@ -95,6 +98,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
             (seconds). `"fork"` starts at once, but neither CUDA nor EGL, used before in this process, survives it.
         timeout: Seconds that one reset or chunk may take.
         build_timeout: Seconds that building an environment may take.
+        cluster: Run them as actors of a Ray cluster, and `context` means nothing; None for processes of this machine.
 
     Attributes:
         horizon: Steps after which an episode is cut off; None where the environment does not tell.
@@ -107,6 +111,8 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         ValueError: An argument does not fit, the actions are not chunks, or the spaces of two workers differ.
         TimeoutError: An environment was not built in time.
         NoRoom: There is too little shared memory for the observations.
+        ImportError: Ray is not installed.
+        ClusterError: The cluster cannot be reached or has no place for an environment.
         Exception: What `make_env` raised in a worker.
     """
 
@@ -118,6 +124,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         context: str = "spawn",
         timeout: float = 120.0,
         build_timeout: float = 300.0,
+        cluster: RayCluster | None = None,
     ) -> None:
         self._error: Exception | None = None
         self._workers: list[Worker] = []
@@ -128,7 +135,9 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
                 f"num_envs is {num_envs}, timeout {timeout}, build_timeout {build_timeout}; expected at least 1 and "
                 "more than 0 seconds"
             )
-        self._host: Host[Any] = Processes(make_env, num_envs, context)
+        self._host: Host[Any] = (
+            Actors(make_env, cluster) if cluster is not None else Processes(make_env, num_envs, context)
+        )
         hosts.append(self._host)
         patience = {"timeout": timeout, "build_timeout": build_timeout}
         self.num_envs, self.restarts = num_envs, 0
@@ -217,7 +226,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
                 if worker.link in ready:
                     results.append(self._hear(worker, complaints))
                 elif worker.deadline is not None and worker.deadline <= time.monotonic():
-                    results.append(self._lose(worker, worker.lateness))
+                    results.append(self._lose(worker, worker.lateness()))
             except Exception as error:  # raised below, or by the next call, so that no answer of another worker is lost
                 self._error = self._error or error
         known = [result for result in results if result is not None]
@@ -338,7 +347,8 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         """Starts the process again; the failure of its episode or command, None if there was none."""
         worker.failed_builds += not worker.built
         if worker.failed_builds >= MAX_BUILDS:
-            raise RuntimeError(f"worker {worker.index} could not be built again, {MAX_BUILDS} times in a row: {reason}")
+            kind = RuntimeError if worker.placed else ClusterError
+            raise kind(f"worker {worker.index} could not be built again, {MAX_BUILDS} times in a row: {reason}")
         failure = Failure(worker.index, reason, error) if worker.pending is not None or worker.playing else None
         self._restart(worker)
         return failure
