@@ -269,7 +269,7 @@ def test_a_recipe_names_the_cluster():
     [
         ("env.workers=rays", "env.workers must be true, false or ray, got 'rays'"),
         ("env.workers=2", "env.workers must be true, false or ray, got 2"),
-        ("env.ray.scheduling=SPRED", "env.ray.scheduling must be one of SPREAD, DEFAULT, got 'SPRED'; did you mean"),
+        ("env.ray.scheduling=PACK", "env.ray.scheduling must be one of SPREAD, DEFAULT, got 'PACK'"),
         ("env.ray.resources={CPU: 2}", "env.ray.resources names CPU, which Ray counts itself; take env.ray.num_cpus"),
         ("env.ray.resources={render: none}", "env.ray.resources: render must be a number above 0, got 'none'"),
         ("env.ray.address=head", "^env.ray: address is 'head'; expected host:port of the head"),
