@@ -10,6 +10,7 @@
 # make test-newest   all tests with the newest versions, in an environment of their own
 # make test-envs     other people's environments, with those that cannot be installed beside LIBERO
 # make test-trainers our batches for other trainers with RLinf's and verl's own code
+# make test-ray      environments on Ray, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -17,7 +18,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs test-trainers lint format figures gpu mutants coverage reference wheel clean
+.PHONY: setup lock train test test-newest test-envs test-trainers test-ray lint format figures gpu mutants coverage reference wheel clean
 
 setup: $(READY)
 
@@ -63,9 +64,18 @@ test-trainers: $(VENV)/trainers/.ready
 
 $(VENV)/trainers/.ready: $(READY)
 	rm -rf $(VENV)/trainers
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/trainers ray
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/trainers "ray>=2.60"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/trainers --no-deps \
 		rlinf==0.3.0 verl==0.9.1
+	@touch $@
+
+test-ray: $(VENV)/ray/.ready
+	$(VENV)/ray/bin/python -m pytest tests/envs/test_ray.py $(ARGS)
+
+$(VENV)/ray/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/ray
+	$(LOCKED) $(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]" \
+		pytest pytest-timeout
 	@touch $@
 
 lint: $(READY)

@@ -6,6 +6,7 @@ import itertools
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,16 @@ PYTHONS = [python for text in PROJECT["classifiers"] for python in re.findall(r"
 DEPENDENCIES = [*PROJECT["dependencies"], *itertools.chain(*PROJECT["optional-dependencies"].values())]
 
 
-def locked(python: str, machine: str) -> dict[str, Version]:
-    """Versions for this Python on Linux, each named once."""
+def applying(requirements: Iterable[Requirement], python: str, machine: str) -> list[Requirement]:
+    """Those that this Python on Linux wants."""
     environment = {"python_version": python, "python_full_version": f"{python}.0", "sys_platform": "linux"}
     environment |= {"platform_system": "Linux", "os_name": "posix", "platform_machine": machine}
-    pins = [pin for pin in PINS if pin.marker is None or pin.marker.evaluate(environment)]
+    return [one for one in requirements if one.marker is None or one.marker.evaluate(environment)]
+
+
+def locked(python: str, machine: str) -> dict[str, Version]:
+    """Versions for this Python on Linux, each named once."""
+    pins = applying(PINS, python, machine)
     assert not [name for name, count in Counter(canonicalize_name(pin.name) for pin in pins).items() if count > 1]
     return {canonicalize_name(pin.name): Version(str(pin.specifier).removeprefix("==")) for pin in pins}
 
@@ -43,7 +49,7 @@ def test_each_line_is_one_public_version():
 def test_every_dependency_is_locked_within_its_range(python, machine):
     assert Version(python) in Requirement(f"python{PROJECT['requires-python']}").specifier
     pins = locked(python, machine)
-    for requirement in map(Requirement, DEPENDENCIES):
+    for requirement in applying(map(Requirement, DEPENDENCIES), python, machine):
         version = pins.get(canonicalize_name(requirement.name))
         assert version is not None and version in requirement.specifier, f"{requirement}: {version}; run make lock"
 

@@ -20,7 +20,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 EXTENDING = sorted((ROOT / "docs" / "extending").glob("*.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# (\w+\.(?:py|yaml))\n")  # the first line of a block that is a file of the reader's own
-TOOLS = {"hf", "apt-get"}  # of others
+TOOLS = {"hf", "apt-get", "export", "ray"}  # of others
 SHORT = [
     "steps=1", "groups=2", "group_size=2", "eval_episodes=2", "eval_every=0", "sft.steps=5", "demos.episodes=2",
     "logger=none", "record=false",

@@ -38,6 +38,7 @@ from pcm_rl.training.run_folder import check_logger
 from pcm_rl.training.slots import with_slots
 
 FEW_WORKERS, FEW_ENVIRONMENTS = 4, 16  # environments of the check, where the recipe has more
+_WHERE = {True: "a process each", False: "in this process", "ray": "an actor of a Ray cluster each"}
 GROUPS = 2  # episodes from so many initial states
 
 
@@ -63,10 +64,10 @@ def recipe_findings(config: Config) -> Iterator[Finding]:
         if env is None:
             return
         stack.enter_context(contextlib.closing(env))
-        where = "a process each" if config.env.workers else "in this process"
+        where = _WHERE[config.env.workers]
         seconds = time.perf_counter() - started
         yield Finding("environments", "ok", f"{few.env.num_envs} of {config.env.num_envs}, {where}, {seconds:.1f} s")
-        if config.env.workers:
+        if config.env.workers is True:
             yield shared_memory(config.env.num_envs * _observation_bytes(env))
         yield from _training(few, config, env, same_starts=config.env.same_starts and "starts" not in looked.failed)
 

@@ -1,6 +1,7 @@
 """Configuration of a run: what can be set, its checks, and files of it."""
 
 from pcm_rl.config.checks import ConfigError
+from pcm_rl.config.cluster import RayConfig
 from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.files import config_keys, load_config, load_run_config, save_config
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
@@ -32,6 +33,7 @@ __all__ = [
     "Method",
     "OpenVLAConfig",
     "PolicyConfig",
+    "RayConfig",
     "RolloutConfig",
     "SFTConfig",
     "SelectionConfig",

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 from pcm_rl.config.checks import ConfigError, at_least, finite, one_of, positive, within
+from pcm_rl.config.cluster import RayConfig
 from pcm_rl.support.plugins import is_plugin
 
 _LABELLERS = "pcm_rl.labellers:label_by_time (periods of time) or pcm_rl.labellers:label_by_distance (hand and object)"
@@ -29,7 +30,9 @@ class EnvConfig:
             several, which become a vector: ``{image: pixels.top, state: [agent_pos]}``. null leaves it as it is.
         import_module: Module to import first, so that ``id`` is registered (``metaworld`` for MetaWorld's ids).
         num_envs: Environments stepped together; with several training processes, those of each.
-        workers: One process an environment (simulators); False steps the environment's own vectorised core.
+        workers: True gives every environment a process of its own (simulators); False steps the environment's own
+            vectorised core; ``ray`` has those processes on a Ray cluster, also on other machines.
+        ray: The cluster, with ``workers=ray``.
         keep_tasks: Simulators that an environment of several tasks keeps; the one whose task was played longest ago is
             closed, and built again when it is needed. null keeps all.
         timeout: Seconds without an answer after which a worker is taken for hung and restarted.
@@ -68,7 +71,8 @@ class EnvConfig:
     observation: Any = None
     import_module: Optional[str] = None  # noqa: UP045 - OmegaConf on Python 3.10 wants the long form
     num_envs: int = 80
-    workers: bool = False
+    workers: Any = False
+    ray: RayConfig = field(default_factory=RayConfig)
     keep_tasks: Optional[int] = None  # noqa: UP045
     timeout: float = 120.0
     chunk_length: int = 8
@@ -101,6 +105,7 @@ class EnvConfig:
                 f"eval_states must be below num_states={self.num_states}, so that some are left for training; "
                 f"got {self.eval_states}"
             )
+        self._check_workers()
         one_of(self, "init_state", ("option", "seed"))
         one_of(self, "reward", ("sum", "success"))
         _check_plugin("labeller", self.labeller)
@@ -118,6 +123,10 @@ class EnvConfig:
             raise ConfigError(f"tasks must give every argument as many values, at least one, got {lengths}")
         if self.num_tasks > 1 and self.num_states is None:
             raise ConfigError("several tasks need num_states, the number of initial states a task")
+
+    def _check_workers(self) -> None:
+        if not (isinstance(self.workers, bool) or self.workers == "ray"):
+            raise ConfigError(f"env.workers must be true, false or ray, got {self.workers!r}")
 
     def _check_gripper(self) -> None:
         given = [

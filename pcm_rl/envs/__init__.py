@@ -4,6 +4,7 @@ import gymnasium
 
 from pcm_rl.envs.bounds import ActionBounds
 from pcm_rl.envs.chunked import ChunkedEnv
+from pcm_rl.envs.cluster import RayCluster
 from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
 from pcm_rl.envs.parts import ObservationParts
 from pcm_rl.envs.seeded import SeededStates
@@ -31,6 +32,7 @@ __all__ = [
     "MultiTaskEnv",
     "ObservationParts",
     "OpenVLAImages",
+    "RayCluster",
     "SeededStates",
     "VectorMember",
     "WorkerVectorEnv",

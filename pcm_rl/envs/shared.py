@@ -13,11 +13,9 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from gymnasium import spaces
-from numpy.typing import NDArray
 
-_LEAVES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+from pcm_rl.envs.record import Record, layout_of
 
 FOLDER = Path("/dev/shm")  # where Linux keeps shared memory; elsewhere it is no folder
 _NAME = re.compile(r"pcm_rl-(\d+)-[0-9a-f]{16}")
@@ -47,9 +45,7 @@ class SharedObservation:
     """
 
     def __init__(self, space: spaces.Space[Any], name: str, *, create: bool, workers: int = 1) -> None:
-        layout = _layout(space)
-        self._space = space
-        size = max(layout.itemsize, 1)
+        size = max(layout_of(space).itemsize, 1)
         self._memory = SharedMemory(name, create, size)
         self._lock: int | None = None
         if create and FOLDER.is_dir():
@@ -59,7 +55,7 @@ class SharedObservation:
                 self._memory.close()
                 self._memory.unlink()
                 raise
-        self._record: NDArray[Any] | None = np.ndarray((), layout, buffer=self._memory.buf)
+        self._record: Record | None = Record(space, self._memory.buf)
 
     def write(self, observation: Any) -> None:
         """Replaces the observation.
@@ -68,11 +64,17 @@ class SharedObservation:
             ValueError: A part has another shape than its space.
             KeyError: A part is missing.
         """
-        _write(self._space, self._record, observation)
+        self._open.write(observation)
 
     def read(self) -> Any:
         """A copy of the observation: arrays, in dicts where the space is a `Dict`."""
-        return _read(self._space, self._record)
+        return self._open.read()
+
+    @property
+    def _open(self) -> Record:
+        if self._record is None:
+            raise ValueError("the memory is closed")
+        return self._record
 
     def close(self) -> None:
         """Detaches from the memory, which stays. Closing twice is fine."""
@@ -161,30 +163,3 @@ def _no_room(size: int, workers: int) -> str:
         f"of {total:.1f} MiB are free. Start the container with a larger one, such as docker run "
         f"--shm-size={64 * (2 + int(needed) // 64)}m, or lower env.num_envs"
     )
-
-
-def _layout(space: spaces.Space[Any]) -> np.dtype[Any]:
-    if isinstance(space, spaces.Dict):
-        return np.dtype([(name, _layout(part)) for name, part in space.spaces.items()], align=True)
-    if not isinstance(space, _LEAVES):
-        raise ValueError(
-            f"observations of {space} cannot be shared between processes: flatten it (FlattenObservation), take it out "
-            "(FilterObservation), or leave workers out"
-        )
-    return np.dtype((space.dtype, space.shape))
-
-
-def _write(space: spaces.Space[Any], record: Any, observation: Any) -> None:
-    if isinstance(space, spaces.Dict):
-        for name, part in space.spaces.items():
-            _write(part, record[name], observation[name])
-        return
-    if np.shape(observation) != record.shape:
-        raise ValueError(f"the observation has shape {np.shape(observation)}, but its space is {space}")
-    record[...] = observation
-
-
-def _read(space: spaces.Space[Any], record: Any) -> Any:
-    if isinstance(space, spaces.Dict):
-        return {name: _read(part, record[name]) for name, part in space.spaces.items()}
-    return np.array(record)

@@ -25,6 +25,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 
 from pcm_rl.envs.chunked import ChunkedEnv
+from pcm_rl.envs.cluster import RayCluster
 from pcm_rl.envs.options import entry_options
 from pcm_rl.envs.workers import WorkerVectorEnv
 
@@ -127,7 +128,7 @@ def chunked_vector_env(
     num_envs: int,
     *,
     chunk_length: int = 8,
-    workers: bool = True,
+    workers: bool | RayCluster = True,
     context: str | None = None,
     timeout: float | None = None,
     **chunked_kwargs: Any,
@@ -147,8 +148,8 @@ def chunked_vector_env(
         num_envs: E, at least 1.
         chunk_length: L, actions a chunk.
         workers: One process an environment, a :class:`~pcm_rl.envs.workers.WorkerVectorEnv`, which
-            :func:`~pcm_rl.rollouts.collect.collect_episodes` runs asynchronously; otherwise all in this process, one
-            after the other.
+            :func:`~pcm_rl.rollouts.collect.collect_episodes` runs asynchronously; a cluster has the same ones as Ray
+            actors, also on other machines; False runs all in this process, one after the other.
         context: Start method of the workers, `"spawn"` (None), `"fork"` or `"forkserver"`; see
             :class:`~pcm_rl.envs.workers.WorkerVectorEnv` for what each needs from a script.
         timeout: Seconds that a worker may take for a reset or a chunk before it is restarted; None means 120.
@@ -169,9 +170,11 @@ def chunked_vector_env(
             raise ValueError(f"{name} is {value!r}, but workers=False starts no process; leave one of them out")
     make = partial(_make_chunked, make_env, {"chunk_length": chunk_length, **chunked_kwargs})
     if workers:
-        return WorkerVectorEnv(
-            make, num_envs, context=context or "spawn", timeout=120.0 if timeout is None else timeout
-        )
+        cluster = workers if isinstance(workers, RayCluster) else None
+        if cluster is not None and context is not None:
+            raise ValueError(f"context is {context!r}, and Ray starts its processes itself; leave it out")
+        patience = 120.0 if timeout is None else timeout
+        return WorkerVectorEnv(make, num_envs, context=context or "spawn", timeout=patience, cluster=cluster)
     makers = [partial(_make_member, make, index, num_envs) for index in range(num_envs)]
     return _IdlingSyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
 

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from multiprocessing import connection, resource_tracker
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -20,9 +19,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array
 from numpy.typing import NDArray
 
+from pcm_rl.envs.actor import Actors
+from pcm_rl.envs.cluster import ClusterError, RayCluster
+from pcm_rl.envs.messages import Built, Done, Placed, Raised
 from pcm_rl.envs.options import entry_options
-from pcm_rl.envs.shared import sweep_memory
-from pcm_rl.envs.worker import Built, Done, Raised, Worker
+from pcm_rl.envs.process import Processes
+from pcm_rl.envs.record import Record
+from pcm_rl.envs.worker import Host, Worker
 
 MAX_BUILDS = 3  # failures in a row to build an environment again, before the run stops
 _CLOSE_GRACE = 2.0  # seconds for idle environments to close by themselves
@@ -81,9 +84,10 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
     which are reset. An environment that has ended idles: it keeps its flags, pays 0 and reports a chunk of pads until
     its reset.
 
-    Linux and macOS. Observations come through shared memory. An error about arguments (`ValueError`, `TypeError`,
-    `LookupError`, Gymnasium's errors) is raised here, and the worker stays. A worker that dies, raises another error,
-    or does not answer in time is killed and built again while the others continue; :attr:`restarts` counts that.
+    Linux and macOS. Observations come through shared memory, from other machines through Ray. An error about arguments
+    (`ValueError`, `TypeError`, `LookupError`, Gymnasium's errors) is raised here, and the worker stays. A worker that
+    dies, raises another error, or does not answer in time is killed and built again while the others continue;
+    :attr:`restarts` counts that.
 
     Args:
         make_env: Builds one environment whose action is a chunk `[L, D]` and whose step info has `"action_is_pad"`
@@ -94,6 +98,7 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
             (seconds). `"fork"` starts at once, but neither CUDA nor EGL, used before in this process, survives it.
         timeout: Seconds that one reset or chunk may take.
         build_timeout: Seconds that building an environment may take.
+        cluster: Run them as actors of a Ray cluster, and `context` means nothing; None for processes of this machine.
 
     Attributes:
         horizon: Steps after which an episode is cut off; None where the environment does not tell.
@@ -106,6 +111,8 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         ValueError: An argument does not fit, the actions are not chunks, or the spaces of two workers differ.
         TimeoutError: An environment was not built in time.
         NoRoom: There is too little shared memory for the observations.
+        ImportError: Ray is not installed.
+        ClusterError: The cluster cannot be reached or has no place for an environment.
         Exception: What `make_env` raised in a worker.
     """
 
@@ -117,17 +124,21 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         context: str = "spawn",
         timeout: float = 120.0,
         build_timeout: float = 300.0,
+        cluster: RayCluster | None = None,
     ) -> None:
         self._error: Exception | None = None
         self._workers: list[Worker] = []
-        self._finalizer = weakref.finalize(self, _shut_down, self._workers)  # also at the exit of the interpreter
+        hosts: list[Host[Any]] = []
+        self._finalizer = weakref.finalize(self, _shut_down, self._workers, hosts)  # also at the interpreter's exit
         if num_envs < 1 or timeout <= 0 or build_timeout <= 0:
             raise ValueError(
                 f"num_envs is {num_envs}, timeout {timeout}, build_timeout {build_timeout}; expected at least 1 and "
                 "more than 0 seconds"
             )
-        resource_tracker.ensure_running()  # before any fork: a worker's own tracker would free memory in use
-        sweep_memory()
+        self._host: Host[Any] = (
+            Actors(make_env, cluster) if cluster is not None else Processes(make_env, num_envs, context)
+        )
+        hosts.append(self._host)
         patience = {"timeout": timeout, "build_timeout": build_timeout}
         self.num_envs, self.restarts = num_envs, 0
         self.played: list[list[int]] = [[] for _ in range(num_envs)]
@@ -135,15 +146,13 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         try:
             for index in range(num_envs):
-                self._workers.append(Worker(index, make_env, context, workers=num_envs, **patience))
+                self._workers.append(Worker(index, self._host, **patience))
             for worker in self._workers:
                 self._adopt(worker.first_build(), worker.index)
         except BaseException:
             self.close()
             raise
-        memory = self._workers[0].memory
-        assert memory is not None
-        self._nothing = memory.read()  # zeroed: no environment has written to it yet
+        self._nothing = Record(self.single_observation_space).read()
         self._last = [self._never_started(index) for index in range(num_envs)]
 
     # -- asynchronous --------------------------------------------------------------------------------------------------
@@ -210,14 +219,14 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         patience = 0.0 if self._error else max(0.0, min(deadlines) - time.monotonic())
         if seconds is not None:
             patience = min(patience, seconds)
-        ready = connection.wait([worker.pipe for worker in self._workers], patience)
+        ready = self._host.ready([worker.link for worker in self._workers], patience)
         results: list[Answer | Failure | None] = []
         for worker in self._workers:
             try:
-                if worker.pipe in ready:
+                if worker.link in ready:
                     results.append(self._hear(worker, complaints))
                 elif worker.deadline is not None and worker.deadline <= time.monotonic():
-                    results.append(self._lose(worker, worker.lateness))
+                    results.append(self._lose(worker, worker.lateness()))
             except Exception as error:  # raised below, or by the next call, so that no answer of another worker is lost
                 self._error = self._error or error
         known = [result for result in results if result is not None]
@@ -323,13 +332,13 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
             complaint = message.misuse and worker.built
             if not complaint or (not complaints and message.ticket == worker.pending):
                 return self._lose(worker, message.reason, message.exception() if message.trace else None)
-        if isinstance(message, Built) or message.ticket != worker.pending:
+        if isinstance(message, Placed | Built) or message.ticket != worker.pending:
             return None
         worker.forget()
         if isinstance(message, Raised):
             raise message.exception(f"worker {worker.index}: ")
-        assert isinstance(message, Done) and worker.memory is not None
-        answer = Answer(worker.index, worker.memory.read(), *message[1:])
+        assert isinstance(message, Done)
+        answer = Answer(worker.index, worker.link.observation(), *message[1:])
         self._last[worker.index] = answer
         worker.playing = not (answer.terminated or answer.truncated)
         return answer
@@ -338,7 +347,8 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         """Starts the process again; the failure of its episode or command, None if there was none."""
         worker.failed_builds += not worker.built
         if worker.failed_builds >= MAX_BUILDS:
-            raise RuntimeError(f"worker {worker.index} could not be built again, {MAX_BUILDS} times in a row: {reason}")
+            kind = RuntimeError if worker.placed else ClusterError
+            raise kind(f"worker {worker.index} could not be built again, {MAX_BUILDS} times in a row: {reason}")
         failure = Failure(worker.index, reason, error) if worker.pending is not None or worker.playing else None
         self._restart(worker)
         return failure
@@ -380,9 +390,11 @@ class WorkerVectorEnv(VectorEnv[Any, NDArray[np.floating], NDArray[Any]]):
         return infos
 
 
-def _shut_down(workers: list[Worker]) -> None:
+def _shut_down(workers: list[Worker], hosts: list[Host[Any]]) -> None:
     for worker in workers:
         worker.dismiss()
     until = time.monotonic() + _CLOSE_GRACE
     for worker in workers:
         worker.end(max(0.0, until - time.monotonic()))
+    for host in hosts:
+        host.close()

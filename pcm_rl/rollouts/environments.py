@@ -14,7 +14,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pcm_rl.config import ConfigError, EnvConfig, as_written
-from pcm_rl.envs import MultiTaskEnv, ObservationParts, OpenVLAImages, SeededStates, chunked_vector_env
+from pcm_rl.envs import MultiTaskEnv, ObservationParts, OpenVLAImages, RayCluster, SeededStates, chunked_vector_env
 from pcm_rl.envs.gripper import check_threshold, no_gripper
 from pcm_rl.envs.shared import NoRoom
 from pcm_rl.envs.success import SuccessRule
@@ -82,7 +82,7 @@ def _vector_env(config: EnvConfig) -> VectorEnv:
     env = chunked_vector_env(
         functools.partial(make_env, config),
         config.num_envs,
-        workers=config.workers,
+        workers=_workers(config),
         timeout=config.timeout if config.workers else None,
         success=config.success,
         reward=config.reward,
@@ -91,6 +91,16 @@ def _vector_env(config: EnvConfig) -> VectorEnv:
     if isinstance(env, WorkerVectorEnv):
         env.keep_tasks = config.keep_tasks
     return env
+
+
+def _workers(config: EnvConfig) -> bool | RayCluster:
+    if config.workers != "ray":
+        return bool(config.workers)
+    ray = config.ray
+    try:
+        return RayCluster(ray.address, ray.num_cpus, ray.resources, ray.scheduling, ray.timeout, ray.log)
+    except ValueError as error:
+        raise ConfigError(f"env.ray: {error}") from error
 
 
 def _check_gripper(config: EnvConfig, space: gym.Space[Any]) -> None:

@@ -11,8 +11,8 @@ import torch
 from tensordict import NestedKey, TensorDict
 from torch import Tensor
 
+from pcm_rl.envs.messages import portable_type
 from pcm_rl.envs.success import MissingSuccess
-from pcm_rl.envs.worker import portable_type
 from pcm_rl.rollouts.rows import Policy
 
 REFUSED = (MissingSuccess,)  # the configuration does not fit the environment: another try ends alike

@@ -311,7 +311,7 @@ def test_close_leaves_nothing_behind(forked):
     pids = env.reset(options={"init_state": [6, HANGS, 6]})[1]["pid"]
     env.send(1, CHUNK)
     os.kill(pids[2], signal.SIGKILL)
-    names = [worker._memory_name for worker in env._workers]
+    names = [worker.link.memory_name for worker in env._workers]
     env.close()
     env.close()
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]  # not even as zombies

@@ -390,7 +390,7 @@ def test_a_worker_prefers_tasks_whose_simulators_it_still_has():
 def test_a_killed_simulator_changes_nothing_on_libero():
     def deadly(batch):
         if len(calls) == 6:  # four episodes of four chunks each: in the middle of two of them
-            os.kill(env._workers[0].process.pid, signal.SIGKILL)
+            os.kill(env._workers[0].link.process.pid, signal.SIGKILL)
         calls.append(1)
         return net(batch)
 
