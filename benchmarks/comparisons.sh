@@ -6,7 +6,7 @@
 #                                                                            metaworld, libero,
 #                                                                            credit-tuning, credit, credit-few,
 #                                                                            credit-timed, overlap, flow,
-#                                                                            libero-credit, libero-credit-four
+#                                                                            overlap-libero, libero-credit, libero-credit-four
 #
 # Success does not depend on --jobs; seconds do, so `timed` and `credit-timed` want the machine to itself and no --jobs.
 set -eu
@@ -125,6 +125,13 @@ overlap)  # rollouts beside the update, one step stale; the rates of `credit`
 flow)  # the six methods with the flow policy, B = 8, from a shorter supervised start than the recipe's, which leaves more
     pcm-rl compare --config configs/pick_place_flow.yaml name="evidence-$name" logger=none eval_every=10 \
         --methods full-valid,pcm,random-valid,top-advantage,full-critic,top-critic --seeds 800-807 sft.steps=600 steps=100 "$@" ;;
+overlap-libero)  # one simulator on one core, so that another is free for the update, which takes four epochs; the start
+    # is checkpoints/tiny-sft of docs/openvla.md, or TINY=FOLDER
+    pcm-rl compare --config configs/openvla_tiny_libero.yaml name="evidence-$name" logger=none --methods '' \
+        --variant pcm-one-after-the-other:method=pcm --variant pcm-overlap:method=pcm,rollouts.overlap=true \
+        --baseline pcm-one-after-the-other --seeds 841-848 policy.openvla.checkpoint="${TINY:-checkpoints/tiny-sft}" \
+        sft.steps=0 env.num_envs=1 groups=2 group_size=8 steps=6 eval_every=6 eval_episodes=10 save_every=0 \
+        update.epochs=4 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
         "credit-tuning, credit, credit-few, credit-timed, overlap, flow, libero-credit, libero-credit-four" >&2
