@@ -5,7 +5,8 @@
 #     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, short, rates, budgets, controls, timed,
 #                                                                            metaworld, libero,
 #                                                                            credit-tuning, credit, credit-few,
-#                                                                            credit-timed, overlap
+#                                                                            credit-timed, overlap,
+#                                                                            libero-credit, libero-credit-four
 #
 # Success does not depend on --jobs; seconds do, so `timed` and `credit-timed` want the machine to itself and no --jobs.
 set -eu
@@ -77,6 +78,18 @@ libero)  # one task, five demonstrations; each seed records its own, since held-
         'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
         eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;
+libero-credit|libero-credit-four)  # the same task and start, equal environment steps; `four` has two more columns
+    case $name in libero-credit) seeds=821-832 more= ;; *) seeds=821-824 more=yes ;; esac
+    critic=method=top-critic,groups=16,group_size=1,steps=16,eval_every=4,selection.budget=3
+    critic=$critic,advantage.memory=64,advantage.steps=24
+    pcm-rl compare --config configs/libero_object_state.yaml name=evidence-libero-credit logger=none --methods '' \
+        --variant full-valid-4x8:method=full-valid --variant batch-critic-3:method=top-critic,selection.budget=3,$batch \
+        --variant top-critic-16:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
+        ${more:+--variant top-critic-16-policy:$critic,advantage.features=policy} \
+        --baseline full-valid-4x8 --seeds $seeds \
+        'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
+        demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
+        eval_every=2 eval_episodes=20 update.lr=1e-3 save_every=4 "$@" ;;
 credit-tuning)  # rollouts a step and learning rate, five choices for each method
     full=method=full-valid
     critic=method=full-critic,advantage.steps=5
@@ -111,8 +124,11 @@ overlap)  # rollouts beside the update, one step stale; the rates of `credit`
         --baseline full-valid-2x10 --seeds 760-767 steps=2000 env_steps=400000 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
-        "credit-tuning, credit, credit-few, credit-timed, overlap" >&2
+        "credit-tuning, credit, credit-few, credit-timed, overlap, libero-credit, libero-credit-four" >&2
     exit 2 ;;
 esac
 
-python benchmarks/collect.py "$name"
+case $name in
+libero-credit-four) python benchmarks/collect.py "$name" runs/evidence-libero-credit ;;
+*) python benchmarks/collect.py "$name" ;;
+esac

@@ -107,11 +107,14 @@ def _training(few: Config, config: Config, env: VectorEnv, *, same_starts: bool)
 
 def _check_extras(config: Config) -> bool:
     check_logger(config.logger)
-    if config.policy.family == "openvla":
-        wanted = {"tokenizers": "vla"} | ({"bitsandbytes": "qlora"} if config.policy.openvla.quantize else {})
-        for package, extra in wanted.items():
-            if importlib.util.find_spec(package) is None:
-                raise ConfigError(f"policy.family=openvla needs {package}; run: pip install 'pcm_rl[{extra}]'")
+    policy, wanted = config.policy, {}
+    if policy.family == "openvla":
+        wanted = {"tokenizers": "vla"} | ({"bitsandbytes": "qlora"} if policy.openvla.quantize else {})
+    if policy.family == "pi0":
+        wanted = {"transformers": "pi0"} | ({"peft": "pi0"} if policy.pi0.train == "lora" else {})
+    for package, extra in wanted.items():
+        if importlib.util.find_spec(package) is None:
+            raise ConfigError(f"policy.family={policy.family} needs {package}; run: pip install 'pcm_rl[{extra}]'")
     return True
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Optional
 
-from pcm_rl.config.checks import ConfigError, at_least, one_of, positive
+from pcm_rl.config.checks import ConfigError, at_least, one_of, positive, within
 from pcm_rl.support.plugins import is_plugin
 
 FAMILIES: dict[str, str] = {  # what makes a policy of each; see pcm_rl.policies.family
     "state": "pcm_rl.policies.state.family:make_policy",
     "openvla": "pcm_rl.policies.openvla.family:make_policy",
+    "pi0": "pcm_rl.policies.pi0.family:make_policy",
 }
 
 
@@ -123,14 +125,80 @@ class OpenVLAConfig:
 
 
 @dataclass(frozen=True)
+class Pi0LoraConfig:
+    """Adapters on a frozen pi0.
+
+    Attributes:
+        rank: r.
+        alpha: The adapters' output is scaled by alpha / r.
+        targets: ``expert``, ``vlm``, ``all``, or a list of names or ends of names of linear layers.
+    """
+
+    SECTION: ClassVar[str] = "policy.pi0.lora."
+
+    rank: int = 32
+    alpha: int = 32
+    targets: Any = "expert"
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "rank", "alpha")
+
+
+@dataclass(frozen=True)
+class Pi0Config:
+    """The family ``pi0``: flow matching on images, a state and an instruction, through ``transformers``.
+
+    Attributes:
+        checkpoint: Folder of a pi0 checkpoint, in the layout of transformers or lerobot.
+        statistics: JSON file with mean and deviation of states and actions; None takes the checkpoint's.
+        cameras: How many it sees, 1 or 2; None takes those that the environment gives.
+        steps: Denoising steps; None takes the checkpoint's.
+        noise_level: Of the random denoising step; positive.
+        train: ``expert``, all but the VLM; ``all``; or ``lora``, adapters.
+        lora: The adapters.
+        dtype: ``float32`` or ``bfloat16``, of the frozen weights and of what is computed; trained weights are float32.
+    """
+
+    SECTION: ClassVar[str] = "policy.pi0."
+
+    checkpoint: Optional[str] = None  # noqa: UP045
+    statistics: Optional[str] = None  # noqa: UP045
+    cameras: Optional[int] = None  # noqa: UP045
+    steps: Optional[int] = None  # noqa: UP045
+    noise_level: float = 0.5
+    train: str = "expert"
+    lora: Pi0LoraConfig = field(default_factory=Pi0LoraConfig)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.cameras is not None:
+            within(1, 2, self, "cameras")
+        if self.steps is not None:
+            at_least(1, self, "steps")
+        if not 0.0 < self.noise_level < math.inf:
+            raise ConfigError(
+                f"policy.pi0.noise_level must be positive, got {self.noise_level}: without noise a denoising step has "
+                "no log-prob; 0.5 is usual"
+            )
+        one_of(self, "train", ("expert", "all", "lora"))
+        one_of(self, "dtype", ("float32", "bfloat16"))
+        if self.train != "lora" and self.lora != Pi0LoraConfig():
+            raise ConfigError(
+                f"policy.pi0.lora is set and means nothing for policy.pi0.train={self.train}; give "
+                "policy.pi0.train=lora, or leave the section out"
+            )
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """The policy: its family, and what any family may have.
 
     Attributes:
-        family: ``state``, ``openvla``, or ``module:function`` of a family of one's own (see
+        family: ``state``, ``openvla``, ``pi0``, or ``module:function`` of a family of one's own (see
             ``pcm_rl.policies.family``).
         state: Settings of the family ``state``.
         openvla: Settings of the family ``openvla``.
+        pi0: Settings of the family ``pi0``.
         options: Keyword arguments of a family of one's own.
         init: Policy file (``policy.safetensors`` of a run or of ``pcm-rl sft``) to start from instead of SFT.
         checkpointing: Compute blocks again in the backward pass instead of keeping them, where the policy can:
@@ -142,6 +210,7 @@ class PolicyConfig:
     family: str = "state"
     state: StateConfig = field(default_factory=StateConfig)
     openvla: OpenVLAConfig = field(default_factory=OpenVLAConfig)
+    pi0: Pi0Config = field(default_factory=Pi0Config)
     options: dict[str, Any] = field(default_factory=dict)
     init: Optional[str] = None  # noqa: UP045
     checkpointing: str = "auto"
@@ -150,7 +219,7 @@ class PolicyConfig:
         if not is_plugin(self.family):
             one_of(self, "family", tuple(FAMILIES))
         one_of(self, "checkpointing", ("auto", "always", "never"))
-        for name, unused in (("state", StateConfig()), ("openvla", OpenVLAConfig())):
+        for name, unused in (("state", StateConfig()), ("openvla", OpenVLAConfig()), ("pi0", Pi0Config())):
             if self.family != name and getattr(self, name) != unused:
                 raise ConfigError(
                     f"policy.{name} is set and means nothing for policy.family={self.family}; set "

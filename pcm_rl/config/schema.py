@@ -91,6 +91,11 @@ class Config:
                 "group_size must be at least 2, got 1: advantage.name=group compares the rollouts of a group (equation "
                 "1); advantage.name=critic needs no groups"
             )
+        if self.policy.family == "pi0" and self.update.entropy_coeff:
+            raise ConfigError(
+                f"update.entropy_coeff={self.update.entropy_coeff:g} means nothing for policy.family=pi0: the noise "
+                "that it draws from is fixed, and so is its entropy; give 0"
+            )
         one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
         if self.name is not None:
             _check_name(self.name)
@@ -111,7 +116,8 @@ class Config:
     @property
     def begins_trained(self) -> bool:
         """Whether the first step's policy has learned something: from demonstrations, a policy file or a checkpoint."""
-        return self.sft.steps > 0 or self.policy.init is not None or self.policy.openvla.checkpoint is not None
+        checkpoints = (self.policy.openvla.checkpoint, self.policy.pi0.checkpoint, self.policy.init)
+        return self.sft.steps > 0 or any(path is not None for path in checkpoints)
 
 
 def _check_name(name: str) -> None:

@@ -204,11 +204,11 @@ def _forward(layers: Sequence[LoraLinear], x: Tensor, ready: _Ready) -> list[Ten
     weights, biases = _frozen_weights(layers)
     if not weights:  # a quantized layer computes its product in its own way
         products = [layer.base_layer(rows) for layer in layers]
-    frozen = _Frozen(ready, layers[0].scale, weights, biases)
     if torch.is_grad_enabled():
+        frozen = _Frozen(ready, layers[0].scale, weights, biases)
         outs = _LoraLinears.apply(rows, *products, *[side for one in layers for side in (one.down, one.up)], frozen)
     else:
-        outs = _products(rows, frozen, products)[1]
+        outs = _products(rows, ready, weights, biases, products)[1]
     return [out.view(*x.shape[:-1], out.shape[-1]) for out in outs]
 
 
@@ -225,22 +225,17 @@ def _frozen_weights(layers: Sequence[LoraLinear]) -> tuple[list[Tensor], list[Te
     return weights, biases
 
 
-def _products(rows: Tensor, frozen: _Frozen, products: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+def _products(
+    rows: Tensor, ready: _Ready, weights: list[Tensor], biases: list[Tensor | None], products: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
     """A x of all layers side by side, and what each gives: its frozen product, and the adapter's added to it."""
-    (down, ups), _, weights, biases = frozen
-    inner = rows @ down
-    lows = _columns(inner, len(ups))
+    inner = rows @ ready.down
+    lows = _columns(inner, len(ready.ups))
     if products:
-        return inner, [torch.addmm(*each) for each in zip(products, lows, ups, strict=True)]
-    outs = []
-    for low, up, weight, bias in zip(lows, ups, weights, biases, strict=True):
-        outs.append(_add(F.linear(rows, weight, bias), low, up))
-    return inner, outs
-
-
-def _add(out: Tensor, left: Tensor, right: Tensor) -> Tensor:
-    """``out + left right``, in the place of ``out``: the sum costs no pass of its own."""
-    return torch.addmm(out, left, right, out=out)
+        return inner, [torch.addmm(*each) for each in zip(products, lows, ready.ups, strict=True)]
+    # the sum in the place of the product costs no pass of its own
+    frozen = zip(lows, ready.ups, weights, biases, strict=True)
+    return inner, [F.linear(rows, weight, bias).addmm_(low, up) for low, up, weight, bias in frozen]
 
 
 def _columns(side_by_side: Tensor, number: int) -> Sequence[Tensor]:
@@ -255,7 +250,7 @@ class _LoraLinears(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, *others: Any) -> tuple[Tensor, ...]:
         *tensors, frozen = others
         down, ups = frozen.ready
-        inner, outs = _products(rows, frozen, tensors[: -2 * len(ups)])
+        inner, outs = _products(rows, frozen.ready, frozen.weights, frozen.biases, tensors[: -2 * len(ups)])
         ctx.save_for_backward(rows, inner, down, *ups, *frozen.weights)
         ctx.scale = frozen.scale
         return tuple(outs)
@@ -283,5 +278,5 @@ def _to_rows(grads: Sequence[Tensor], weights: Sequence[Tensor], low: Tensor, do
         return low @ down
     out = grads[0] @ weights[0]
     for grad, weight in [*zip(grads[1:], weights[1:], strict=True), (low, down)]:
-        _add(out, grad, weight)
+        out.addmm_(grad, weight)
     return out
