@@ -17,6 +17,7 @@ from pcm_rl.policies.pi0.statistics import LEROBOT, Statistics, read_statistics
 PROCESSOR = "processor_config.json"
 PICKLES = ("*.bin", "*.pt", "*.pth")
 INSTALL = "pip install 'pcm_rl[pi0]'"
+CONVENTIONS = ("adapt_to_pi_aloha", "use_delta_joint_actions_aloha", "use_relative_actions")
 _IMAGE = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}  # PI0ImageProcessor's
 
 
@@ -91,16 +92,17 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder}: expected a checkpoint of pi0, got {family!r} (model_type of config.json); give the folder of a "
             "pi0, or another policy.family"
         )
+    _check_conventions(folder, content)
     _check_weights(folder)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder}: expected tokenizer.json, which is missing (lerobot's folders have none); put the tokenizer of "
             "PaliGemma there: tokenizer.json and tokenizer_config.json"
         )
-    processor = _processor(folder)
+    processor, transformers = _processor(folder), read_transformers()
     try:
-        config = read_transformers().PI0Config.from_pretrained(folder, local_files_only=True)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        config = transformers.PI0Config.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # transformers has many, some of no common class
         raise CheckpointError(f"{folder}/config.json does not describe a pi0: {_one_line(error)}") from error
     checkpoint = Checkpoint(folder, config, processor, _statistics(folder, content, processor))
     _check_sizes(checkpoint)
@@ -113,8 +115,9 @@ def load_model(checkpoint: Checkpoint) -> Any:
     Raises:
         CheckpointError: If the weights do not fit ``config.json``.
     """
+    transformers = read_transformers()
     try:
-        model, report = read_transformers().PI0ForConditionalGeneration.from_pretrained(
+        model, report = transformers.PI0ForConditionalGeneration.from_pretrained(
             checkpoint.folder,
             config=checkpoint.config,
             dtype=torch.float32,
@@ -186,6 +189,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: expected a mapping, got {type(content).__name__}")
     return content
+
+
+def _check_conventions(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse lerobot's options that change what states and actions mean before they are normalised."""
+    changed = [name for name in CONVENTIONS if config.get(name)]
+    if changed:
+        raise CheckpointError(
+            f"{folder}/config.json: expected actions as the environment executes them, got {changed[0]}=true; give a "
+            "checkpoint without it"
+        )
 
 
 def _check_weights(folder: Path) -> None:

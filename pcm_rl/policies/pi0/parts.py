@@ -11,6 +11,7 @@ from torch import nn
 from pcm_rl.policies.pi0.model_folder import INSTALL
 
 VLM = "model.vlm."  # all else is the expert: its transformer, the embeddings of state, actions and time, the output
+EMBEDDINGS = "embed_action_time."
 
 
 def unread(model: Any) -> list[str]:
@@ -47,7 +48,8 @@ def add_lora(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str])
         model: Changed in place.
         rank: r.
         alpha: The adapters' output is scaled by alpha / r.
-        targets: ``expert``, ``vlm``, ``all``, or a list of names or ends of names of linear layers.
+        targets: ``expert``, ``vlm``, ``all``, or a list of names or ends of names of linear layers. The small ones that
+            embed state, actions and time have none: peft would look for them under their names in lerobot's layout.
 
     Returns:
         ``PeftModel`` around ``model``, which saves and merges them.
@@ -66,7 +68,7 @@ def add_lora(model: Any, *, rank: int, alpha: int, targets: str | Sequence[str])
 
 def target_layers(model: Any, targets: str | Sequence[str]) -> list[str]:
     """Names of the linear layers that ``targets`` means; see :func:`add_lora`."""
-    never = tuple(unread(model))
+    never = (EMBEDDINGS, *unread(model))
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     linear = [name for name in linear if not f"{name}.".startswith(never)]
     if isinstance(targets, str) and targets in ("expert", "vlm", "all"):
