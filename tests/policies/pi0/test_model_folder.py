@@ -209,5 +209,5 @@ def test_statistics_of_a_file(tmp_path, pi0_folder):
     path.write_text("[]")
     with pytest.raises(ValueError, match=r"statistics\.json"):
         known.with_statistics(path)
-    with pytest.raises(ValueError, match="cannot read .*none"):
+    with pytest.raises(ValueError, match=r"cannot read .*none"):
         known.with_statistics(tmp_path / "none")
