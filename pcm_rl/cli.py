@@ -322,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(command)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
     sub.add_argument("folder", metavar="RUN")
-    sub = command("export", _export, "write a run's OpenVLA as a checkpoint folder", config=False)
+    sub = command("export", _export, "write a run's OpenVLA or pi0 as a checkpoint folder", config=False)
     sub.add_argument("run_folder", metavar="RUN")
     sub.add_argument("folder", metavar="FOLDER", help="new or empty")
     sub.add_argument("--adapters", action="store_true", help="only the adapters, as peft writes them")
