@@ -25,7 +25,7 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(LOCKED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[libero,metaworld,video,vla,qlora,sb3,examples,dev]"
+		--editable ".[libero,metaworld,video,vla,pi0,qlora,sb3,examples,dev]"
 	@touch $@
 
 lock:

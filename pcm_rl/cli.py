@@ -322,7 +322,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(command)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
     sub.add_argument("folder", metavar="RUN")
-    sub = command("export", _export, "write a run's OpenVLA or pi0 as a checkpoint folder", config=False)
+    sub = command("export", _export, "write a run's policy as a checkpoint folder", config=False)
     sub.add_argument("run_folder", metavar="RUN")
     sub.add_argument("folder", metavar="FOLDER", help="new or empty")
     sub.add_argument("--adapters", action="store_true", help="only the adapters, as peft writes them")
@@ -355,7 +355,11 @@ def _add_eval(command: Callable[..., argparse.ArgumentParser]) -> None:
         "--states", choices=("held-out", "all"), default="held-out", help="initial states of each task to start from"
     )
     sub.add_argument("--episodes", type=int, metavar="N", help="rollouts; default: one from each initial state")
-    sub.add_argument("--greedy", action="store_true", help="the most likely action instead of a sampled one")
+    sub.add_argument(
+        "--greedy",
+        action="store_true",
+        help="the most likely tokens, or no noise while denoising",
+    )
     sub.add_argument("--films", action="store_true", help="mp4 of the first success and failure of each task")
     _add_columns(sub, "--also", "swap:env.kwargs.suite=libero_object_swap")
     sub.add_argument("overrides", nargs="*", help=_KEYS)

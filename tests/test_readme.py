@@ -135,7 +135,7 @@ def test_files_named_in_the_text_exist(page):
     assert not [path for path in PATHS.findall(page.read_text()) if not (ROOT / path).is_file()]
 
 
-@pytest.mark.parametrize("recipe", ["reach", "pick_place", "pick_place_critic"])
+@pytest.mark.parametrize("recipe", ["reach", "pick_place", "pick_place_critic", "pick_place_flow"])
 def test_toy_commands_run(recipe, tmp_path, capsys):
     arguments = ["train", "--config", f"configs/{recipe}.yaml", f"run_dir={tmp_path}", "name=run", "env.num_envs=4"]
     assert main([*rooted(arguments), *SHORT]) == 0

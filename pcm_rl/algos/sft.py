@@ -24,19 +24,31 @@ def token_cross_entropy(policy: VLAWrapperBase, rows: TensorDictBase) -> Tensor:
         KeyError: If an entry is missing.
         ValueError: If the padding is not bool, or no step was executed.
     """
-    chunk, pad = entry(rows, CHUNK), entry(rows, IS_PAD)
-    executed = ~mask(IS_PAD, pad, chunk.shape[:2])
-    if not bool(executed.any()):
-        raise ValueError("expected demonstrations with executed steps, got none: action_is_pad is True everywhere")
+    chunk, executed = _executed(rows)
     # what stands in steps that were never executed, such as NaN, is no action
-    tokens = policy.action_tokenizer.encode(chunk.masked_fill(pad.unsqueeze(-1), 0.0))
+    tokens = policy.action_tokenizer.encode(chunk.masked_fill(~executed.unsqueeze(-1), 0.0))
     log_prob = policy.get_dist(rows.select(*policy.in_keys)).log_prob(tokens)
     return -log_prob[executed.unsqueeze(-1).expand_as(log_prob)].mean()
 
 
+def _executed(rows: TensorDictBase) -> tuple[Tensor, Tensor]:
+    """The chunk ``[M, L, D]`` of demonstrations and their executed steps ``[M, L]``, of which there must be one."""
+    chunk = entry(rows, CHUNK)
+    executed = ~mask(IS_PAD, entry(rows, IS_PAD), chunk.shape[:2])
+    if not bool(executed.any()):
+        raise ValueError("expected demonstrations with executed steps, got none: action_is_pad is True everywhere")
+    return chunk, executed
+
+
 def imitation_loss(policy: VLAWrapperBase, rows: TensorDictBase, generator: Generator | None = None) -> Tensor:
-    """The policy's own loss where it draws numbers (``imitation_loss``), else :func:`token_cross_entropy`; a scalar."""
+    """The policy's own loss where it draws numbers (``imitation_loss``), else :func:`token_cross_entropy`; a scalar.
+
+    Raises:
+        KeyError: If an entry is missing.
+        ValueError: If the padding is not bool, or no step was executed.
+    """
     if hasattr(policy, "drawn_key"):
+        _executed(rows)
         loss: Tensor = policy.imitation_loss(rows, generator)
         return loss
     return token_cross_entropy(policy, rows)

@@ -5,12 +5,21 @@ from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.files import config_keys, load_config, load_run_config, save_config
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, SET_BY_METHODS, Method
-from pcm_rl.config.policy import FAMILIES, LoraConfig, OpenVLAConfig, PolicyConfig, StateConfig
+from pcm_rl.config.policy import (
+    DRAW_NUMBERS,
+    FAMILIES,
+    LoraConfig,
+    OpenVLAConfig,
+    PolicyConfig,
+    StateConfig,
+    StateFlowConfig,
+)
 from pcm_rl.config.rollouts import RolloutConfig
 from pcm_rl.config.schema import Config
 from pcm_rl.config.written import as_written
 
 __all__ = [
+    "DRAW_NUMBERS",
     "FAMILIES",
     "METHODS",
     "SET_BY_METHODS",
@@ -27,6 +36,7 @@ __all__ = [
     "SFTConfig",
     "SelectionConfig",
     "StateConfig",
+    "StateFlowConfig",
     "UpdateConfig",
     "as_written",
     "config_keys",

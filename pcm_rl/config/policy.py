@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Optional
 
@@ -11,9 +10,11 @@ from pcm_rl.support.plugins import is_plugin
 
 FAMILIES: dict[str, str] = {  # what makes a policy of each; see pcm_rl.policies.family
     "state": "pcm_rl.policies.state.family:make_policy",
+    "state_flow": "pcm_rl.policies.state_flow.family:make_policy",
     "openvla": "pcm_rl.policies.openvla.family:make_policy",
     "pi0": "pcm_rl.policies.pi0.family:make_policy",
 }
+DRAW_NUMBERS = ("state_flow", "pi0")  # families of flow policies: their noise is fixed
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,39 @@ class StateConfig:
         at_least(1, self, "width", "depth")
         at_least(2, self, "num_bins")
         positive(self, "temperature")
+
+
+@dataclass(frozen=True)
+class StateFlowConfig:
+    """The family ``state_flow``: a small flow policy on state observations.
+
+    Attributes:
+        width: Hidden width.
+        depth: Hidden layers of the state's encoder, and as many of the velocity.
+        steps: Denoising steps of a decision.
+        noise_level: Noise of the one random denoising step of a decision; above 0 (docs/flow.md).
+    """
+
+    SECTION: ClassVar[str] = "policy.state_flow."
+
+    width: int = 256
+    depth: int = 2
+    steps: int = 4
+    noise_level: float = 0.5
+
+    def __post_init__(self) -> None:
+        at_least(1, self, "width", "depth", "steps")
+        noisy(self, "noise_level")
+
+
+def noisy(config: Any, name: str) -> None:
+    """Raise :class:`ConfigError` unless the field ``name``, a noise level, is finite and above 0."""
+    try:
+        positive(config, name)
+    except ConfigError as error:
+        raise ConfigError(
+            f"{error}: without noise a chunk has no log-prob to learn by. pcm-rl eval RUN --greedy acts without noise"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -175,11 +209,7 @@ class Pi0Config:
             within(1, 2, self, "cameras")
         if self.steps is not None:
             at_least(1, self, "steps")
-        if not 0.0 < self.noise_level < math.inf:
-            raise ConfigError(
-                f"policy.pi0.noise_level must be positive, got {self.noise_level}: without noise a denoising step has "
-                "no log-prob; 0.5 is usual"
-            )
+        noisy(self, "noise_level")
         one_of(self, "train", ("expert", "all", "lora"))
         one_of(self, "dtype", ("float32", "bfloat16"))
         if self.train != "lora" and self.lora != Pi0LoraConfig():
@@ -194,9 +224,10 @@ class PolicyConfig:
     """The policy: its family, and what any family may have.
 
     Attributes:
-        family: ``state``, ``openvla``, ``pi0``, or ``module:function`` of a family of one's own (see
+        family: ``state``, ``state_flow``, ``openvla``, ``pi0``, or ``module:function`` of a family of one's own (see
             ``pcm_rl.policies.family``).
         state: Settings of the family ``state``.
+        state_flow: Settings of the family ``state_flow``.
         openvla: Settings of the family ``openvla``.
         pi0: Settings of the family ``pi0``.
         options: Keyword arguments of a family of one's own.
@@ -209,6 +240,7 @@ class PolicyConfig:
 
     family: str = "state"
     state: StateConfig = field(default_factory=StateConfig)
+    state_flow: StateFlowConfig = field(default_factory=StateFlowConfig)
     openvla: OpenVLAConfig = field(default_factory=OpenVLAConfig)
     pi0: Pi0Config = field(default_factory=Pi0Config)
     options: dict[str, Any] = field(default_factory=dict)
@@ -219,8 +251,9 @@ class PolicyConfig:
         if not is_plugin(self.family):
             one_of(self, "family", tuple(FAMILIES))
         one_of(self, "checkpointing", ("auto", "always", "never"))
-        for name, unused in (("state", StateConfig()), ("openvla", OpenVLAConfig()), ("pi0", Pi0Config())):
-            if self.family != name and getattr(self, name) != unused:
+        for name in FAMILIES:
+            section = getattr(self, name)
+            if self.family != name and section != type(section)():
                 raise ConfigError(
                     f"policy.{name} is set and means nothing for policy.family={self.family}; set "
                     f"policy.family={name}, or leave the section out"

@@ -13,7 +13,7 @@ from pcm_rl.config.checks import ConfigError, at_least, one_of
 from pcm_rl.config.environment import DemoConfig, EnvConfig
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, Method
-from pcm_rl.config.policy import PolicyConfig
+from pcm_rl.config.policy import DRAW_NUMBERS, PolicyConfig
 from pcm_rl.config.rollouts import RolloutConfig
 
 MAX_NAME = 200  # file systems allow 255, and folders beside a run's have a suffix
@@ -91,10 +91,10 @@ class Config:
                 "group_size must be at least 2, got 1: advantage.name=group compares the rollouts of a group (equation "
                 "1); advantage.name=critic needs no groups"
             )
-        if self.policy.family == "pi0" and self.update.entropy_coeff:
+        if self.update.entropy_coeff and self.policy.family in DRAW_NUMBERS:
             raise ConfigError(
-                f"update.entropy_coeff={self.update.entropy_coeff:g} means nothing for policy.family=pi0: the noise "
-                "that it draws from is fixed, and so is its entropy; give 0"
+                f"update.entropy_coeff={self.update.entropy_coeff:g} means nothing for policy.family="
+                f"{self.policy.family}: the noise that it draws from is fixed, and so is its entropy; give 0"
             )
         one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
         if self.name is not None:

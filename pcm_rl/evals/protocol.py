@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcm_rl.config import Config, ConfigError, load_run_config
+from pcm_rl.config import DRAW_NUMBERS, Config, ConfigError, load_run_config
 from pcm_rl.evals.result_file import choose_file, head_of, write_result
 from pcm_rl.evals.scorecard import column_record, result_table, versions
 from pcm_rl.reports.console import table_console
@@ -40,7 +40,7 @@ class Protocol:
         states: ``held-out``, the initial states of every task that are kept for evaluation, or ``all`` of them.
         episodes: Rollouts a column; None plays each state once. One state of every task comes first, then the next of
             every task, and so on; after the last one they are repeated.
-        greedy: Take the most likely token instead of acting as in training.
+        greedy: Take the most likely token, or add no noise while denoising, instead of acting as in training.
         films: Film the first success and the first failure of each task in the run's own environment.
         also: Further columns: name -> overrides of the configuration, such as
             ``{"swap": ["env.kwargs.suite=libero_object_swap"]}``.
@@ -179,18 +179,19 @@ def _columns(folder: Path, policy_file: Path, overrides: Sequence[str], protocol
                 f"column {name!r} has {env.num_tasks} tasks and the run {columns[0].split.tasks}; a line of the table "
                 "is one task in all columns"
             )
-        columns.append(Column(name, [*overrides, *more], config, split, _initial_states(split, protocol)))
+        columns.append(Column(name, [*overrides, *more], config, split, _initial_states(split, protocol, config)))
     return columns
 
 
-def _initial_states(split: InitialStates, protocol: Protocol) -> Tensor:
+def _initial_states(split: InitialStates, protocol: Protocol, config: Config) -> Tensor:
     """States to start from, ``[J]``: one of each task first, then the next of each, and so on."""
     states = split.evaluation
     if protocol.states == "all":
         if split.total is None:
             raise ConfigError("--states all needs a number of initial states, and this environment has no fixed one")
         states = (torch.arange(split.total).unsqueeze(1) + split.total * torch.arange(split.tasks)).flatten()
-    if protocol.greedy and (protocol.episodes or 0) > len(states):
+    alike = protocol.greedy and config.policy.family not in DRAW_NUMBERS  # which begin from noise
+    if alike and (protocol.episodes or 0) > len(states):
         raise ConfigError(
             f"--greedy plays an initial state alike each time, and there are {len(states)} of them; got "
             f"--episodes {protocol.episodes}, expected at most {len(states)}"

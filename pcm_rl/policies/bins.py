@@ -18,7 +18,7 @@ LITTLE = 0.2  # a policy that uses less of every dimension is taken for one in o
 
 
 def action_range(space: spaces.Box) -> tuple[float, float] | tuple[Tensor, Tensor]:
-    """Lowest and highest action of a box, which the bins of a policy have to cover.
+    """Lowest and highest action of a box: what the bins of a policy have to cover, or -1 and 1 to a network.
 
     Args:
         space: ``Box [L, D]`` of chunks, in the environment's own units.
@@ -35,7 +35,7 @@ def action_range(space: spaces.Box) -> tuple[float, float] | tuple[Tensor, Tenso
     if bool(unfit.any()):
         where = tuple(int(i) for i in unfit.nonzero()[0])
         raise ValueError(
-            f"bins need bounded actions, and dimension {where[-1]} of the environment's is in [{low[where]:g}, "
+            f"expected bounded actions, and dimension {where[-1]} of the environment's is in [{low[where]:g}, "
             f"{high[where]:g}]; give the part to use with env.wrappers=[{{name: pcm_rl.envs:ActionBounds, "
             "kwargs: {low: -1.0, high: 1.0}}], and leave out ClipAction, which takes bounds away"
         )

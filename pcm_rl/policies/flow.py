@@ -7,6 +7,7 @@ marginals; the others follow the velocity. Formulas: pi-RL (arXiv 2510.25889).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -79,6 +80,21 @@ class Denoised:
     dist: Normal
 
 
+def check_chain(steps: int, noise_level: float) -> None:
+    """Refuse a chain that gives no log-probs.
+
+    Raises:
+        ValueError: Without a step, or for a noise level that is not positive and finite.
+    """
+    if steps < 1:
+        raise ValueError(f"expected at least one denoising step, got {steps}")
+    if not 0.0 < noise_level < math.inf:
+        raise ValueError(
+            f"noise_level must be above 0, got {noise_level}: without noise a chunk has no log-prob to learn by. "
+            "Evaluation without noise is what greedy does"
+        )
+
+
 def time_of(step: Tensor, steps: int) -> Tensor:
     """The time at which a step begins, ``[M]`` int64 -> ``[M]`` float32: 1 for the first."""
     return 1.0 - step.float() / steps
@@ -107,11 +123,27 @@ def random_step(x: Tensor, velocity: Tensor, time: Tensor, length: float, noise_
     s = noise_level * (t / (1.0 - t).clamp_min(length)).sqrt()
     x0, x1 = x - velocity * t, x + velocity * (1.0 - t)
     mean = x0 * (1.0 - following) + x1 * (following - s.square() * length / (2.0 * t))
-    return Normal(mean, (s * length**0.5).expand_as(mean))
+    return _normal(mean, (s * length**0.5).expand_as(mean))
 
 
-def denoise(velocity: Velocity, draw: Draw, steps: int, noise_level: float, *, sample: bool = True) -> Denoised:
+def _normal(mean: Tensor, std: Tensor) -> Normal:
+    """Without torch's checks: where a network gives NaN, who reads the log-probs names the row."""
+    return Normal(mean, std, validate_args=False)
+
+
+def denoise(
+    velocity: Velocity,
+    draw: Draw,
+    steps: int,
+    noise_level: float,
+    *,
+    sample: bool = True,
+    executed: tuple[int, int] | None = None,
+) -> Denoised:
     """From noise to an action, in ``steps`` steps of equal length.
+
+    Noise is added to nothing but what has a log-prob: then the ratio of two policies' log-probs is that of the whole
+    chain. The marginals stay as they are, whichever numbers the noise is for.
 
     Args:
         velocity: Called once a step.
@@ -119,23 +151,29 @@ def denoise(velocity: Velocity, draw: Draw, steps: int, noise_level: float, *, s
         steps: Denoising steps.
         noise_level: a of :func:`random_step`.
         sample: Whether the drawn step adds noise. False follows the velocity through all of them, as without RL.
+        executed: ``(L, D)``: the first L of the H steps, and D of the W numbers, of which log-probs are taken. None is
+            all.
     """
     x, length = draw.start, 1.0 / steps
     noisy, drawn = torch.empty_like(x), torch.empty_like(x)
     mean, std = torch.empty_like(x), torch.empty_like(x)
+    counts = torch.ones_like(x[:1], dtype=torch.bool)
+    if executed is not None:
+        counts[:, executed[0] :], counts[..., executed[1] :] = False, False
+    chosen = set(draw.step.tolist())  # once: a GPU would wait for the host at every step
     for k in range(steps):
         time = time_of(torch.full_like(draw.step, k), steps)
         v = velocity(x, time)
         following = x - length * v
         here = (draw.step == k).view(-1, 1, 1)
-        if bool(here.any()):
+        if k in chosen:
             dist = random_step(x, v, time, length, noise_level)
             if sample:
-                following = torch.where(here, dist.mean + dist.stddev * draw.noise, following)
+                following = torch.where(here & counts, dist.mean + dist.stddev * draw.noise, following)
             noisy, drawn = torch.where(here, x, noisy), torch.where(here, following, drawn)
             mean, std = torch.where(here, dist.mean, mean), torch.where(here, dist.stddev, std)
         x = following
-    return Denoised(x, noisy, drawn, Normal(mean, std))
+    return Denoised(x, noisy, drawn, _normal(mean, std))
 
 
 def flow_matching(velocity: Velocity, action: Tensor, noise: Tensor, time: Tensor) -> Tensor:

@@ -152,8 +152,8 @@ def evaluate(
         seed: Seed of the sampled actions.
         device: Where the policy runs.
         task: Task of each initial state, ``[J]`` int64; None for a single one.
-        greedy: Take the most likely token each time instead of acting as in training; needs a policy that follows
-            tensordict's ``interaction_type``, as all of TorchRL's do.
+        greedy: Take the most likely token each time, or add no noise while denoising, instead of acting as in training;
+            needs a policy that follows tensordict's ``interaction_type``, as all of TorchRL's do.
         ranks: The rollouts are split between these processes; each process gets the outcome of all.
         decisions: As in :func:`~pcm_rl.rollouts.collect.collect_episodes`.
 

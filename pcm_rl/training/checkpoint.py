@@ -185,7 +185,7 @@ def load_policy(policy: nn.Module, path: str | Path) -> None:
         if tensor.shape != state[name].shape:
             raise ConfigError(
                 f"{path}: {name} has shape {tuple(tensor.shape)}, the policy {tuple(state[name].shape)}; "
-                "was it trained with another policy.state.width, policy.state.num_bins or env.chunk_length?"
+                "was it trained with another width, number of bins (section policy) or env.chunk_length?"
             )
     for name, tensor in tensors.items():
         state[name].copy_(tensor)

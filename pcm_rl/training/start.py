@@ -59,7 +59,8 @@ def supervised_start(
         stop_every=sft.check_every,
     )
     ranks.equalise(policy)
+    unit = "of the policy's own loss" if hasattr(policy, "drawn_key") else "nats a token"
     say(
         f"supervised start: {len(demos)} steps of demonstrations, {len(losses)} gradient steps, "
-        f"{losses[-1]:.3f} nats a token, {time.perf_counter() - started:.1f} s"
+        f"{losses[-1]:.3f} {unit}, {time.perf_counter() - started:.1f} s"
     )

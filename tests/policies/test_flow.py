@@ -43,6 +43,20 @@ def test_a_random_step_keeps_the_marginals_of_the_equation(step):
     assert not torch.equal(follows, draws)
 
 
+def test_numbers_without_a_log_prob_get_no_noise_and_keep_their_marginals():
+    mean, std, steps = 0.7, 0.3, 200
+    torch.manual_seed(0)
+    draw = Draw.of((40_000, 2, 2), steps)
+    draw = Draw(draw.start.double(), torch.full_like(draw.step, 60), draw.noise.double())
+    velocity = gaussian_velocity(mean, std)
+    follows = denoise(velocity, draw, steps, 0.5, sample=False).action
+    made = denoise(velocity, draw, steps, 0.5, executed=(1, 1))
+    assert float(made.action[:, 0, 0].mean()) == pytest.approx(mean, abs=0.01)
+    assert float(made.action[:, 0, 0].std()) == pytest.approx(std, abs=0.01)
+    assert not torch.equal(made.action[:, :1, :1], follows[:, :1, :1])
+    assert torch.equal(made.action[:, 1:], follows[:, 1:]) and torch.equal(made.action[..., 1:], follows[..., 1:])
+
+
 def test_all_steps_at_random_keep_them_too():
     mean, std, steps = 0.7, 0.3, 200
     velocity, x = gaussian_velocity(mean, std), draw_of(40_000, steps).start

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from pcm_rl.algos.update import grpo_update
 from pcm_rl.config import METHODS, Config, load_config, load_run_config
 from pcm_rl.envs import chunked_vector_env
 from pcm_rl.episodes import EPISODE, GROUP, INSTRUCTION, LOG_PROBS, PHASE, label_episodes, pad_episodes
-from pcm_rl.policies import StateTokenPolicy
+from pcm_rl.policies import StateFlowPolicy, StateTokenPolicy
 from pcm_rl.processes.exchange import LIGHT
 from pcm_rl.processes.ranks import ALONE, Ranks
 from pcm_rl.rollouts.collect import collect_episodes
@@ -43,7 +44,12 @@ def make_policy() -> StateTokenPolicy:
     return StateTokenPolicy(6, 3, 4, width=16, num_bins=5).double()
 
 
-def make_rows(policy: StateTokenPolicy, lengths: list[int], group_size: int) -> TensorDict:
+def make_flow() -> StateFlowPolicy:
+    torch.manual_seed(0)
+    return StateFlowPolicy(6, 3, 4, width=16).double()
+
+
+def make_rows(policy: StateTokenPolicy | StateFlowPolicy, lengths: list[int], group_size: int) -> TensorDict:
     """Whole episodes of a policy, every second one a success; each group has an instruction of its own."""
     episode = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
     chunk_id = torch.cat([torch.arange(length) for length in lengths])
@@ -71,19 +77,24 @@ def make_rows(policy: StateTokenPolicy, lengths: list[int], group_size: int) -> 
     return rows
 
 
+Make = Callable[[], StateTokenPolicy | StateFlowPolicy]
+
+
 def digest(*tensors: torch.Tensor) -> str:
     return hashlib.sha256(b"".join(t.detach().contiguous().numpy().tobytes() for t in tensors)).hexdigest()
 
 
-def update(ranks: Ranks, count: int, **options: int) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+def update(
+    ranks: Ranks, count: int, make: Make = make_policy, **options: int
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics and parameters after an update on ``count`` rows; one parameter is never used, and must not decay."""
-    learner = make_policy()
+    learner = make()
     learner.unused = torch.nn.Parameter(torch.ones(3, dtype=torch.float64))
-    rows = make_rows(make_policy(), [5, 2, 7, 3], 4)[:count].exclude(INSTRUCTION)
+    rows = make_rows(make(), [5, 2, 7, 3], 4)[:count].exclude(INSTRUCTION)
     rows.set("weight", torch.linspace(0.5, 1.5, count).double())
     optimizer = torch.optim.SGD(learner.parameters(), lr=0.5, weight_decay=0.1)
     generator = torch.Generator().manual_seed(0)
-    loss = ChunkGRPOLoss(learner, entropy_coeff=1e-3)
+    loss = ChunkGRPOLoss(learner, entropy_coeff=1e-3 if make is make_policy else 0.0)
     return grpo_update(loss, optimizer, rows, generator=generator, ranks=ranks, **options), dict(
         learner.named_parameters()
     )
@@ -97,15 +108,19 @@ def distance(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
 def updates(ranks: Ranks) -> list[dict]:
     """The difference between one process and several, for even and uneven shares and for a process without rows."""
     found = []
-    for count, minibatches, micro_rows in ((12, 1, None), (3, 1, None), (1, 1, None), (17, 3, 2), (4, 4, None)):
-        options = {"minibatches": minibatches, "micro_rows": micro_rows, "epochs": 2}
+    cases: list[tuple[int, int, int | None, Make]] = [
+        (12, 1, None, make_policy), (3, 1, None, make_policy), (1, 1, None, make_policy), (17, 3, 2, make_policy),
+        (4, 4, None, make_policy), (17, 3, 2, make_flow),
+    ]  # fmt: skip
+    for count, minibatches, micro_rows, make in cases:
+        options = {"minibatches": minibatches, "micro_rows": micro_rows, "epochs": 2, "make": make}
         alone, expected = update(ALONE, count, **options)
         metrics, parameters = update(ranks, count, **options)
         found.append({
             "rows": count,
             "metrics": metrics,
             "alone": alone,
-            "moved": distance(parameters, dict(make_policy().named_parameters())),
+            "moved": distance(parameters, dict(make().named_parameters())),
             "error": distance(parameters, expected),
             "unused": parameters["unused"].tolist(),
             "digest": digest(*parameters.values()),

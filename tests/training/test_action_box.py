@@ -125,7 +125,7 @@ def test_a_box_that_bins_cannot_cover_is_refused(low, high):
     config = load_config(
         None, [*RUN, "env.num_envs=1", f"env.kwargs.low={low}", f"env.kwargs.high={high}", *NO_GRIPPER]
     )
-    with pytest.raises(ConfigError, match=r"bins need bounded actions, and dimension \d .*pcm_rl\.envs:ActionBounds"):
+    with pytest.raises(ConfigError, match=r"expected bounded actions, and dimension \d .*pcm_rl\.envs:ActionBounds"):
         make_policy(config, make_vector_env(config.env))
 
 

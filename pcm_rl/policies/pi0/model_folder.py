@@ -202,6 +202,11 @@ def _check_conventions(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _check_weights(folder: Path) -> None:
+    if (folder / "adapter_config.json").is_file():  # transformers would look for their base, anywhere
+        raise CheckpointError(
+            f"{folder}: expected a whole model, got adapters (adapter_config.json); merge them into their base "
+            "(peft: merge_and_unload, save_pretrained) or export the run without --adapters"
+        )
     if any(folder.glob("model*.safetensors")):
         return
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))

@@ -50,7 +50,7 @@ class Pi0Policy(nn.Module):
 
     Images stay uint8 until they are on the device of the weights. The VLM reads an observation once; its keys and
     values serve all denoising steps, and in the update the one that is computed again. Recorded they would be 18 kB a
-    token at full size, 11 MB for a decision with two cameras.
+    token at full size, 10 MB for a decision with two cameras.
 
     Args:
         checkpoint: From :func:`~pcm_rl.policies.pi0.open_checkpoint`, with statistics.
@@ -146,7 +146,8 @@ class Pi0Policy(nn.Module):
         draw = flow.Draw.of((len(state), self.horizon, self.width), self.steps, self._seeds).to(state)
         sample = (interaction_type() or InteractionType.RANDOM) == InteractionType.RANDOM
         velocity = self._velocity(prefix, state)
-        found = flow.denoise(velocity, draw, self.steps, self.noise_level, sample=sample)
+        executed = self.chunk_size, self.action_dim
+        found = flow.denoise(velocity, draw, self.steps, self.noise_level, sample=sample, executed=executed)
         drawn = self._executed(found.drawn)
         tensordict[NOISY], tensordict[DENOISING_STEP] = found.noisy, draw.step
         tensordict[DENOISED], tensordict[LOG_PROBS] = drawn, self._dist(found.dist).log_prob(drawn)
@@ -188,11 +189,9 @@ class Pi0Policy(nn.Module):
     def _times(self, rows: int, generator: Generator | None) -> Tensor:
         """Times of training ``[M]``, mostly near the noise: a beta distribution, as the configuration says."""
         config = self.checkpoint.config
-        with torch.random.fork_rng(devices=[]):  # Beta draws from the global generator
-            if generator is not None:
-                torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            share = Beta(config.time_sampling_beta_alpha, config.time_sampling_beta_beta).sample((rows,))
-        times: Tensor = share * config.time_sampling_scale + config.time_sampling_offset
+        beta = Beta(config.time_sampling_beta_alpha, config.time_sampling_beta_beta)
+        with contextlib.nullcontext() if generator is None else _global_random(generator):
+            times: Tensor = beta.sample((rows,)) * config.time_sampling_scale + config.time_sampling_offset
         return times.to(self.action_mean.device)
 
     def _dist(self, whole: Normal) -> Normal:
@@ -302,6 +301,14 @@ class Pi0Policy(nn.Module):
             ValueError: If ``adapters`` is true and there are none.
         """
         return save_policy_folder(self, folder, adapters=adapters)
+
+
+@contextlib.contextmanager
+def _global_random(generator: Generator) -> Iterator[None]:
+    """Within it the global generator of the CPU, from which distributions draw, is seeded by ``generator``."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        yield
 
 
 def _instructions(tensordict: TensorDictBase) -> list[str]:

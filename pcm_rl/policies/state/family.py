@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from gymnasium import spaces
 
 from pcm_rl.policies.bins import action_range
 from pcm_rl.policies.state.policy import StateTokenPolicy
+from pcm_rl.policies.vector_space import sizes
 
 
 def make_policy(
@@ -30,30 +30,6 @@ def make_policy(
     Raises:
         ValueError: If the observation is not a vector or the actions are unbounded; the message says what to do.
     """
-    shape, chunk = getattr(observation_space, "shape", None), action_space.shape
-    if shape is None or len(shape) != 1 or len(chunk) != 2:
-        raise ValueError(f"expected a vector [S] as observation, got {_described(observation_space)}")
+    state_dim, chunk_length, action_dim = sizes(observation_space, action_space)
     low, high = action_range(action_space)
-    return StateTokenPolicy(shape[0], chunk[1], chunk[0], low=low, high=high, **settings).to(device)
-
-
-def _described(space: spaces.Space[Any] | None) -> str:
-    if space is None:
-        return "no observation: such a policy cannot be built, and so not exported, without its environment"
-    if not isinstance(space, spaces.Dict):
-        return f"{space}: images need a policy that sees, such as policy.family=openvla or one of your own"
-    vectors = [name for name, part in _parts(space) if isinstance(part, spaces.Box) and len(part.shape) == 1]
-    others = [name for name, part in _parts(space) if name not in vectors]
-    if not vectors:
-        return f"{', '.join(others)}: images need a policy that sees, such as policy.family=openvla or one of your own"
-    names = f"several parts ({', '.join(vectors)}): name those that it reads, env.observation=[{','.join(vectors)}]"
-    seen = f". {', '.join(others)} would not be seen: that needs a policy.family that sees images"
-    return names + (seen if others else "")
-
-
-def _parts(space: spaces.Dict, prefix: str = "") -> Iterator[tuple[str, spaces.Space[Any]]]:
-    for name, part in space.spaces.items():
-        if isinstance(part, spaces.Dict):
-            yield from _parts(part, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", part
+    return StateTokenPolicy(state_dim, action_dim, chunk_length, low=low, high=high, **settings).to(device)

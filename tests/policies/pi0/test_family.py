@@ -180,3 +180,15 @@ def test_a_missing_package_is_named(make, monkeypatch):
 
 def _missing(module: Any, name: str) -> Any:
     raise AttributeError(name)
+
+
+@pytest.mark.parametrize(("train", "package"), [("expert", "transformers"), ("lora", "peft")])
+def test_the_check_of_a_recipe_names_a_missing_package(monkeypatch, train, package):
+    from pcm_rl.checks import recipe
+
+    config = load_config(None, ["policy.family=pi0", f"policy.pi0.train={train}", "logger=none"])
+    pytest.importorskip(package)
+    assert recipe._check_extras(config)
+    monkeypatch.setattr(recipe.importlib.util, "find_spec", lambda name: None if name == package else name)
+    with pytest.raises(ConfigError, match=rf"policy\.family=pi0 needs {package}; run: pip install 'pcm_rl\[pi0\]'"):
+        recipe._check_extras(config)

@@ -140,6 +140,7 @@ def test_dropout_is_refused(copied):
         ("config.json", None, "expected config.json, which is missing"),
         ("tokenizer.json", None, "expected tokenizer.json, which is missing.*put the tokenizer of PaliGemma there"),
         (None, "config.json", "config.json is damaged"),
+        (None, "adapter_config.json", "expected a whole model, got adapters .*; merge them into their base"),
     ],
 )
 def test_folders_that_lack_something_are_refused(copied, lost, made, message):

@@ -133,6 +133,8 @@ def test_computing_blocks_again_changes_no_gradient(make_pi0, record_pi0, train)
     assert plain.keys() == again.keys() == {name for name, p in policy.named_parameters() if p.requires_grad}
     for name, value in plain.items():
         assert torch.equal(again[name], value) and value.abs().sum() > 0, name
+    with torch.no_grad():
+        assert not policy._prefix(rows).hidden.requires_grad
     vlm = any(".vlm." in name for name in plain)
     assert vlm == (train != "expert") and any(".dit." in name for name in plain)
 
@@ -156,14 +158,15 @@ def test_bfloat16_keeps_what_is_trained_in_float32(make_pi0, record_pi0):
     assert (log_probs_of(policy, rows) - exact).abs().mean() < 0.1 and not torch.equal(exact, rows[LOG_PROBS])
 
 
-def test_the_supervised_loss_is_the_models_own(make_pi0, record_pi0):
-    policy = make_pi0(chunk_length=6)
-    rows = record_pi0(policy).set(IS_PAD, torch.zeros(4, 6, dtype=torch.bool))
+@pytest.mark.parametrize("length", [6, 4])
+def test_the_supervised_loss_is_the_models_own(make_pi0, record_pi0, length):
+    policy = make_pi0(chunk_length=length)
+    rows = record_pi0(policy).set(IS_PAD, torch.zeros(4, length, dtype=torch.bool))
     loss = policy.imitation_loss(rows, torch.Generator().manual_seed(3))
     generator = torch.Generator().manual_seed(3)
     noise, time = torch.randn(4, 6, 32, generator=generator), policy._times(4, generator)
     action = torch.zeros(4, 6, 32)
-    action[..., :7] = (rows[CHUNK] - policy.action_mean) / (policy.action_std + 1e-8)
+    action[:, :length, :7] = (rows[CHUNK] - policy.action_mean) / (policy.action_std + 1e-8)
     ids, real = policy.prompter.batch(rows["language_instruction"])
     expected = policy.model(
         state=policy._state(rows), noise=noise, timestep=time, input_ids=ids, attention_mask=real.long(),
@@ -183,6 +186,7 @@ def test_the_supervised_loss_ignores_steps_that_were_never_executed(make_pi0, re
     state = torch.get_rng_state()
     policy.imitation_loss(rows, torch.Generator().manual_seed(1))
     assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(policy._times(9, None), policy._times(9, None))
     before = first.item()
     optimizer = torch.optim.Adam([p for p in policy.parameters() if p.requires_grad], 3e-3)
     for _ in range(10):

@@ -1,0 +1,5 @@
+"""A small flow policy on state observations."""
+
+from pcm_rl.policies.state_flow.policy import StateFlowPolicy
+
+__all__ = ["StateFlowPolicy"]
