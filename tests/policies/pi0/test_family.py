@@ -131,7 +131,7 @@ def test_missing_statistics_are_refused_and_those_of_a_file_taken(make, pi0_fold
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("policy.pi0.noise_level=0", r"policy\.pi0\.noise_level must be positive, got 0.*; 0\.5 is usual"),
+        ("policy.pi0.noise_level=0", r"policy\.pi0\.noise_level must be above 0, got 0.*log-prob"),
         ("policy.pi0.train=some", r"policy\.pi0\.train must be one of expert, all, lora"),
         ("policy.pi0.dtype=int8", r"policy\.pi0\.dtype must be one of"),
         ("policy.pi0.cameras=3", r"policy\.pi0\.cameras must be in \[1, 2\], got 3"),
