@@ -9,6 +9,7 @@
 # make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
 # make test-newest   all tests with the newest versions, in an environment of their own
 # make test-envs     other people's environments, with those that cannot be installed beside LIBERO
+# make test-trainers our batches for other trainers with RLinf's and verl's own code
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -16,7 +17,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs lint format figures gpu mutants coverage reference wheel clean
+.PHONY: setup lock train test test-newest test-envs test-trainers lint format figures gpu mutants coverage reference wheel clean
 
 setup: $(READY)
 
@@ -53,6 +54,18 @@ $(VENV)/envs/.ready: pyproject.toml constraints.txt
 		--disable-pip-version-check --editable ".[examples]" pytest pytest-timeout \
 		panda-gym==3.0.7 numba scipy Pillow opencv-python pynput termcolor tqdm h5py mujoco mink==0.0.13
 	$(VENV)/envs/bin/python -m pip install --quiet --disable-pip-version-check --no-deps robosuite==1.5.2
+	@touch $@
+
+# RLinf and verl pin what we cannot have, and of both a few files are enough; Ray, which these import, lies beside them
+test-trainers: $(VENV)/trainers/.ready
+	PYTHONPATH=$(VENV)/trainers $(BIN)/python -m pytest tests/algos/test_rlinf_batch.py \
+		tests/algos/test_simplevla_batch.py tests/examples/test_trainers.py $(ARGS)
+
+$(VENV)/trainers/.ready: $(READY)
+	rm -rf $(VENV)/trainers
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/trainers ray
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/trainers --no-deps \
+		rlinf==0.3.0 verl==0.9.1
 	@touch $@
 
 lint: $(READY)

@@ -122,9 +122,9 @@ overlap)  # rollouts beside the update, one step stale; the rates of `credit`
     toy --methods '' --variant full-valid-2x10:$full --variant full-valid-2x10-overlap:$full,rollouts.overlap=true \
         --variant top-critic-20:$new --variant top-critic-20-overlap:$new,rollouts.overlap=true \
         --baseline full-valid-2x10 --seeds 760-767 steps=2000 env_steps=400000 "$@" ;;
-flow)  # the six methods with the flow policy, B = 8
+flow)  # the six methods with the flow policy, B = 8, from a shorter supervised start than the recipe's, which leaves more
     pcm-rl compare --config configs/pick_place_flow.yaml name="evidence-$name" logger=none eval_every=10 \
-        --methods full-valid,pcm,random-valid,top-advantage,full-critic,top-critic --seeds 800-807 "$@" ;;
+        --methods full-valid,pcm,random-valid,top-advantage,full-critic,top-critic --seeds 800-807 sft.steps=600 steps=100 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
         "credit-tuning, credit, credit-few, credit-timed, overlap, flow, libero-credit, libero-credit-four" >&2

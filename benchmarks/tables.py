@@ -401,6 +401,17 @@ def pi0_updates() -> list[list[str]]:
     return table
 
 
+def rlinf_update() -> list[list[str]]:
+    """Rows, operations and seconds of an update on RLinf's layout, and on what is left of it."""
+    rows = [
+        ["success", "batch", "rows", "padded rows over these", "padded FLOPs over these", "padded seconds over these"]
+    ]
+    ratios = [f"{unit}_of_padded_over_this" for unit in ("rows", "flops", "seconds")]
+    for row in read_csv("rlinf_update"):
+        rows.append([f"{float(row['success']):.0%}", row["batch"], row["rows"], *(row[ratio] for ratio in ratios)])
+    return rows
+
+
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "gradient-error": gradient,
     "theory-phases": phases,
@@ -416,6 +427,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "plan-helps": plan_helps,
     "peers-prices": prices,
     "reliability": reliability,
+    "rlinf-update": rlinf_update,
 }
 
 if __name__ == "__main__":

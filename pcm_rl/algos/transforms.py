@@ -95,6 +95,7 @@ class EpisodeKeys(Transform):
 
     Args:
         action_key: Key of the executed chunk ``[M, L, D]``, if it is not ``("vla_action", "chunk")``.
+        decode: What is under that key -> chunks ``[M, L, D]``, such as a tokenizer's ``decode``; None: it is one.
 
     Raises:
         ValueError: If a trajectory is cut, if its rows are not in order, or if the rewards do not tell the outcome.
@@ -102,9 +103,9 @@ class EpisodeKeys(Transform):
 
     needs_whole_episodes = True
 
-    def __init__(self, action_key: NestedKey = "action") -> None:
+    def __init__(self, action_key: NestedKey = "action", *, decode: Callable[[Tensor], Tensor] | None = None) -> None:
         super().__init__()
-        self.action_key = action_key
+        self.action_key, self.decode = action_key, decode
         self._episodes = 0  # so that ids stay unique over the buffer's life
 
     def _inv_call(self, tensordict: TensorDictBase | None) -> TensorDictBase | None:
@@ -131,7 +132,8 @@ class EpisodeKeys(Transform):
         if ("next", SUCCESS) in present or SUCCESS not in present:
             rows.set(SUCCESS, trajectory_success(rows, trajectory, count))
         if CHUNK not in present:
-            rows.set(CHUNK, rows.get(self.action_key))
+            acted = rows.get(self.action_key)
+            rows.set(CHUNK, acted if self.decode is None else self.decode(acted))
         if ("next", IS_PAD) in present:
             rows.set(IS_PAD, rows.get(("next", IS_PAD)))
         elif IS_PAD not in present:

@@ -9,7 +9,7 @@ from torchrl.objectives.llm import MCAdvantage
 from torchrl.objectives.value import GAE
 
 from pcm_rl import Phase, group_advantage
-from pcm_rl.algos import ChunkGRPOLoss, LabelPhases, PCMSampler, PCMSampleUnit
+from pcm_rl.algos import ChunkGRPOLoss, EpisodeKeys, LabelPhases, PCMSampler, PCMSampleUnit
 from pcm_rl.algos.critic import chunk_advantage
 from pcm_rl.episodes import pad_episodes
 
@@ -217,3 +217,11 @@ def test_locked_and_memory_mapped_rows_are_labelled(policy, make_batch, tmp_path
     for rows in (batch.clone().lock_(), batch.clone().memmap_(tmp_path / "rows")):
         assert torch.equal(LabelPhases()(rows)["phase"], phase)
         assert "phase" not in rows.keys(), "what is locked stays as it is"
+
+
+def test_episode_keys_decode_what_acted(policy, make_batch):
+    batch = make_batch(policy, [2, 3], [1, 0], [0, 0])
+    acted = EpisodeKeys(("vla_action", "tokens"), decode=lambda tokens: tokens.double() / 4 - 0.5)(
+        batch.exclude(("vla_action", "chunk"))
+    )
+    assert torch.equal(acted["vla_action", "chunk"], batch["vla_action", "tokens"].double() / 4 - 0.5)
