@@ -375,6 +375,32 @@ def plan_helps() -> list[list[str]]:
     return table
 
 
+PI0_TRAINED = {"expert": "the expert", "lora": "adapters of rank 32 on both", "all": "every weight"}
+
+
+def pi0_cost() -> list[list[str]]:
+    """A chunk of pi0 in an update, by what is trained: counted FLOP and bytes."""
+    table = [["trained", "parameters trained", "prefix, TFLOP", "expert", "backward", "a chunk in all",
+              "kept for the backward pass, GB a chunk", "a decision, TFLOP"]]  # fmt: skip
+    for row in read_csv("pi0_cost"):
+        cells = [f"{int(row['trained']) / 1e6:,.0f} M"]
+        cells += [row[f"tflop_{name}"] for name in ("prefix", "expert", "backward", "chunk")]
+        table.append([PI0_TRAINED[row["train"]], *cells, row["kept_gb_a_chunk"], row["tflop_decision"]])
+    return table
+
+
+def pi0_updates() -> list[list[str]]:
+    """A whole update of pi0 by method, and with the decisions that it needs: counted FLOP."""
+    table = [["trained", "method", "chunks", "update, PFLOP", "of `full-valid`'s", "update and decisions, PFLOP",
+              "of `full-valid`'s"]]  # fmt: skip
+    for row in read_csv("pi0_cost-updates"):
+        update, decisions = float(row["tflop_update"]) / 1e3, float(row["tflop_decisions"]) / 1e3
+        what = PI0_TRAINED[row["train"]] + (", prefixes recorded" if row["recorded"] == "True" else "")
+        table.append([what, f"`{row['method']}`", row["chunks"], f"{update:.2f}", f"{float(row['of_full_valid']):.0%}",
+                      f"{update + decisions:.1f}", f"{float(row['of_full_valid_with_decisions']):.0%}"])  # fmt: skip
+    return table
+
+
 def rlinf_update() -> list[list[str]]:
     """Rows, operations and seconds of an update on RLinf's layout, and on what is left of it."""
     rows = [
@@ -394,6 +420,8 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "credit-phases-toy": functools.partial(credit_phases, "toy"),
     "credit-phases-libero": functools.partial(credit_phases, "libero"),
     "peers": peers,
+    "pi0-cost": pi0_cost,
+    "pi0-updates": pi0_updates,
     "plan": plan,
     "plan-check": plan_check,
     "plan-helps": plan_helps,

@@ -135,13 +135,16 @@ def _check(options: argparse.Namespace) -> None:
 
 def _demos(options: argparse.Namespace) -> None:
     from pcm_rl.rollouts.demonstrations import demonstrations
+    from pcm_rl.rollouts.statistics import write_statistics
 
     config = load_config(options.config, options.overrides)
     if config.demos.path is None:
         raise ConfigError("demos.path says where to write the demonstrations; give demos.path=FILE.safetensors")
-    if Path(config.demos.path).exists():
+    if Path(config.demos.path).exists() and options.statistics is None:
         raise FileExistsError(f"{config.demos.path} exists; delete it or give another demos.path")
-    demonstrations(config)
+    demos = demonstrations(config)
+    if options.statistics is not None:
+        print(f"statistics: {write_statistics(demos, options.statistics)}")
 
 
 def _sft(options: argparse.Namespace) -> None:
@@ -302,8 +305,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("check", _check, "try the machine, and a recipe without training: one line a check, with the remedy")
     sub.add_argument("--json", action="store_true", help="as a JSON list")
     sub.add_argument("overrides", nargs="*", help=_KEYS)
+    sub = command("demos", _demos, "record demonstrations of the scripted expert to demos.path")
+    sub.add_argument(
+        "--statistics", metavar="FILE",
+        help="also write mean and deviation of their states and actions, such as policy.pi0.statistics reads; "
+        "demonstrations that exist are read",
+    )  # fmt: skip
+    sub.add_argument("overrides", nargs="*", help=_KEYS)
     for name, run, text in (
-        ("demos", _demos, "record demonstrations of the scripted expert to demos.path"),
         ("sft", _sft, "supervised start only; writes policy.safetensors"),
         ("profile", _profile, "update time and activation memory of every method on one batch"),
     ):

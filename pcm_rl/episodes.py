@@ -17,6 +17,7 @@ from pcm_rl.inputs import binary, entry, ids, mask, number_per_row, whole_number
 from pcm_rl.phases import close_fraction, label_phases
 
 STATE = ("observation", "state")  # [M, S] float32
+STATE_NAMES = ("state", "proprio", "observation", "agent_pos")  # in a Dict observation the first vector among them
 IMAGE = ("observation", "image")  # [M, 3, H, W] uint8
 INSTRUCTION = "language_instruction"  # non-tensor
 TOKENS = ("vla_action", "tokens")  # [M, L, D] int64

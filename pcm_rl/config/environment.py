@@ -11,6 +11,7 @@ from pcm_rl.config.cluster import RayConfig
 from pcm_rl.support.plugins import is_plugin
 
 _LABELLERS = "pcm_rl.labellers:label_by_time (periods of time) or pcm_rl.labellers:label_by_distance (hand and object)"
+PREPARATIONS = ("openvla", "pi0")  # of images
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,9 @@ class EnvConfig:
         reward: ``sum`` of the environment's rewards over a chunk, or ``success``: 1 for the chunk of the first success.
         num_states: Number of initial states a task (LIBERO: 50); None where the environment has no fixed number.
         eval_states: Initial states a task held out for evaluation, never trained on.
-        images: Prepare images as OpenVLA expects them: keyword arguments of ``pcm_rl.envs.OpenVLAImages``, ``{}`` for
-            its defaults; None leaves them.
+        images: Prepare images as a policy's checkpoint expects them: keyword arguments of
+            ``pcm_rl.envs.OpenVLAImages``, ``{}`` for its defaults; with ``prepare: pi0`` among them those of
+            ``pcm_rl.envs.Pi0Images``. None leaves images as they are.
     """
 
     SECTION: ClassVar[str] = "env."
@@ -116,6 +118,8 @@ class EnvConfig:
         for entry in self.wrappers:
             _check_wrapper(entry)
         _check_parts(self.observation)
+        if (prepare := (self.images or {}).get("prepare", "openvla")) not in PREPARATIONS:
+            raise ConfigError(f"images.prepare must be one of {', '.join(PREPARATIONS)}, got {prepare!r}")
         if twice := sorted(set(self.kwargs) & set(self.tasks)):
             raise ConfigError(f"{', '.join(twice)} stands in kwargs and in tasks; give it in one of them")
         lengths = {key: len(values) for key, values in self.tasks.items()}

@@ -7,6 +7,7 @@ from pcm_rl.envs.chunked import ChunkedEnv
 from pcm_rl.envs.cluster import RayCluster
 from pcm_rl.envs.openvla_images import OpenVLAImages, openvla_image
 from pcm_rl.envs.parts import ObservationParts
+from pcm_rl.envs.pi0_images import Pi0Images, pi0_image
 from pcm_rl.envs.seeded import SeededStates
 from pcm_rl.envs.tasks import MultiTaskEnv
 from pcm_rl.envs.vector import VectorMember, chunked_vector_env
@@ -32,10 +33,12 @@ __all__ = [
     "MultiTaskEnv",
     "ObservationParts",
     "OpenVLAImages",
+    "Pi0Images",
     "RayCluster",
     "SeededStates",
     "VectorMember",
     "WorkerVectorEnv",
     "chunked_vector_env",
     "openvla_image",
+    "pi0_image",
 ]

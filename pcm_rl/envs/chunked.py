@@ -55,10 +55,10 @@ class ChunkedEnv(gymnasium.Wrapper[Any, NDArray[np.floating], Any, NDArray[np.fl
 
     A vector observation (`Box [S]`) is recorded as `("observation", "state")` float32, an image (`Box` uint8 with three
     channels, first or last) as `("observation", "image")` `[3, H, W]`. Of a `Dict` observation, a vector under one of
-    `STATE_NAMES` and an image under one of `IMAGE_NAMES` (:mod:`pcm_rl.envs.observation`), or the only image of a
-    `Dict` there, are recorded in the same way. Every other key is recorded under `("observation", key)`, with the keys
-    of a `Dict` in the `Dict` after it: images as `[3, H, W]`, float64 as float32, other entries as they are. Other
-    names are given by :class:`~pcm_rl.envs.parts.ObservationParts`.
+    `STATE_NAMES` (:mod:`pcm_rl.episodes`) and an image under one of `IMAGE_NAMES` (:mod:`pcm_rl.envs.observation`), or
+    the only image of a `Dict` there, are recorded in the same way. Every other key is recorded under `("observation",
+    key)`, with the keys of a `Dict` in the `Dict` after it: images as `[3, H, W]`, float64 as float32, other entries as
+    they are. Other names are given by :class:`~pcm_rl.envs.parts.ObservationParts`.
 
     Where the base environment has the attribute `draw_cameras`, it is False for all steps of a chunk except the last:
     only that observation is used, and a rendered frame costs as much as many steps of physics.

@@ -17,9 +17,7 @@ from pcm_rl import episodes
 Reader = tuple[tuple[str, ...], Callable[[Any], Tensor]]
 _floats = partial(torch.tensor, dtype=torch.float32)
 
-# In a Dict observation, the first vector among these is the state, and the first image the image.
-STATE_NAMES = ("state", "proprio", "observation", "agent_pos")
-IMAGE_NAMES = ("image", "pixels")
+IMAGE_NAMES = ("image", "pixels")  # in a Dict observation the first image among these is the image
 NUMBERS = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)  # what becomes a tensor
 
 
@@ -42,7 +40,7 @@ def observation_readers(space: spaces.Space[Any]) -> dict[NestedKey, Reader]:
     if not isinstance(space, spaces.Dict):
         raise ValueError(f"cannot record {space}: flatten it (FlattenObservation), or pass record=False")
     parts = dict(leaves(space))
-    state = next(((name,) for name in STATE_NAMES if _is_vector(parts.get((name,)))), None)
+    state = next(((name,) for name in episodes.STATE_NAMES if _is_vector(parts.get((name,)))), None)
     images = [[path for path in parts if path[0] == name and image_reader(parts[path])] for name in IMAGE_NAMES]
     picture = next((paths[0] for paths in images if len(paths) == 1), None)
     readers: dict[NestedKey, Reader] = {}

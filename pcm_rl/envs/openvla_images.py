@@ -25,12 +25,12 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 from PIL import Image
 
-Pixels = NDArray[np.uint8]
+from pcm_rl.envs.prepared import Pixels, PreparedImages, check_image
+
 Planes = NDArray[np.float32]
 
 LANCZOS_RADIUS = 3
@@ -68,16 +68,12 @@ class OpenVLAImages(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs
         crop_area: float | None = 0.9,
         rotate: bool = True,
     ) -> None:
+        settings: dict[str, Any] = dict(size=size, jpeg_quality=jpeg_quality, crop_area=crop_area, rotate=rotate)
         _check_settings(size, jpeg_quality, crop_area)
-        parts = _checked_parts(keys, env.observation_space)
-        self._settings: dict[str, Any] = dict(size=size, jpeg_quality=jpeg_quality, crop_area=crop_area, rotate=rotate)
-        RecordConstructorArgs.__init__(self, keys=keys, **self._settings)
+        RecordConstructorArgs.__init__(self, keys=keys, **settings)
         super().__init__(env)
-        processed = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        kept = {name: part for name, part in parts.items() if name in keys or not _is_image(part)}
-        self.observation_space = spaces.Dict(kept | dict.fromkeys(keys, processed))
-        self._image_keys, self._other_keys = tuple(keys), tuple(name for name in kept if name not in keys)
-        self._last: dict[str, tuple[Pixels, Pixels]] = {}
+        self._images = PreparedImages(env.observation_space, keys, size, lambda frame: openvla_image(frame, **settings))
+        self.observation_space = self._images.space
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         """The observation with its images processed, in new arrays.
@@ -85,15 +81,7 @@ class OpenVLAImages(gym.ObservationWrapper[Any, Any, Any], RecordConstructorArgs
         Raises:
             ValueError: An image has another dtype or shape than `[H, W, 3]` uint8.
         """
-        images = {name: self._processed(name, observation[name]) for name in self._image_keys}
-        return images | {name: observation[name] for name in self._other_keys}
-
-    def _processed(self, name: str, frame: Pixels) -> Pixels:
-        # By value: an environment may draw into the same array again. A comparison costs 1 % of the processing.
-        last = self._last.get(name)
-        if last is None or not np.array_equal(last[0], frame):
-            last = self._last[name] = np.array(frame), openvla_image(frame, **self._settings)
-        return last[1].copy()
+        return self._images(observation)
 
 
 def openvla_image(
@@ -121,11 +109,7 @@ def openvla_image(
         ValueError: The image has another dtype or shape, or an argument is outside its range.
     """
     _check_settings(size, jpeg_quality, crop_area)
-    if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,) or image.size == 0:
-        got = f"{image.dtype} {list(image.shape)}" if isinstance(image, np.ndarray) else type(image).__name__
-        raise ValueError(
-            f"the image is {got}; expected a NumPy array [H, W, 3] uint8: move its channels last, scale floats to 255"
-        )
+    check_image(image)
     planes = lanczos3_resize(jpeg_round_trip(image[:, ::-1] if rotate else image, jpeg_quality), size)
     if crop_area is not None:
         planes = centre_crop(planes, crop_area)
@@ -252,31 +236,6 @@ def _frozen(array: NDArray[Any]) -> NDArray[Any]:
     """Read-only, as it is cached."""
     array.setflags(write=False)
     return array
-
-
-def _is_image(space: spaces.Space[Any]) -> bool:
-    """Whether it is `[H, W, 3]` or `[3, H, W]` uint8."""
-    if not isinstance(space, spaces.Box) or space.dtype != np.uint8 or len(space.shape) != 3:
-        return False
-    return 3 in (space.shape[0], space.shape[2])
-
-
-def _checked_parts(keys: Sequence[str], space: spaces.Space[Any]) -> dict[str, spaces.Space[Any]]:
-    """The parts of the observation, of which every key names an image `[H, W, 3]`."""
-    if not isinstance(space, spaces.Dict):
-        raise ValueError(f"the observation is {space}; expected a Dict with images, as LiberoEnv's 'pixels' or 'both'")
-    images = [name for name, part in space.spaces.items() if _is_image(part)]
-    if isinstance(keys, str) or not keys:
-        raise ValueError(f"keys is {keys!r}; expected a tuple of at least one image; the observation has {images}")
-    for key in keys:
-        part = space.spaces.get(key)
-        if part is None:
-            raise ValueError(f"keys has {key!r}, which the observation lacks; name some of its images, {images}")
-        if not _is_image(part) or part.shape is None or part.shape[2] != 3:
-            raise ValueError(
-                f"{key!r} is {part}; expected [H, W, 3] uint8: name images only, {images}, and move channels last"
-            )
-    return dict(space.spaces)
 
 
 def _check_settings(size: int, jpeg_quality: int, crop_area: float | None) -> None:

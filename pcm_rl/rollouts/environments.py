@@ -14,7 +14,15 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pcm_rl.config import ConfigError, EnvConfig, as_written
-from pcm_rl.envs import MultiTaskEnv, ObservationParts, OpenVLAImages, RayCluster, SeededStates, chunked_vector_env
+from pcm_rl.envs import (
+    MultiTaskEnv,
+    ObservationParts,
+    OpenVLAImages,
+    Pi0Images,
+    RayCluster,
+    SeededStates,
+    chunked_vector_env,
+)
 from pcm_rl.envs.gripper import check_threshold, no_gripper
 from pcm_rl.envs.shared import NoRoom
 from pcm_rl.envs.success import SuccessRule
@@ -50,8 +58,13 @@ def make_task(config: EnvConfig, task: int, *, render_mode: str | None = None) -
         if config.observation is not None:
             env = _with_parts(env, config.observation)
         if config.images is not None:
-            env = OpenVLAImages(env, **config.images)
+            env = _with_images(env, **config.images)
         return SeededStates(env) if config.init_state == "seed" else env
+
+
+def _with_images(env: gym.Env, *, prepare: str = "openvla", **settings: Any) -> gym.Env:
+    wrapper = {"openvla": OpenVLAImages, "pi0": Pi0Images}[prepare]
+    return wrapper(env, **settings)
 
 
 def make_vector_env(config: EnvConfig) -> VectorEnv:

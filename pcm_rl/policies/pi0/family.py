@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
+from pcm_rl.episodes import STATE_NAMES
 from pcm_rl.policies.pi0.model_folder import Checkpoint, open_checkpoint
 from pcm_rl.policies.pi0.policy import IMAGES, Pi0Policy
 
@@ -98,7 +99,7 @@ def _check_observation(checkpoint: Checkpoint, space: spaces.Space[Any], cameras
     if wrong := next((shape for shape in images[:wanted] if shape not in ((size, size, 3), (3, size, size))), None):
         raise ValueError(
             f"the images of {checkpoint.folder} have {size} x {size} pixels, those of the environment are {wrong}; "
-            "resize the environment's, or give a checkpoint of their size"
+            f"give 'env.images={{prepare: pi0, size: {size}}}', or a checkpoint of their size"
         )
     assert checkpoint.statistics is not None
     known = len(checkpoint.statistics.state_mean)
@@ -115,7 +116,7 @@ def _parts(space: spaces.Space[Any]) -> tuple[list[tuple[int, ...]], tuple[int, 
     parts = space.spaces if isinstance(space, spaces.Dict) else {"image": space}
     shapes = {name: part.shape for name, part in parts.items() if isinstance(part, spaces.Box)}
     images = [shapes[str(key[-1])] for key in IMAGES if len(shapes.get(str(key[-1]), ())) == 3]
-    return images, shapes.get("state")
+    return images, next((shapes[name] for name in STATE_NAMES if len(shapes.get(name, ())) == 1), None)
 
 
 @contextlib.contextmanager

@@ -49,6 +49,14 @@ def test_one_camera_of_two(make):
     assert len(make("policy.pi0.cameras=1", seen=observation(wrist_image=images(56))).image_keys) == 1
 
 
+def test_liberos_state_has_another_name(make):
+    # where an observation has two vectors, the row's state is the first by these names, and the other is not read
+    libero = spaces.Dict({"image": images(), "proprio": spaces.Box(-9, 9, (8,))})
+    assert len(make(seen=libero).image_keys) == 1
+    with pytest.raises(ConfigError, match=r"state of 8 numbers.*gives \(40,\)"):
+        make(seen=spaces.Dict({**libero.spaces, "state": spaces.Box(-9, 9, (40,))}))
+
+
 @pytest.mark.parametrize(
     ("train", "parts"),
     [
@@ -81,7 +89,7 @@ def test_lora_on_named_layers(make):
         ({"acts": actions(4, 6)}, r"actions have 6 numbers, the statistics of .* 7; give policy\.pi0\.statistics=FILE"),
         (
             {"seen": observation(image=images(56))},
-            r"28 x 28 pixels, those of the environment are \(56, 56, 3\); resize",
+            r"28 x 28 pixels, those of the environment are \(56, 56, 3\); give .env.images={prepare: pi0, size: 28}",
         ),
         ({"seen": observation(9)}, r"a state of 8 numbers, .* gives \(9,\); give policy\.pi0\.statistics=FILE"),
         ({"seen": spaces.Dict({"image": images()})}, "a state of 8 numbers, .* gives none"),
