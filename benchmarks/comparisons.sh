@@ -134,7 +134,8 @@ overlap-libero)  # one simulator on one core, so that another is free for the up
         update.epochs=4 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
-        "credit-tuning, credit, credit-few, credit-timed, overlap, flow, libero-credit, libero-credit-four" >&2
+        "credit-tuning, credit, credit-few, credit-timed, overlap, flow, overlap-libero, libero-credit," \
+        "libero-credit-four" >&2
     exit 2 ;;
 esac
 

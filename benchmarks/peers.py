@@ -1,7 +1,7 @@
 """Other trainers beside ours, on the same toy with the same policy, on one thread.
 
     python benchmarks/peers.py update                            one update; writes results/peers-update.csv
-    python benchmarks/peers.py training [--steps N] [--seeds 0,1] [--peers pcm,sb3-ppo] [--every N] [--ahead top-critic]
+    python benchmarks/peers.py training [--steps N] [--seeds 0,1] [--peers pcm,sb3-ppo] [--every N] [--ahead PEER]
     python benchmarks/peers.py tune [--peers sb3-ppo,torchrl-ppo]           writes results/peers-tuning.csv
 
 The peers ``sb3-...`` need stable-baselines3. ``training`` and ``tune`` take ``key=value`` changes of the recipe at the
@@ -56,10 +56,19 @@ from pcm_rl.training.trainer import Trainer
 WORK = Path(__file__).parent.parent / "runs" / "peers"
 OURS = ("full-padded", "full-valid", "pcm", "top-advantage")
 BUDGETS = {"top-advantage": 8, "top-critic": 4}  # for the whole batch; the others have the recipe's 12
+RECIPE: dict[str, Any] = {  # what configs/pick_place_critic.yaml changes in the recipe
+    "method": "top-critic",
+    "advantage.steps": 5,
+    "groups": 20,
+    "group_size": 1,
+    "update.lr": 6e-4,
+    "rollouts.cut": 0.05,
+}
 TORCHRL: dict[str, dict[str, Any]] = {"torchrl": {}, "torchrl-3e-5": {"lr": 3e-5}, "torchrl-4": {"steps": 4}}
 # Kind and settings of each. Settings of our trainer are a method, and changes of the recipe by their dotted keys.
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: ("ours", {"method": name}) for name in METHODS},
+    "top-critic-20-cut": ("ours", RECIPE),
     "full-valid-64": ("ours", {"method": "full-valid", "rows": DECISIONS}),
     "srpo-like": ("ours", CHOSEN["srpo-like"]),
     **{name: ("vla_grpo", options) for name, options in TORCHRL.items()},
@@ -70,7 +79,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "sb3-tokens": ("sb3", {"tokens": True, "start": False}),
     "sb3-box": ("sb3", {"tokens": False, "start": False}),
 }
-DEFAULT = ("sb3-ppo", "torchrl-ppo", "vla-grpo", "srpo-like", "full-valid", "pcm", "top-critic")
+DEFAULT = ("sb3-ppo", "torchrl-ppo", "vla-grpo", "srpo-like", "full-valid", "pcm", "top-critic-20-cut")
 
 
 # -- what makes a peer ------------------------------------------------------------------------------------------------
@@ -214,7 +223,7 @@ def main() -> None:
     parser.add_argument("--seeds", help="of training 0,1,2; of tune 600,601")
     parser.add_argument("--peers", help=f"of {', '.join(PEERS)}; for tune of {', '.join(SEARCHES)}")
     parser.add_argument("--every", type=int, default=40_000, help="environment steps between two evaluations")
-    parser.add_argument("--ahead", default="top-critic", help="peers that each other one is compared with")
+    parser.add_argument("--ahead", default="top-critic-20-cut", help="peers that each other one is compared with")
     parser.add_argument("--repeats", type=int, default=9, help="timed trials of an update, after a warm-up")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes of the recipe for all peers")
     options = parser.parse_intermixed_args()

@@ -100,7 +100,7 @@ def test_interrupted_and_failed_comparisons_end_with_a_line(tmp_path, capsys, mo
     assert "interrupted: 0 of 3 runs are finished" in captured.out
     assert captured.err == f"pcm-rl: interrupted; continue with `pcm-rl compare run_dir={tmp_path}`\n"
     for more, text in (
-        (["--variant", "a:update.rate=1"], "unknown key 'update.rate'"),
+        (["--variant", "a:update.lrs=1"], "unknown key 'update.lrs'"),
         (["--variant", "a:method=best"], "unknown method 'best'"),
         (["--variant", "a:steps=1", "--variant", "a:steps=2"], "two --variant have one name"),
         (["--baseline", "best"], "the baseline 'best' is not compared"),

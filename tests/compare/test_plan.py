@@ -53,7 +53,7 @@ def test_without_budgets_the_recipe_has_one(tmp_path):
     [
         (Comparison(methods=["best"]), "unknown method 'best'; choose from pcm"),
         (Comparison(variants={"a": ["method=best"]}), "unknown method 'best'"),
-        (Comparison(variants={"a": ["update.rate=1"]}), "unknown key 'update.rate'; did you mean 'update.lr'"),
+        (Comparison(variants={"a": ["update.lrs=1"]}), "unknown key 'update.lrs'; did you mean 'update.lr'"),
         (Comparison(variants={"pcm": ["update.lr=1"]}), "such as pcm-2:method=pcm"),
         (Comparison(variants={"a": ["seed=1"]}), "variant 'a' sets seed, .* --seeds"),
         (Comparison(overrides=["seed=1"]), "--seeds"),
