@@ -11,6 +11,8 @@
 ``methods-NAME-phases.csv``
     Only where a figure draws it (:data:`common.PHASES_DRAWN`). A row a step of ``pcm``: C and the chunks kept a
     trajectory, phase by phase, to four digits.
+``methods-NAME-steps.csv``
+    Only where the documents speak of seconds (:data:`TIMED`). A row a step, with its rollouts and its seconds.
 
 The steps themselves stay in the folder of the runs.
 """
@@ -30,6 +32,8 @@ from pcm_rl.compare.tables import write_csv
 
 CHUNKS = ("chunks_valid", "chunks_kept")
 KEY = ("method", "budget", "seed")
+TIMED = ("overlap-libero",)
+SECONDS = ("success", "trajectories", "env_steps", "chunks_kept", "kl_acting", "rollout_s", "update_s", "step_s")
 Row = dict[str, str]
 
 
@@ -49,6 +53,10 @@ def collect(name: str, folder: Path, results: Path) -> None:
     shutil.copyfile(folder / "compare-stats.csv", results / f"methods-{name}-stats.csv")
     if name in PHASES_DRAWN:
         write_csv(results / f"methods-{name}-phases.csv", phase_rows(steps))
+    if name in TIMED:
+        write_csv(
+            results / f"methods-{name}-steps.csv", [{k: row[k] for k in (*KEY, "step", *SECONDS)} for row in steps]
+        )
 
 
 def with_chunks(runs: Iterable[Row], steps: Iterable[Row]) -> list[Row]:
