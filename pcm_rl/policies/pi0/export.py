@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pcm_rl.policies.pi0.model_folder import PROCESSOR, Checkpoint
+from pcm_rl.policies.pi0.model_folder import PROCESSOR, Checkpoint, without_progress
 from pcm_rl.policies.pi0.statistics import Statistics
 from pcm_rl.support.room import check_room
 from pcm_rl.support.writing import new_folder
@@ -31,7 +31,7 @@ def save_policy_folder(policy: Pi0Policy, folder: str | Path, *, adapters: bool 
         raise ValueError("the model has no adapters to save; they need policy.pi0.train=lora")
     saved = policy.adapters if adapters else _whole(policy)
     check_room(folder, sum(p.nbytes for p in saved.parameters() if p.requires_grad or not adapters))
-    with new_folder(folder) as partial:
+    with new_folder(folder) as partial, without_progress():
         saved.save_pretrained(partial)
         if not adapters:
             policy.prompter.tokenizer.save_pretrained(partial)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -117,14 +118,15 @@ def load_model(checkpoint: Checkpoint) -> Any:
     """
     transformers = read_transformers()
     try:
-        model, report = transformers.PI0ForConditionalGeneration.from_pretrained(
-            checkpoint.folder,
-            config=checkpoint.config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            local_files_only=True,
-            output_loading_info=True,
-        )
+        with without_progress():
+            model, report = transformers.PI0ForConditionalGeneration.from_pretrained(
+                checkpoint.folder,
+                config=checkpoint.config,
+                dtype=torch.float32,
+                use_safetensors=True,
+                local_files_only=True,
+                output_loading_info=True,
+            )
     except (SafetensorError, RuntimeError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"{checkpoint.folder}: its weights do not fit config.json: {_one_line(error)}; was the download complete?"
@@ -162,6 +164,20 @@ def add_tokens(transformers: Any, tokenizer: Any) -> None:
     tokenizer.add_special_tokens({"additional_special_tokens": [image]})
     tokenizer.add_tokens([f"<loc{i:0>4}>" for i in range(1024)] + [f"<seg{i:0>3}>" for i in range(128)])
     tokenizer.add_bos_token = tokenizer.add_eos_token = False
+
+
+@contextlib.contextmanager
+def without_progress() -> Iterator[None]:
+    """Within it transformers draws no bars: a small model's would stand between the lines of a run."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def read_transformers() -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from pcm_rl.policies.pi0.export import write_processor
-from pcm_rl.policies.pi0.model_folder import Checkpoint, add_tokens, read_transformers
+from pcm_rl.policies.pi0.model_folder import Checkpoint, add_tokens, read_transformers, without_progress
 from pcm_rl.policies.pi0.statistics import Statistics
 from pcm_rl.support.writing import new_folder
 
@@ -75,7 +75,7 @@ def write_tiny_checkpoint(
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         model = transformers.PI0ForConditionalGeneration(config)
-    with new_folder(folder) as partial:
+    with new_folder(folder) as partial, without_progress():
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         write_processor(partial, Checkpoint(partial, config), statistics)
