@@ -66,12 +66,11 @@ SEARCHES = {
         ],
     ),
 }
-# Of sb3-ppo and srpo-like the best of what was tried so far: their search is not finished.
 CHOSEN: dict[str, dict[str, Any]] = {
-    "sb3-ppo": {**SEARCHES["sb3-ppo"].start, "length": 8},
+    "sb3-ppo": {**SEARCHES["sb3-ppo"].start, "length": 8, "batch": 64},
     "torchrl-ppo": {**PPO, "lr": 1e-3, "length": 16},
     "vla-grpo": {**SEARCHES["vla-grpo"].start, "lr": 1e-4, "decisions": 256},
-    "srpo-like": {**SEARCHES["srpo-like"].start, "update.lr": 1e-3},
+    "srpo-like": {**SEARCHES["srpo-like"].start, "update.lr": 1e-3, "groups": 4},
 }
 Rest = tuple[int, int, int, tuple[str, ...]]  # seed, steps, every and overrides of a run
 
