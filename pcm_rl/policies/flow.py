@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from tensordict.nn import InteractionType
+from tensordict.nn.probabilistic import interaction_type
 from torch import Generator, Tensor
 from torch.distributions import Normal
 
@@ -93,6 +95,14 @@ def check_chain(steps: int, noise_level: float) -> None:
             f"noise_level must be above 0, got {noise_level}: without noise a chunk has no log-prob to learn by. "
             "Evaluation without noise is what greedy does"
         )
+
+
+def adds_noise() -> bool:
+    """Whether a policy that acts now draws its random step: not where tensordict's interaction type asks for no sample.
+
+    Without an interaction type it does.
+    """
+    return (interaction_type() or InteractionType.RANDOM) == InteractionType.RANDOM
 
 
 def time_of(step: Tensor, steps: int) -> Tensor:

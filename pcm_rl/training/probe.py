@@ -14,6 +14,7 @@ from torchrl.modules.vla import VLAWrapperBase
 from pcm_rl.config import Config, ConfigError
 from pcm_rl.episodes import INSTRUCTION, IS_PAD, LOG_PROBS, PHASE
 from pcm_rl.policies.family import Acts, PadsPrompts, Policy, bins_of, log_probs_of
+from pcm_rl.policies.observed import instructions
 from pcm_rl.processes.ranks import Ranks
 from pcm_rl.rollouts.first_look import Finding, first_look, look_at_phases
 
@@ -71,12 +72,9 @@ def company_matters(policy: VLAWrapperBase, rows: TensorDictBase, number: int) -
     Returns:
         The largest change of a log-prob; 0.0 where none changed by a bit.
     """
-    texts = rows.get(INSTRUCTION, None)
     index = torch.arange(len(rows))
-    if texts is not None and isinstance(policy, PadsPrompts):
-        told = texts.tolist()
-        told = [told] * len(rows) if isinstance(told, str) else told
-        lengths = torch.tensor([policy.padded_length(text) for text in told])
+    if INSTRUCTION in rows.keys() and isinstance(policy, PadsPrompts):
+        lengths = torch.tensor([policy.padded_length(text) for text in instructions(rows)])
         index = index[lengths == lengths[0]]
     index = index[torch.linspace(len(index) - 1, 0, number).round().long()]  # backwards, from all episodes
     again = rows[index].to(next(policy.parameters()).device)

@@ -6,9 +6,10 @@ import math
 
 import pytest
 import torch
+from tensordict.nn import InteractionType, set_interaction_type
 from torch.distributions import Normal
 
-from pcm_rl.policies.flow import Draw, denoise, flow_matching, random_step, time_of
+from pcm_rl.policies.flow import Draw, adds_noise, denoise, flow_matching, random_step, time_of
 
 
 def gaussian_velocity(mean: float, std: float):
@@ -109,6 +110,15 @@ def test_rows_with_seeds_do_not_depend_on_each_other():
     assert torch.equal(both.step[1:], alone.step)
     with pytest.raises(ValueError, match="a seed for each of 2 rows, got 1"):
         Draw.of((2, 3, 2), 4, [5])
+
+
+@pytest.mark.parametrize("kind", [InteractionType.DETERMINISTIC, InteractionType.MODE, InteractionType.MEAN])
+def test_noise_is_for_samples_alone(kind):
+    assert adds_noise()
+    with set_interaction_type(kind):
+        assert not adds_noise()
+    with set_interaction_type(InteractionType.RANDOM):
+        assert adds_noise()
 
 
 def test_flow_matching_is_least_at_the_true_velocity():

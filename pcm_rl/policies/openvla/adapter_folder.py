@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pcm_rl.policies.checkpoint_files import CheckpointError, read_json
 from pcm_rl.policies.openvla.folder_files import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -21,11 +22,9 @@ from pcm_rl.policies.openvla.folder_files import (
     STATISTICS,
     fits,
     opened,
-    read_json,
 )
 from pcm_rl.policies.openvla.keys import ADAPTER_PREFIX, adapter_key
 from pcm_rl.policies.openvla.model_folder import Checkpoint
-from pcm_rl.policies.openvla.sizes import CheckpointError
 
 _READ = {"peft_type", "r", "lora_alpha", "use_rslora", "bias", "init_lora_weights", "base_model_name_or_path"}
 _HARMLESS = {  # where the tensors say it, or what does not change the adapters' output

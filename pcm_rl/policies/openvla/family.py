@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from gymnasium import spaces
 
+from pcm_rl.policies.checkpoint_files import CheckpointError
 from pcm_rl.policies.openvla.adapter_folder import (
     Adapters,
     already_added,
@@ -22,7 +23,6 @@ from pcm_rl.policies.openvla.model_folder import Checkpoint, open_checkpoint
 from pcm_rl.policies.openvla.other_layouts import adapters_inside
 from pcm_rl.policies.openvla.policy import OpenVLAPolicy
 from pcm_rl.policies.openvla.quantize import quantize_language
-from pcm_rl.policies.openvla.sizes import CheckpointError
 
 
 def make_policy(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pcm_rl.policies.openvla.sizes import CheckpointError
+from pcm_rl.policies.checkpoint_files import CheckpointError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -33,19 +32,6 @@ def opened(path: Path, device: str | torch.device = "cpu") -> Iterator[Any]:
             yield file
     except SafetensorError as error:
         raise CheckpointError(f"{path}: {error}; was the download complete?") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A mapping; errors name the file."""
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: expected {path.name}, which is missing")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise CheckpointError(f"{path} is damaged: {error}; was the download complete?") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a mapping, got {type(content).__name__}")
-    return content
 
 
 @contextlib.contextmanager

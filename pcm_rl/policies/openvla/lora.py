@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from pcm_rl.policies.checkpoint_files import CheckpointError
 from pcm_rl.policies.openvla.adapter_folder import Adapters
 from pcm_rl.policies.openvla.folder_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pcm_rl.policies.openvla.keys import HEAD, adapter_key, is_unused
 from pcm_rl.policies.openvla.network.adapter import AdapterGroup, LoraLinear
 from pcm_rl.policies.openvla.network.model import OpenVLA
-from pcm_rl.policies.openvla.sizes import CheckpointError
 from pcm_rl.support.tensors import save_tensors
 
 SHARING = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))  # layers of a block that read the same input

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pcm_rl.policies.openvla.folder_files import INDEX, PROPRIO, SINGLE, STATISTICS, fits, opened, read_json
+from pcm_rl.policies.checkpoint_files import CheckpointError, read_json
+from pcm_rl.policies.openvla.folder_files import INDEX, PROPRIO, SINGLE, STATISTICS, fits, opened
 from pcm_rl.policies.openvla.keys import HEAD, is_unused, model_key
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.other_layouts import PROJECTOR, refuse_adapters_alone, refuse_other_heads, refuse_wrapped
-from pcm_rl.policies.openvla.sizes import CheckpointError, ModelSizes, read_sizes
+from pcm_rl.policies.openvla.sizes import ModelSizes, read_sizes
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 NORMALISATION = (  # per channel, of images in [0, 1]: DINOv2's, then SigLIP's

@@ -6,15 +6,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pcm_rl.policies.checkpoint_files import CheckpointError, read_json
 from pcm_rl.policies.openvla.folder_files import (
     ADAPTER_CONFIG,
     INDEX,
     INSIDE,
     PROPRIO,
     SINGLE,
-    read_json,
 )
-from pcm_rl.policies.openvla.sizes import CheckpointError
 
 PROJECTOR = "proprio_projector.fc1.weight"
 

@@ -17,7 +17,9 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.episodes import FEATURES as CRITIC_FEATURES
 from pcm_rl.episodes import INSTRUCTION, STATE
+from pcm_rl.policies.checkpoint_files import CheckpointError
 from pcm_rl.policies.last_layer import calls_of, critic_input
+from pcm_rl.policies.observed import instructions, observed
 from pcm_rl.policies.openvla.actions import ActionCodec
 from pcm_rl.policies.openvla.adapter_folder import Adapters
 from pcm_rl.policies.openvla.lora import save_adapters
@@ -26,7 +28,6 @@ from pcm_rl.policies.openvla.model_folder import Checkpoint, load_model
 from pcm_rl.policies.openvla.network.adapter import merged_adapters, ready_adapters
 from pcm_rl.policies.openvla.network.model import OpenVLA
 from pcm_rl.policies.openvla.prompt import Prompter
-from pcm_rl.policies.openvla.sizes import CheckpointError
 
 FEATURES = ("observation", "features")  # the vision towers' output, where it is recorded
 IMAGES = (("observation", "image"), ("observation", "wrist_image"))  # in the order of training
@@ -146,7 +147,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         """Logits of the action tokens, divided by the temperature, ``[M, L, D, A]`` float32."""
         with self.precision():
             features = self._features(tensordict)
-            prompt, length = self.prompter.batch(self._instructions(tensordict), padded=self._padded)
+            prompt, length = self.prompter.batch(instructions(tensordict), padded=self._padded)
             logits = self.model(features, prompt.to(features.device), length, self._proprio(tensordict))
         return logits.unflatten(1, (self.chunk_size, self.action_dim)) / self.temperature
 
@@ -185,7 +186,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         size = self.checkpoint.sizes.image_size
         images = []
         for key in self.image_keys:
-            image = _entry(tensordict, key)
+            image = observed(tensordict, key)
             if image.shape[-3:] != (3, size, size) or image.dtype != torch.uint8:
                 raise ValueError(
                     f"expected {key} as [M, 3, {size}, {size}] uint8, got {tuple(image.shape)} {image.dtype}: wrap the "
@@ -198,7 +199,7 @@ class OpenVLAPolicy(VLAWrapperBase):
     def _proprio(self, tensordict: TensorDictBase) -> Tensor | None:
         if not self.reads_proprio:
             return None
-        state = _entry(tensordict, STATE).to(self.mean.device)
+        state = observed(tensordict, STATE).to(self.mean.device)
         if state.shape[-1] != len(self.proprio_low):
             raise ValueError(
                 f"expected {STATE} with {len(self.proprio_low)} numbers, got {state.shape[-1]}: with LIBERO use "
@@ -244,7 +245,7 @@ class OpenVLAPolicy(VLAWrapperBase):
         """The last hidden state at the first action token's position, ``[M, H]`` float32."""
         with self.precision():
             features = self._features(tensordict)
-            prompt, length = self.prompter.batch(self._instructions(tensordict), padded=self._padded)
+            prompt, length = self.prompter.batch(instructions(tensordict), padded=self._padded)
             inputs = self.model.embed(features, prompt.to(features.device), length, self._proprio(tensordict))
             hidden: Tensor = self.model.language_model.model(*inputs)
         return critic_input(hidden[:, 0])
@@ -266,18 +267,4 @@ class OpenVLAPolicy(VLAWrapperBase):
     def row_tokens(self, tensordict: TensorDictBase) -> Tensor:
         """Length of the sequence of each row, ``[M]`` int64: its cost."""
         fixed = self.checkpoint.sizes.patches + self.reads_proprio + self.model.action_tokens + 1
-        return torch.tensor([fixed + len(self.prompter.ids(text)) for text in self._instructions(tensordict)])
-
-    def _instructions(self, tensordict: TensorDictBase) -> list[str]:
-        instructions = tensordict.get(INSTRUCTION, None)
-        if instructions is None:
-            raise KeyError(f"expected {INSTRUCTION!r} in every row: the environment must tell what to do")
-        texts = instructions.tolist()
-        return [texts] if isinstance(texts, str) else texts
-
-
-def _entry(tensordict: TensorDictBase, key: tuple[str, str]) -> Tensor:
-    value: Tensor | None = tensordict.get(key, None)
-    if value is None:
-        raise KeyError(f"expected {key}, which this checkpoint reads: with LIBERO use observation='pixels'")
-    return value
+        return torch.tensor([fixed + len(self.prompter.ids(text)) for text in instructions(tensordict)])

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pcm_rl.policies.checkpoint_files import CheckpointError
+
 TOWERS_FIELD = "pcm_rl_towers"  # of config.json: tower sizes where vision_backbone_id does not name them
-
-
-class CheckpointError(ValueError):
-    """A checkpoint folder that cannot be used; the message says what was found, what was expected and what to do."""
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from pcm_rl.policies.checkpoint_files import CheckpointError, read_json
 from pcm_rl.policies.pi0.statistics import LEROBOT, Statistics, read_statistics
 
 PROCESSOR = "processor_config.json"
@@ -20,10 +20,6 @@ PICKLES = ("*.bin", "*.pt", "*.pth")
 INSTALL = "pip install 'pcm_rl[pi0]'"
 CONVENTIONS = ("adapt_to_pi_aloha", "use_delta_joint_actions_aloha", "use_relative_actions")
 _IMAGE = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "rescale_factor": 1 / 255}  # PI0ImageProcessor's
-
-
-class CheckpointError(ValueError):
-    """A folder is no checkpoint that can be used; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +82,7 @@ def open_checkpoint(folder: str | Path) -> Checkpoint:
             f"{folder} is no folder; download a checkpoint first, or write a tiny one: python -m "
             "pcm_rl.policies.pi0.tiny FOLDER"
         )
-    content = _read_json(folder / "config.json")
+    content = read_json(folder / "config.json")
     family = content.get("model_type", content.get("type"))
     if family != "pi0":
         raise CheckpointError(
@@ -195,18 +191,6 @@ def read_transformers() -> Any:
     return transformers
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: expected {path.name}, which is missing; is it a checkpoint's folder?")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # no JSON, or no text
-        raise CheckpointError(f"{path} is damaged: {error}; was the download complete?") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: expected a mapping, got {type(content).__name__}")
-    return content
-
-
 def _check_conventions(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse lerobot's options that change what states and actions mean before they are normalised."""
     changed = [name for name in CONVENTIONS if config.get(name)]
@@ -237,7 +221,7 @@ def _check_weights(folder: Path) -> None:
 def _processor(folder: Path) -> dict[str, Any]:
     """What the processor's file says; one without a rescaling or a normalisation is refused."""
     path = folder / PROCESSOR
-    content = _read_json(path) if path.is_file() else {}
+    content = read_json(path) if path.is_file() else {}
     images = content.get("image_processor", {})
     off = [name for name in ("do_rescale", "do_normalize") if images.get(name, True) is False]
     if off:

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import InteractionType
-from tensordict.nn.probabilistic import interaction_type
 from torch import Generator, Tensor, nn
 from torch.distributions import Beta, Normal
 from torch.nn.functional import pad
@@ -27,7 +25,9 @@ from pcm_rl.episodes import (
     NOISY,
     STATE,
 )
+from pcm_rl.inputs import entry
 from pcm_rl.policies import flow
+from pcm_rl.policies.observed import instructions, observed
 from pcm_rl.policies.pi0.export import save_policy_folder
 from pcm_rl.policies.pi0.model_folder import Checkpoint, load_model, load_tokenizer
 from pcm_rl.policies.pi0.parts import add_lora, train_part
@@ -68,7 +68,8 @@ class Pi0Policy(nn.Module):
     Raises:
         CheckpointError: The weights do not fit ``config.json``, or the tokenizer is another model's.
         ImportError: transformers or peft is missing.
-        ValueError: The checkpoint has no statistics, or no layer matches ``lora["targets"]``.
+        ValueError: The checkpoint has no statistics, there is no step or no noise, or no layer matches
+            ``lora["targets"]``.
     """
 
     drawn_key = DENOISED
@@ -101,7 +102,8 @@ class Pi0Policy(nn.Module):
         if statistics is None:
             raise ValueError(f"{checkpoint.folder} has no statistics of states and actions")
         self.checkpoint, self.dtype, self.noise_level = checkpoint, dtype, noise_level
-        self.steps = steps or config.num_inference_steps
+        self.steps = config.num_inference_steps if steps is None else steps
+        flow.check_chain(self.steps, noise_level)
         self.chunk_size, self.action_dim = chunk_length, len(statistics.actions_mean)
         self.horizon, self.width = config.chunk_size, config.max_action_dim
         self.image_keys: list[NestedKey] = list(IMAGES[:cameras])
@@ -144,10 +146,9 @@ class Pi0Policy(nn.Module):
         """Act: one forward pass of the VLM, and one of the expert for each denoising step."""
         prefix, state = self._prefix(tensordict), self._state(tensordict)
         draw = flow.Draw.of((len(state), self.horizon, self.width), self.steps, self._seeds).to(state)
-        sample = (interaction_type() or InteractionType.RANDOM) == InteractionType.RANDOM
         velocity = self._velocity(prefix, state)
         executed = self.chunk_size, self.action_dim
-        found = flow.denoise(velocity, draw, self.steps, self.noise_level, sample=sample, executed=executed)
+        found = flow.denoise(velocity, draw, self.steps, self.noise_level, sample=flow.adds_noise(), executed=executed)
         drawn = self._executed(found.drawn)
         tensordict[NOISY], tensordict[DENOISING_STEP] = found.noisy, draw.step
         tensordict[DENOISED], tensordict[LOG_PROBS] = drawn, self._dist(found.dist).log_prob(drawn)
@@ -159,8 +160,8 @@ class Pi0Policy(nn.Module):
     def get_dist(self, tensordict: TensorDictBase) -> Normal:
         """Of what the random step drew, ``[M, L, D]`` in normalised units."""
         prefix, state = self._prefix(tensordict), self._state(tensordict)
-        x = _entry(tensordict, NOISY).to(state)
-        time = flow.time_of(_entry(tensordict, DENOISING_STEP).to(state.device), self.steps)
+        x = entry(tensordict, NOISY).to(state)
+        time = flow.time_of(entry(tensordict, DENOISING_STEP).to(state.device), self.steps)
         v = self._velocity(prefix, state)(x, time)
         return self._dist(flow.random_step(x, v, time, 1.0 / self.steps, self.noise_level))
 
@@ -177,8 +178,8 @@ class Pi0Policy(nn.Module):
             generator: Draws noise and time, on the CPU.
         """
         prefix, state = self._prefix(rows), self._state(rows)
-        executed = ~_entry(rows, IS_PAD).to(state.device).unsqueeze(-1)
-        chunk = (_entry(rows, CHUNK).to(state) - self.action_mean) / (self.action_std + EPS)
+        executed = ~entry(rows, IS_PAD).to(state.device).unsqueeze(-1)
+        chunk = (entry(rows, CHUNK).to(state) - self.action_mean) / (self.action_std + EPS)
         beyond = (0, self.width - self.action_dim, 0, self.horizon - self.chunk_size)
         action = pad(torch.where(executed, chunk, 0.0), beyond)
         counts = pad(executed, (0, 0, 0, self.horizon - self.chunk_size), value=True).expand_as(action)
@@ -208,7 +209,7 @@ class Pi0Policy(nn.Module):
     def _prefix(self, tensordict: TensorDictBase) -> Prefix:
         """What the VLM says, with a graph only where it is trained."""
         pixels = self._pixels(tensordict)
-        ids, real = (part.to(pixels.device) for part in self.prompter.batch(_instructions(tensordict)))
+        ids, real = (part.to(pixels.device) for part in self.prompter.batch(instructions(tensordict)))
         vlm = self.model.model.vlm
         trained = torch.is_grad_enabled() and any(p.requires_grad for p in vlm.parameters())
         with torch.set_grad_enabled(trained), self._precision(vlm):
@@ -231,7 +232,7 @@ class Pi0Policy(nn.Module):
         """Normalised as ``PI0ImageProcessor`` does, ``[M, cameras, 3, H, W]``."""
         size, images = self.checkpoint.image_size, []
         for key in self.image_keys:
-            image = _entry(tensordict, key)
+            image = observed(tensordict, key)
             if image.shape[-3:] != (3, size, size) or image.dtype != torch.uint8:
                 raise ValueError(
                     f"expected {key} as [M, 3, {size}, {size}] uint8, got {tuple(image.shape)} {image.dtype}: this "
@@ -242,7 +243,7 @@ class Pi0Policy(nn.Module):
 
     def _state(self, tensordict: TensorDictBase) -> Tensor:
         """Normalised and padded with zeros, ``[M, W]`` float32."""
-        state = _entry(tensordict, STATE).to(self.state_mean)
+        state = observed(tensordict, STATE).to(self.state_mean)
         if state.shape[-1] != len(self.state_mean):
             raise ValueError(
                 f"expected {STATE} with {len(self.state_mean)} numbers, as the statistics have, got {state.shape[-1]}; "
@@ -309,18 +310,3 @@ def _global_random(generator: Generator) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         yield
-
-
-def _instructions(tensordict: TensorDictBase) -> list[str]:
-    instructions = tensordict.get(INSTRUCTION, None)
-    if instructions is None:
-        raise KeyError(f"expected {INSTRUCTION!r} in every row: the environment must tell what to do")
-    texts = instructions.tolist()
-    return [texts] * len(tensordict) if isinstance(texts, str) else texts
-
-
-def _entry(tensordict: TensorDictBase, key: NestedKey) -> Tensor:
-    value: Tensor | None = tensordict.get(key, None)
-    if value is None:
-        raise KeyError(f"expected {key}, which pi0 reads: with LIBERO use observation='pixels'")
-    return value

@@ -6,13 +6,12 @@ from functools import partial
 
 import torch
 from tensordict import NestedKey, TensorDictBase
-from tensordict.nn import InteractionType, TensorDictModuleBase
-from tensordict.nn.probabilistic import interaction_type
+from tensordict.nn import TensorDictModuleBase
 from torch import Generator, Tensor
 from torch.distributions import Normal
 
 from pcm_rl.episodes import CHUNK, DENOISED, DENOISING_STEP, FEATURES, IS_PAD, LOG_PROBS, NOISY, STATE
-from pcm_rl.policies.flow import Draw, check_chain, denoise, flow_matching, random_step, time_of
+from pcm_rl.policies.flow import Draw, adds_noise, check_chain, denoise, flow_matching, random_step, time_of
 from pcm_rl.policies.last_layer import critic_input
 from pcm_rl.policies.state_flow.network import VelocityNetwork
 
@@ -76,9 +75,8 @@ class StateFlowPolicy(TensorDictModuleBase):
         """Decide for ``[M]`` rows: one encoding of their states, and one velocity a denoising step."""
         encoded = self._encoded(tensordict)
         draw = Draw.of((len(encoded), self.chunk_size, self.action_dim), self.steps).to(encoded)
-        sample = interaction_type() is not InteractionType.DETERMINISTIC
         velocity = partial(self.network.velocity, encoded)
-        made = denoise(velocity, draw, self.steps, self.noise_level, sample=sample)
+        made = denoise(velocity, draw, self.steps, self.noise_level, sample=adds_noise())
         tensordict.set(CHUNK, self._in_the_box(made.action)).set(NOISY, made.noisy).set(DENOISED, made.drawn)
         tensordict.set(DENOISING_STEP, draw.step).set(LOG_PROBS, made.dist.log_prob(made.drawn))
         return tensordict.set(FEATURES, critic_input(encoded)) if FEATURES in self.out_keys else tensordict

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -42,6 +43,12 @@ def test_it_offers_what_a_policy_must_and_may(pi0):
     assert lacks(pi0) == []
     assert all(isinstance(pi0, part) for part in (Exports, PadsPrompts, Recomputes, RecordsFeatures, SamplesRows))
     assert set(pi0.out_keys) > {CHUNK, DENOISED, LOG_PROBS} and pi0.drawn_key == DENOISED
+
+
+@pytest.mark.parametrize("options", [{"noise_level": 0.0}, {"noise_level": math.nan}, {"steps": 0}])
+def test_a_chain_without_a_log_prob_is_refused_in_python_too(make_pi0, options):
+    with pytest.raises(ValueError, match=r"noise_level must be above 0|expected at least one denoising step, got 0"):
+        make_pi0(**options)
 
 
 def test_without_a_random_step_it_acts_as_transformers_does(pi0, record_pi0):
