@@ -135,16 +135,24 @@ def _check(options: argparse.Namespace) -> None:
 
 def _demos(options: argparse.Namespace) -> None:
     from pcm_rl.rollouts.demonstrations import demonstrations
+    from pcm_rl.rollouts.lerobot.export import export_lerobot, ready_to_export
     from pcm_rl.rollouts.statistics import write_statistics
 
     config = load_config(options.config, options.overrides)
-    if config.demos.path is None:
+    if config.demos.path is None and options.lerobot is None:
         raise ConfigError("demos.path says where to write the demonstrations; give demos.path=FILE.safetensors")
-    if Path(config.demos.path).exists() and options.statistics is None:
+    written = options.statistics is not None or options.lerobot is not None
+    if config.demos.path is not None and Path(config.demos.path).exists() and not written:
         raise FileExistsError(f"{config.demos.path} exists; delete it or give another demos.path")
+    if options.lerobot is not None:
+        fps = ready_to_export(config, Path(options.lerobot), options.fps)  # before the expert plays
+    elif options.fps is not None:
+        raise ConfigError("--fps is of a LeRobot data set; give --lerobot FOLDER")
     demos = demonstrations(config)
     if options.statistics is not None:
         print(f"statistics: {write_statistics(demos, options.statistics)}")
+    if options.lerobot is not None:
+        print(export_lerobot(demos, config, Path(options.lerobot), fps))
 
 
 def _sft(options: argparse.Namespace) -> None:
@@ -311,6 +319,11 @@ def _parser() -> argparse.ArgumentParser:
         help="also write mean and deviation of their states and actions, such as policy.pi0.statistics reads; "
         "demonstrations that exist are read",
     )  # fmt: skip
+    sub.add_argument(
+        "--lerobot", metavar="FOLDER",
+        help="also write them as a LeRobot data set, new or empty; demonstrations that exist are read",
+    )  # fmt: skip
+    sub.add_argument("--fps", type=float, help="its steps a second, where the environment does not tell them")
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     for name, run, text in (
         ("sft", _sft, "supervised start only; writes policy.safetensors"),

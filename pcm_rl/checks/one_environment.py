@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -20,11 +19,11 @@ from pcm_rl.config import Config, ConfigError
 from pcm_rl.envs.experts import make_expert
 from pcm_rl.envs.observation import observation_readers, read_observation
 from pcm_rl.episodes import CHUNK_ID, EPISODE, label_episodes
-from pcm_rl.rollouts.dataset import check_fit, load_demonstrations
 from pcm_rl.rollouts.demonstrations import record_demonstrations
 from pcm_rl.rollouts.environments import make_task, phase_rule, success_rule
 from pcm_rl.rollouts.first_look import Finding, look_at_phases
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.rollouts.saved import has_demonstrations, saved_demonstrations
 from pcm_rl.rollouts.starts import check_starts
 
 STEPS = 16  # random ones
@@ -172,10 +171,10 @@ def _check_starts(env: gym.Env, states: list[int]) -> bool:
 
 def _demonstrations(config: Config, env: gym.Env, states: list[int]) -> Iterator[Finding]:
     """The dataset of a supervised start if there is one, else a demonstration of the expert, and its phases."""
-    path = None if config.demos.path is None else Path(config.demos.path)
-    if path is not None and path.is_file():
-        demos = yield from attempt("demonstrations", lambda: _loaded(config, path))
-        text = f"those of {path}"
+    if has_demonstrations(config):
+        lines: list[str] = []
+        demos = yield from attempt("demonstrations", lambda: saved_demonstrations(config, lines.append))
+        text = "; ".join([f"those of {config.demos.path}", *lines])
     else:
         demos = yield from attempt("demonstrations", lambda: _one_demonstration(config, env, states))
         text = "the expert succeeds"
@@ -196,12 +195,6 @@ def phases_of(config: Config, phase: Tensor) -> Finding:
     with contextlib.suppress(ConfigError):  # named where the rule is needed
         by_phase = config.selection.rule.by_phase
     return finding if by_phase else dataclasses.replace(finding, level="ok")
-
-
-def _loaded(config: Config, path: Path) -> TensorDict:
-    demos = load_demonstrations(path)
-    check_fit(demos, path, config)
-    return demos
 
 
 def _one_demonstration(config: Config, env: gym.Env, states: list[int]) -> TensorDict:

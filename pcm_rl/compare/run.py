@@ -14,6 +14,7 @@ from pcm_rl.config import Config, ConfigError
 from pcm_rl.reports.console import table_console
 from pcm_rl.reports.numbers import duration
 from pcm_rl.rollouts.demonstrations import demonstrations
+from pcm_rl.rollouts.saved import has_demonstrations
 from pcm_rl.support.room import check_room
 from pcm_rl.training.trainer import say_now
 
@@ -119,7 +120,7 @@ def _record_demonstrations(runs: Sequence[PlannedRun], say: Callable[[str], None
     for run in runs:
         config = run.config
         path = config.demos.path
-        if path is not None and config.policy.init is None and config.sft.steps and not Path(path).is_file():
+        if path is not None and config.policy.init is None and config.sft.steps and not has_demonstrations(config):
             missing.setdefault(path, config)
     for path, config in missing.items():
         say(f"demonstrations for all runs: {path}, recorded with seed {config.seed}")

@@ -212,7 +212,10 @@ class DemoConfig:
         expert: ``module:function``, called as ``function(env)``, or ``function(env, mistakes=...)`` where it has that
             parameter; gives an object with ``reset(init_state)`` and ``action(observation)``. None takes the built-in
             expert of ``env.id``.
-        path: Dataset file; recorded there if missing. None keeps it in memory.
+        path: Dataset file; recorded there if missing. None keeps it in memory. A folder is a LeRobot data set, which is
+            read.
+        features: Features of a LeRobot data set whose names differ from the environment's: its part, or ``action``, and
+            the feature, such as ``{wrist_image: observation.images.image2}``.
         episodes: Number of successful demonstrations a task.
         noise: Standard deviation of the noise on executed actions, where half the width of the action box is 1; the
             labels stay clean, and so does the gripper's command.
@@ -223,6 +226,7 @@ class DemoConfig:
 
     expert: Optional[str] = None  # noqa: UP045
     path: Optional[str] = None  # noqa: UP045
+    features: dict[str, str] = field(default_factory=dict)
     episodes: int = 30
     noise: float = 0.2
     mistakes: float = 0.3

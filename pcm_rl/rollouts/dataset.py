@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +126,22 @@ def begin_or_continue(parts: Path, settings: dict[str, str]) -> None:
 
 def check_fit(demos: TensorDict, path: Path, config: Config) -> None:
     """Raise ``ConfigError`` if the dataset has other settings, or holds initial states that this run holds out."""
+    check_settings(read_settings(path), demos, path, config)
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """The settings of a recording, as they stand in its file."""
     with safe_open(path, "pt") as file:
-        recorded = _OLD_DEFAULTS | (file.metadata() or {})
-    settings = recording_settings(config)
+        return dict(file.metadata() or {})
+
+
+def check_settings(
+    recorded: Mapping[str, str], demos: TensorDict, path: Path, config: Config, free: Collection[str] = ()
+) -> None:
+    """:func:`check_fit` with the settings of the recording, but for those in ``free``."""
+    recorded, settings = _OLD_DEFAULTS | dict(recorded), recording_settings(config)
     for key in _SAME:
-        if recorded.get(key) != settings[key]:
+        if key not in free and recorded.get(key) != settings[key]:
             raise ConfigError(
                 f"the demonstrations at {path} were recorded with {key}={recorded.get(key)}, this run has "
                 f"{settings[key]}; give another demos.path"

@@ -12,7 +12,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from numpy.lib.stride_tricks import sliding_window_view
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from tensordict import NestedKey, NonTensorData, TensorDict
@@ -25,13 +24,14 @@ from pcm_rl.envs.success import MissingSuccess, Success, SuccessRule
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 from pcm_rl.rollouts.dataset import (
     begin_or_continue,
-    check_fit,
     load_demonstrations,
     recording_settings,
     save_demonstrations,
 )
 from pcm_rl.rollouts.environments import make_task
 from pcm_rl.rollouts.initial_states import InitialStates
+from pcm_rl.rollouts.next_actions import next_actions
+from pcm_rl.rollouts.saved import saved_demonstrations
 from pcm_rl.support.room import check_room
 
 
@@ -164,13 +164,11 @@ def _rows(
     observations: list[dict[NestedKey, Tensor]], labels: np.ndarray, init_state: int, chunk_length: int
 ) -> TensorDict:
     steps = len(observations)
-    padded = np.concatenate([labels, np.repeat(labels[-1:], chunk_length - 1, axis=0)])
-    chunks = sliding_window_view(padded, chunk_length, axis=0).swapaxes(1, 2).copy()
-    is_pad = np.arange(steps)[:, None] + np.arange(chunk_length) >= steps
+    chunks, is_pad = next_actions(torch.from_numpy(labels), torch.tensor([steps]), chunk_length)
     rows = TensorDict(
         {
-            CHUNK: torch.from_numpy(chunks),
-            IS_PAD: torch.from_numpy(is_pad),
+            CHUNK: chunks,
+            IS_PAD: is_pad,
             EPISODE: torch.full((steps,), init_state),
             CHUNK_ID: torch.arange(steps),
         },
@@ -184,6 +182,8 @@ def _rows(
 def demonstrations(config: Config, say: Callable[[str], None] = print) -> TensorDict:
     """The dataset at ``demos.path``, recorded if it does not exist; ``demos.episodes`` episodes per task.
 
+    A folder there is a LeRobot data set, see :func:`~pcm_rl.rollouts.lerobot.read.read_lerobot`.
+
     An interrupted recording continues: its finished episodes are in ``<demos.path>.parts`` until the dataset is
     complete.
 
@@ -191,13 +191,12 @@ def demonstrations(config: Config, say: Callable[[str], None] = print) -> Tensor
         ConfigError: If the dataset, or the interrupted recording, has another environment or chunk length, or starts
             from initial states that this run holds out for evaluation; if there is no expert, or it fails too often.
     """
-    path = None if config.demos.path is None else Path(config.demos.path)
-    if path is not None and path.is_file():
-        demos = load_demonstrations(path)
-        check_fit(demos, path, config)
-        return demos
-    if path is None:
+    saved = saved_demonstrations(config, say)
+    if saved is not None:
+        return saved
+    if config.demos.path is None:
         return _record(config, None, say)
+    path = Path(config.demos.path)
     check_room(path.parent)
     parts = path.with_name(path.name + ".parts")
     begin_or_continue(parts, recording_settings(config))

@@ -1,4 +1,4 @@
-"""The next actions of every step: what a row of demonstrations has as its chunk."""
+"""The next actions of every step, which a row of demonstrations has as its chunk; where its episodes begin."""
 
 from __future__ import annotations
 
@@ -21,3 +21,9 @@ def next_actions(actions: Tensor, lengths: Tensor, chunk_length: int) -> tuple[T
     index = torch.arange(len(actions)).unsqueeze(1) + torch.arange(chunk_length)
     is_pad = index > last.unsqueeze(1)
     return actions[torch.minimum(index, last.unsqueeze(1))], is_pad
+
+
+def episode_lengths(step: Tensor) -> Tensor:
+    """Steps of each episode, by the number of each row's step in its episode, ``[M]`` from 0: int64 of sum M."""
+    starts = (step == 0).nonzero().flatten()
+    return torch.diff(starts, append=torch.tensor([len(step)]))

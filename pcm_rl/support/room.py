@@ -1,4 +1,4 @@
-"""Whether files can be written to a folder, asked before the work whose result they would hold."""
+"""Whether files can be written to a folder, and how much memory is free: asked before the work that needs them."""
 
 from __future__ import annotations
 
@@ -33,3 +33,12 @@ def check_room(folder: Path, size: int = 0) -> None:
         raise OSError(
             f"{place} has room for {free / 2**30:.1f} GiB, and {size / 2**30:.1f} GiB are to be written there"
         )
+
+
+def free_memory() -> int:
+    """Bytes of this machine's memory that are free, with what the system holds in reserve and gives back."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -13,6 +13,7 @@ from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import Config
 from pcm_rl.policies.family import log_probs_of
+from pcm_rl.support.room import free_memory
 
 ROOM = 0.8  # share of the free memory that activations may take: allocators leave gaps
 
@@ -124,8 +125,4 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + reserve
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        fields = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return free_memory()

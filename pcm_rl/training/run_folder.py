@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pcm_rl.config import Config, ConfigError, save_config
 from pcm_rl.envs.experts import find_expert
+from pcm_rl.rollouts.saved import has_demonstrations
 from pcm_rl.support.writing import replacing
 from pcm_rl.training.generations import generations, newest_whole
 
@@ -41,7 +42,7 @@ def check_logger(name: str) -> None:
 
 def check_expert(config: Config) -> None:
     """Raise ``ConfigError`` if demonstrations would have to be recorded and there is no expert for them."""
-    if config.demos.path is not None and Path(config.demos.path).is_file():
+    if has_demonstrations(config):
         return
     try:
         find_expert(config.env.id, config.demos.expert)

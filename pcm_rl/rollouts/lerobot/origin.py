@@ -34,27 +34,25 @@ def write_origin(folder: Path, settings: Mapping[str, str], init_states: Sequenc
     (folder / ORIGIN).write_text(json.dumps(asdict(origin), indent=1) + "\n", encoding="utf-8")
 
 
-def read_origin(folder: Path, lengths: Sequence[int]) -> Origin | None:
+def read_origin(folder: Path) -> Origin | None:
     """Read it, or None where another program has written the data set.
 
-    Args:
-        folder: The data set.
-        lengths: Steps of the episodes that it has now.
-
     Raises:
-        ConfigError: If the file is damaged, or the episodes are not those that were written.
+        ConfigError: If the file is damaged.
     """
     path = folder / ORIGIN
     if not path.is_file():
         return None
     try:
-        origin = Origin(**read_json(path))
-        same = list(origin.lengths) == list(lengths) and len(origin.init_states) == len(lengths)
+        return Origin(**read_json(path))
     except TypeError as error:
         raise ConfigError(f"{path} is damaged: {error}; delete it, and initial states are not known") from error
-    if not same:
+
+
+def check_unchanged(folder: Path, origin: Origin, lengths: Sequence[int]) -> None:
+    """Raise ``ConfigError`` if the episodes, of these lengths, are not those that were written."""
+    if not len(origin.lengths) == len(origin.init_states) == len(lengths) or origin.lengths != list(lengths):
         raise ConfigError(
-            f"{path} is of {len(origin.lengths)} episodes with other lengths than the {len(lengths)} of the data set, "
-            "which was changed afterwards; delete the file, and initial states are not known"
+            f"{folder / ORIGIN} is of {len(origin.lengths)} episodes, and the data set has {len(lengths)}, or of other "
+            "lengths: it was changed afterwards; delete the file, and initial states are not known"
         )
-    return origin

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import Tensor
 from pcm_rl.config import ConfigError
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 from pcm_rl.processes.messages import set_texts
-from pcm_rl.rollouts.lerobot.features import ACTION, check_range, check_width, entries_of, match_features
+from pcm_rl.rollouts.lerobot.features import ACTION, Entry, check_range, check_width, entries_of, match_features
 from pcm_rl.rollouts.lerobot.frames import decode_picture, read_clips
 from pcm_rl.rollouts.lerobot.metadata import Info, read_episodes, read_info, read_tasks
-from pcm_rl.rollouts.lerobot.origin import read_origin
+from pcm_rl.rollouts.lerobot.origin import check_unchanged, read_origin
 from pcm_rl.rollouts.lerobot.steps import Steps, numbers
 from pcm_rl.rollouts.next_actions import next_actions
+from pcm_rl.support.room import free_memory
 
 
 def read_lerobot(
@@ -57,8 +59,11 @@ def read_lerobot(
     vectors = [entry for entry in entries if not entry.image]
     box = check_width(info, found[ACTION], action_space)
     episodes = read_episodes(info, [found[entry.key] for entry in films])
-    origin = read_origin(info.folder, [episode.length for episode in episodes])
+    origin = read_origin(info.folder)
+    if origin is not None:
+        check_unchanged(info.folder, origin, [episode.length for episode in episodes])
 
+    _check_memory(info, entries)
     steps = Steps(info, episodes)
     values = {entry.key: torch.zeros(info.frames, *entry.shape, dtype=entry.dtype) for entry in entries}
     actions = torch.zeros(info.frames, *info.features[found[ACTION]].shape)
@@ -89,6 +94,15 @@ def read_lerobot(
         CHUNK_ID: steps.frame,
     }
     return _with_instructions(TensorDict({**made, **values}, batch_size=[info.frames]), info, tasks)
+
+
+def _check_memory(info: Info, entries: Sequence[Entry]) -> None:
+    needed = info.frames * sum(math.prod(entry.shape) * entry.dtype.itemsize for entry in entries)
+    if needed > (free := free_memory()):
+        raise ConfigError(
+            f"the {info.frames} steps of the LeRobot data set at {info.folder} need {needed / 2**30:.1f} GiB of "
+            f"memory, and {free / 2**30:.1f} GiB are free; take a part of it (LeRobot splits data sets)"
+        )
 
 
 def _read_pictures(table: Any, name: str, steps: Steps, rows: Tensor, out: Tensor) -> None:

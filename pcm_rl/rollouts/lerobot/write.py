@@ -19,7 +19,7 @@ from pcm_rl.rollouts.lerobot.files import DATA_PATH, EPISODES_PATH, INFO, STATS,
 from pcm_rl.rollouts.lerobot.origin import write_origin
 from pcm_rl.rollouts.lerobot.stats import Stats, as_lists, histogram, image_stats, number_stats
 from pcm_rl.rollouts.lerobot.tables import CHUNKS_SIZE, DataFiles, Place, write_records, write_tasks
-from pcm_rl.rollouts.next_actions import next_actions
+from pcm_rl.rollouts.next_actions import episode_lengths, next_actions
 from pcm_rl.support.writing import new_folder
 
 FILE_MB = 100  # of a Parquet file, as LeRobot has it
@@ -76,12 +76,11 @@ def write_lerobot(
 def _lengths(demos: TensorDict) -> Tensor:
     """Steps of each episode; the rows must be whole episodes, whose chunks are their own next actions."""
     step, ids, chunk = demos.get(CHUNK_ID), demos.get(EPISODE), demos.get(CHUNK)
-    starts = (step == 0).nonzero().flatten()
     if not len(step) or int(step[0]) != 0:
         raise ConfigError("expected demonstrations that begin with the first step of an episode, got others, or none")
-    lengths = torch.diff(starts, append=torch.tensor([len(step)]))
+    lengths = episode_lengths(step)
     chunks, is_pad = next_actions(chunk[:, 0], lengths, chunk.shape[1])
-    first = starts.repeat_interleave(lengths)
+    first = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
     whole = torch.equal(step, torch.arange(len(step)) - first) and torch.equal(ids, ids[first])
     if not (whole and torch.equal(chunks, chunk) and torch.equal(is_pad, demos.get(IS_PAD))):
         raise ConfigError(
@@ -100,6 +99,8 @@ def _columns(demos: TensorDict, lengths: Tensor, fps: float) -> dict[str, Tensor
                 f"LeRobot data sets of demonstrations have numbers, vectors and images [3, H, W] uint8; {entry.name} "
                 f"is {list(entry.shape)} {values.dtype}: leave it out (env.observation)"
             )
+        if "/" in entry.name:
+            raise ConfigError(f"LeRobot has no names with a /, such as {entry.name}; rename it (env.observation)")
         columns[entry.feature] = values
     frame = demos.get(CHUNK_ID)
     return columns | {
