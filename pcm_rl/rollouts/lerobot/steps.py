@@ -92,8 +92,8 @@ class Steps:
         wrong = ~values.isfinite().flatten(1).all(1)
         if wrong.any():
             raise ConfigError(
-                f"{int(wrong.sum())} of {len(values)} steps of the LeRobot data set at {self._info.folder} have a "
-                f"{name} that is not finite, the first at {self.where(int(wrong.int().argmax()))}; remove such episodes"
+                f"{int(wrong.sum())} of {len(values)} steps of the LeRobot data set at {self._info.folder} have no "
+                f"finite {name}, the first at {self.where(int(wrong.int().argmax()))}; remove such episodes"
             )
 
 
