@@ -234,7 +234,7 @@ BROKEN = {
     "no features": (lambda f: with_info(f, features=None), "info.json of a LeRobot data set is damaged"),
     "bad pattern": (
         lambda f: with_info(f, data_path="data/{nothing}"),
-        "has a path 'data/{nothing}', that cannot be filled in",
+        "has a path 'data/{nothing}' that cannot be filled in",
     ),
     "outside": (lambda f: with_info(f, data_path="../x"), "expected one inside of the data set"),
     "fewer episodes": (lambda f: with_info(f, total_episodes=4), "lists 3 episodes, and meta/info.json says 4"),
@@ -348,7 +348,7 @@ def test_what_is_wrong_is_refused_in_one_line(made, tmp_path, name):
 def test_lines_of_older_versions_are_refused_too(made, tmp_path):
     shutil.copytree(made / "v2.1", tmp_path / "set")
     write(tmp_path / "set/meta/episodes.jsonl", '{"episode_index": 0}\n')
-    with pytest.raises(ConfigError, match="no length in a line"):
+    with pytest.raises(ConfigError, match="a line with length None, expected int"):
         read_lerobot(tmp_path / "set", SPACE, ACTIONS)
     write(tmp_path / "set/meta/episodes.jsonl", "{\n")
     with pytest.raises(ConfigError, match=r"episodes.jsonl of a LeRobot data set is damaged"):

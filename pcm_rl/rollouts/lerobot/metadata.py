@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pcm_rl.config import ConfigError
 from pcm_rl.rollouts.lerobot.files import INFO, TASKS, read_json, read_json_lines, read_table
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+Value = TypeVar("Value")
 IMAGES = ("image", "video")  # data types of cameras: pictures in the table, or films beside it
 
 
@@ -135,7 +136,7 @@ def read_info(folder: Path) -> Info:
 
 
 def _feature(found: dict[str, Any]) -> Feature:
-    return Feature(str(found["dtype"]), tuple(int(size) for size in found["shape"]))
+    return Feature(str(found["dtype"]), tuple(int(size) for size in found.get("shape") or ()))
 
 
 def read_tasks(info: Info) -> dict[int, str]:
@@ -146,9 +147,8 @@ def read_tasks(info: Info) -> dict[int, str]:
     """
     if not info.version.startswith("v3"):
         path = info.folder / "meta/tasks.jsonl"
-        return {
-            int(_field(path, line, "task_index")): str(_field(path, line, "task")) for line in read_json_lines(path)
-        }
+        lines = read_json_lines(path)
+        return {_field(path, line, "task_index", int): _field(path, line, "task", str) for line in lines}
     path = info.folder / TASKS
     table = read_table(path)
     texts = [name for name in table.column_names if name != "task_index"]  # "task", or a name that pandas gave it
@@ -209,14 +209,18 @@ def _episodes_of_lines(info: Info, filmed: Sequence[str]) -> list[Episode]:
     path = info.folder / "meta/episodes.jsonl"
     episodes = []
     for line in read_json_lines(path):
-        index, length = (int(_field(path, line, name)) for name in ("episode_index", "length"))
+        index, length = _field(path, line, "episode_index", int), _field(path, line, "length", int)
         place = {"episode_chunk": index // info.chunks_size, "episode_index": index}
         clips = {name: Clip(info.place(info.video_path, video_key=name, **place), 0.0) for name in filmed}
         episodes.append(Episode(index, length, info.place(info.data_path, **place), clips))
     return episodes
 
 
-def _field(path: Path, line: Any, name: str) -> Any:
-    if not isinstance(line, dict) or name not in line:
-        raise ConfigError(f"{path} of a LeRobot data set is damaged: no {name} in a line; download it again")
-    return line[name]
+def _field(path: Path, line: Any, name: str, kind: type[Value]) -> Value:
+    value = line.get(name) if isinstance(line, dict) else None
+    if not isinstance(value, kind):
+        raise ConfigError(
+            f"{path} of a LeRobot data set is damaged: a line with {name} {value!r}, expected {kind.__name__}; "
+            "download it again"
+        )
+    return value
