@@ -11,6 +11,7 @@
 # make test-envs     other people's environments, with those that cannot be installed beside LIBERO
 # make test-trainers our batches for other trainers with RLinf's and verl's own code
 # make test-ray      environments on Ray, in an environment of their own
+# make test-lerobot  our data sets with the package lerobot, and its data sets with ours
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -18,7 +19,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs test-trainers test-ray lint format figures gpu mutants coverage reference wheel clean
+.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot lint format figures gpu mutants coverage reference wheel clean
 
 setup: $(READY)
 
@@ -27,7 +28,7 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(LOCKED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[libero,metaworld,video,vla,pi0,qlora,sb3,examples,dev]"
+		--editable ".[libero,metaworld,video,vla,pi0,qlora,sb3,lerobot,examples,dev]"
 	@touch $@
 
 lock:
@@ -76,6 +77,19 @@ $(VENV)/ray/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)/ray
 	$(LOCKED) $(VENV)/ray/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[ray]" \
 		pytest pytest-timeout
+	@touch $@
+
+# lerobot pins an older PyTorch than ours, but its data sets need a few of its packages only; these lie beside ours
+test-lerobot: $(VENV)/lerobot/.ready
+	HF_HUB_OFFLINE=1 HF_HOME=$(VENV)/lerobot/cache PYTHONPATH=$(VENV)/lerobot $(BIN)/python -m pytest \
+		tests/rollouts/test_lerobot.py tests/rollouts/test_lerobot_foreign.py tests/rollouts/test_lerobot_package.py $(ARGS)
+
+$(VENV)/lerobot/.ready: $(READY)
+	rm -rf $(VENV)/lerobot
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/lerobot "datasets>=4,<5" \
+		"pandas<3" "numpy<2.3" "av<16" "deepdiff<9" draccus==0.10.0 jsonlines einops pyserial
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/lerobot --no-deps lerobot==0.4.4 \
+		"torchvision==$$($(BIN)/python -c 'import torch; print(f"0.{int(torch.__version__.split(chr(46))[1]) + 15}.*")')"
 	@touch $@
 
 lint: $(READY)
