@@ -19,6 +19,7 @@ from pcm_rl.rollouts.dataset import (
     recording_settings,
 )
 from pcm_rl.rollouts.environments import make_task
+from pcm_rl.rollouts.lerobot.features import entries_of, match_features
 from pcm_rl.rollouts.lerobot.files import INFO, is_lerobot
 from pcm_rl.rollouts.lerobot.metadata import read_info
 from pcm_rl.rollouts.lerobot.origin import read_origin
@@ -74,11 +75,18 @@ def saved_settings(config: Config) -> dict[str, str] | None:
 
 def _lerobot(path: Path, config: Config, say: Callable[[str], None]) -> TensorDict:
     with contextlib.closing(make_task(config.env, 0)) as env:
-        spaces, env_fps = (env.observation_space, env.action_space), env.metadata.get("render_fps")
-    demos = read_lerobot(path, *spaces, chunk_length=config.env.chunk_length, names=config.demos.features)
-    lengths = episode_lengths(demos.get(CHUNK_ID)).tolist()
-    info, origin = read_info(path), read_origin(path)
-    say(f"{path}: {len(lengths)} demonstrations ({len(demos)} steps) of a LeRobot data set {info.version}")
+        seen, taken, env_fps = env.observation_space, env.action_space, env.metadata.get("render_fps")
+    names = config.demos.features
+    demos = read_lerobot(path, seen, taken, chunk_length=config.env.chunk_length, names=names)
+    info, origin, entries = read_info(path), read_origin(path), entries_of(seen)
+    if origin is not None:
+        check_settings(origin.settings, demos, path, config, free=("chunk_length",))  # chunks were made just now
+    found = match_features(info, entries, names)
+    others = "".join(f"; {e.name} is its {found[e.key]}" for e in entries if found[e.key] != e.feature)
+    episodes = len(episode_lengths(demos.get(CHUNK_ID)))
+    say(f"{path}: {episodes} demonstrations ({len(demos)} steps) of a LeRobot data set {info.version}{others}")
+    if origin is None:
+        say(f"{path} does not tell initial states: those held out for evaluation may be among them")
     if env_fps is not None and abs(env_fps - info.fps) > 0.01 * info.fps:
         warnings.warn(
             f"{path} has {info.fps:g} steps a second, and the environment {env_fps:g}: an action of the one may be too "
@@ -86,8 +94,4 @@ def _lerobot(path: Path, config: Config, say: Callable[[str], None]) -> TensorDi
             RuntimeWarning,
             stacklevel=3,
         )
-    if origin is None:
-        say(f"{path} does not tell initial states: those held out for evaluation may be among them")
-    else:
-        check_settings(origin.settings, demos, path, config, free=("chunk_length",))  # made while reading
     return demos

@@ -223,6 +223,10 @@ gym.register("test/LerobotStill-v0", Still)
         (["env.id=pcm_rl/Reach-v0", "demos.path=x.safetensors", "--fps", "4"], "give --lerobot FOLDER"),
         (["env.id=pcm_rl/Reach-v0", "--lerobot", "{tmp}/new", "--fps", "-1"], "--fps must be a number above 0"),
         (["env.id=pcm_rl/Reach-v0", "--lerobot", "{tmp}"], "exists; give a new folder"),
+        (
+            ["env.id=pcm_rl/Reach-v0", "demos.path={tmp}/new", "--lerobot", "{tmp}/new"],
+            "demos.path and --lerobot are both",
+        ),
         (["env.id=test/LerobotStill-v0", "--lerobot", "{tmp}/new"], "does not tell its steps a second"),
         (
             ["env.id=pcm_rl/Reach-v0", "demos.path={tmp}", "--statistics", "a.json"],

@@ -6,15 +6,18 @@ import io
 import json
 import shutil
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from PIL import Image
 
+from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config
 from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, IMAGE, INSTRUCTION, IS_PAD, STATE
 from pcm_rl.rollouts.demonstrations import demonstrations
+from pcm_rl.training.run_folder import check_expert
 
 pa = pytest.importorskip("pyarrow")
 ffmpeg = pytest.importorskip("imageio_ffmpeg")
@@ -370,3 +373,45 @@ def test_a_run_takes_names_and_tells_what_is_not_known(made):
         demonstrations(load_config(None, [*options, "demos.features={wrist: observation.images.top}"]), str)
     with pytest.raises(ConfigError, match=r"has no observation.images.left; it has"):
         demonstrations(load_config(None, [*options, "demos.features={state: observation.images.left}"]), str)
+
+
+class Drawer(gym.Env):
+    """Somebody's environment, without an expert: two numbers, and a camera."""
+
+    observation_space = spaces.Dict({"state": SPACE["state"], "image": SPACE["image"]})
+    action_space = ACTIONS
+    metadata = {"render_modes": [], "render_fps": FPS}  # noqa: RUF012 - Gymnasium's own style
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.left, self.state = 4, np.full(2, (options or {}).get("init_state", 0) % 7, np.float32)
+        return self._seen(), {"instruction": "open the drawer"}
+
+    def step(self, action):
+        self.left -= 1
+        return self._seen(), 0.0, False, self.left == 0, {"success": False}
+
+    def _seen(self):
+        return {"state": self.state, "image": np.zeros(SPACE["image"].shape, np.uint8)}
+
+
+gym.register("test/LerobotDrawer-v0", Drawer)
+DRAWER = ["env.id=test/LerobotDrawer-v0", "env.num_envs=2", "env.eval_states=2", "sft.steps=2", "eval_episodes=2"]
+
+
+def test_a_run_starts_from_it_without_an_expert(made, tmp_path, capsys):
+    recipe = [*DRAWER, f"demos.path={made / 'v2.1'}", f"run_dir={tmp_path}", "env.observation=[state]"]
+    assert main(["sft", *recipe]) == 0
+    out = capsys.readouterr().out
+    assert f"{made / 'v2.1'}: 3 demonstrations (12 steps) of a LeRobot data set v2.1\n" in out
+    assert "does not tell initial states" in out and "12 steps of demonstrations, 2 gradient steps" in out
+    check_expert(load_config(None, recipe))
+    main(["check", *recipe, "groups=2", "group_size=2", "env.chunk_length=2"])
+    assert "those of" in next(line for line in capsys.readouterr().out.splitlines() if "ok   demonstrations" in line)
+
+
+def test_what_stands_for_what_is_told(made):
+    lines: list[str] = []
+    recipe = [*DRAWER, f"demos.path={made / 'v3.0'}", "demos.features={image: observation.images.top}"]
+    demos = demonstrations(load_config(None, recipe), lines.append)
+    assert IMAGE in demos.keys(True) and lines[0].endswith("v3.0; image is its observation.images.top")

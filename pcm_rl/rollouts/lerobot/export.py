@@ -27,12 +27,14 @@ def ready_to_export(config: Config, folder: Path, fps: float | None) -> float:
         fps: Steps a second; None are those that the environment tells (``render_fps``).
 
     Raises:
-        ConfigError: The steps a second are not known, or no number above 0.
+        ConfigError: The steps a second are not known, or no number above 0; or the folder is ``demos.path``.
         FileExistsError: The folder holds something.
         ImportError: pyarrow is missing.
         OSError: The folder cannot be written to.
     """
     require_parquet()
+    if config.demos.path is not None and Path(config.demos.path).absolute() == folder.absolute():
+        raise ConfigError(f"demos.path and --lerobot are both {folder}; give the data set another folder")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists; give a new folder, or delete it")
     check_room(folder)
@@ -43,7 +45,7 @@ def ready_to_export(config: Config, folder: Path, fps: float | None) -> float:
         raise ConfigError(f"{config.env.id} does not tell its steps a second (render_fps); give them, --fps 20")
     if not 0 < fps < math.inf:
         raise ConfigError(f"--fps must be a number above 0, got {fps:g}")
-    return fps
+    return float(fps)
 
 
 def export_lerobot(demos: TensorDict, config: Config, folder: Path, fps: float) -> str:

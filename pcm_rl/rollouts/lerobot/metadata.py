@@ -12,6 +12,7 @@ from pcm_rl.config import ConfigError
 from pcm_rl.rollouts.lerobot.files import INFO, TASKS, read_json, read_json_lines, read_table
 
 VERSIONS = ("v2.0", "v2.1", "v3.0")
+_TASK_COLUMNS = ("task", "__index_level_0__")  # the second one where pandas has named it
 Value = TypeVar("Value")
 IMAGES = ("image", "video")  # data types of cameras: pictures in the table, or films beside it
 
@@ -151,10 +152,10 @@ def read_tasks(info: Info) -> dict[int, str]:
         return {_field(path, line, "task_index", int): _field(path, line, "task", str) for line in lines}
     path = info.folder / TASKS
     table = read_table(path)
-    texts = [name for name in table.column_names if name != "task_index"]  # "task", or a name that pandas gave it
-    if len(texts) != 1 or "task_index" not in table.column_names:
-        raise ConfigError(f"{path} has the columns {table.column_names}; expected task_index and the task's text")
-    return dict(zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist(), strict=True))
+    name = next((name for name in _TASK_COLUMNS if name in table.column_names), None)
+    if name is None or "task_index" not in table.column_names:
+        raise ConfigError(f"{path} has the columns {table.column_names}; expected task_index and task")
+    return dict(zip(table.column("task_index").to_pylist(), table.column(name).to_pylist(), strict=True))
 
 
 def read_episodes(info: Info, cameras: Sequence[str]) -> list[Episode]:

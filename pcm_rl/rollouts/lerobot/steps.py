@@ -35,6 +35,7 @@ class Steps:
         self.lengths = torch.tensor([episode.length for episode in episodes])
         self._starts = self.lengths.cumsum(0) - self.lengths
         self.frame = torch.arange(int(self.lengths.sum())) - self._starts.repeat_interleave(self.lengths)
+        self._known = torch.tensor([episode.index for episode in episodes])
         self._seen = torch.zeros(len(self.frame), dtype=torch.int64)
 
     def where(self, step: int) -> str:
@@ -51,14 +52,13 @@ class Steps:
         for path in dict.fromkeys(episode.data for episode in self._episodes):
             table = read_table(path, list(dict.fromkeys([*_PLACE, *columns])))
             steps = self._steps(path, table)
-            self._seen += torch.bincount(steps, minlength=len(self._seen))
+            self._seen.index_add_(0, steps, torch.ones_like(steps))
             yield path, steps, table
 
     def _steps(self, path: Path, table: Any) -> Tensor:
         episode, frame = (numbers(path, table, name, (), torch.int64) for name in _PLACE[:2])
-        known = torch.tensor([episode.index for episode in self._episodes])
-        place = torch.searchsorted(known, episode).clamp(max=len(known) - 1)
-        wrong = (known[place] != episode) | (frame < 0) | (frame >= self.lengths[place])
+        place = torch.searchsorted(self._known, episode).clamp(max=len(self._known) - 1)
+        wrong = (self._known[place] != episode) | (frame < 0) | (frame >= self.lengths[place])
         if wrong.any():
             row = int(wrong.int().argmax())
             raise ConfigError(
