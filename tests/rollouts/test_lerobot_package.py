@@ -20,6 +20,7 @@ from pcm_rl.rollouts.next_actions import next_actions
 lerobot = pytest.importorskip("lerobot", reason="make test-lerobot installs it")
 import av  # noqa: E402 - behind the skip
 from lerobot.configs.types import FeatureType  # noqa: E402
+from lerobot.datasets import dataset_tools  # noqa: E402
 from lerobot.datasets.compute_stats import aggregate_stats  # noqa: E402
 from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
 from lerobot.datasets.utils import dataset_to_policy_features  # noqa: E402
@@ -121,6 +122,23 @@ def test_what_it_adds_to_ours_is_seen(ours):
     rows = read_lerobot(folder, SPACE, ACTIONS, chunk_length=L)
     assert rows[EPISODE].unique_consecutive().tolist() == [-1, -2, -3, -4]
     assert torch.equal(rows[:13][CHUNK], demos[CHUNK]) and torch.equal(rows[:13][IMAGE], demos[IMAGE])
+
+
+def test_what_its_tools_make_of_ours_is_read(ours, tmp_path):
+    demos, folder = ours
+    left = dataset_tools.delete_episodes(opened(folder), [1], output_dir=tmp_path / "left", repo_id="local/left")
+    dataset_tools.merge_datasets([opened(folder), left], output_repo_id="local/both", output_dir=tmp_path / "both")
+    films = dataset_tools.convert_image_to_video_dataset(
+        opened(folder), output_dir=tmp_path / "films", repo_id="local/films", num_workers=1
+    )
+    kept = demos[torch.tensor([0] * 5 + [1] * 2 + [0] * 6) == 0]
+    for name, expected in {"left": kept, "both": torch.cat([demos, kept]), "films": demos}.items():
+        rows = read_lerobot(tmp_path / name, SPACE, ACTIONS, chunk_length=L)
+        assert torch.equal(rows[CHUNK], expected[CHUNK]) and torch.equal(rows[IS_PAD], expected[IS_PAD])
+        assert torch.equal(rows[STATE], expected[STATE])
+        assert rows.get(INSTRUCTION).tolist() == expected.get(INSTRUCTION).tolist()
+        assert name == "films" or torch.equal(rows[IMAGE], expected[IMAGE])
+    assert films.meta.video_keys == ["observation.images.image", "observation.images.wrist_image"]
 
 
 def add(data, episodes):
