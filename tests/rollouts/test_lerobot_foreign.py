@@ -221,6 +221,13 @@ def with_feature(folder, name, **changes):
     with_info(folder, features=features)
 
 
+def with_starts(folder, first, second):
+    """Other times at which the two episodes of a film begin."""
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    columns = parquet.read_table(path).to_pydict()
+    write(path, columns | {"videos/observation.images.wrist_image/from_timestamp": [first, second]})
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-200])
 
@@ -327,6 +334,9 @@ BROKEN = {
         lambda f: rewrite(f, **{"observation.images.top": pa.array([{"bytes": png(1)[:60]}] * 3)}),
         "observation.images.top at step 0 of episode 1 is damaged",
     ),
+    "same frames": (lambda f: with_starts(f, 0.0, 0.3), "two episodes have the same frames of the film"),
+    "before a film": (lambda f: with_starts(f, -0.1, 0.4), "episode 0 begins at -0.1 s of the film .*; expected 0 or"),
+    "no start": (lambda f: with_starts(f, float("nan"), 0.4), "episode 0 begins at nan s of the film"),
     "no film": (lambda f: (f / FILM).unlink(), "lacks .*file-000.mp4; download it again, with its videos"),
     "cut film": (lambda f: (f / FILM).write_bytes((f / FILM).read_bytes()[:300]), "the film .*file-000.mp4 is damaged"),
     "short film": (lambda f: film(f / FILM, greys(0)), "file-000.mp4 has 4 frames; expected 7 at least"),

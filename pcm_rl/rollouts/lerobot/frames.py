@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,10 @@ def read_clips(episodes: Sequence[Episode], camera: str, fps: float, out: Tensor
     first, films = 0, dict[Path, list[tuple[int, int, int]]]()
     for episode in episodes:
         clip: Clip = episode.clips[camera]
+        if not 0 <= clip.start < math.inf:
+            raise ConfigError(
+                f"episode {episode.index} begins at {clip.start} s of the film {clip.path}; expected 0 or more"
+            )
         films.setdefault(clip.path, []).append((round(clip.start * fps), first, episode.length))
         first += episode.length
     for path, clips in films.items():
@@ -77,6 +82,8 @@ def _read_film(path: Path, clips: Sequence[tuple[int, int, int]], fps: float, ou
     needed = max(start + length for start, _, length in clips)
     target = np.full(needed, -1, dtype=np.int64)  # row of each frame
     for start, first, length in clips:
+        if (target[start : start + length] >= 0).any():
+            raise ConfigError(f"two episodes have the same frames of the film {path}; download the data set again")
         target[start : start + length] = np.arange(first, first + length)
     height, width = out.shape[2:]
     count = 0

@@ -158,13 +158,13 @@ def read_tasks(info: Info) -> dict[int, str]:
     return dict(zip(table.column("task_index").to_pylist(), table.column(name).to_pylist(), strict=True))
 
 
-def read_episodes(info: Info, cameras: Sequence[str]) -> list[Episode]:
-    """All episodes, in the order of their numbers; with the films of ``cameras``.
+def read_episodes(info: Info, features: Sequence[str]) -> list[Episode]:
+    """All episodes, in the order of their numbers; with the films of those ``features`` that are films.
 
     Raises:
         ConfigError: If the metadata are missing, damaged, or fewer than ``meta/info.json`` says.
     """
-    filmed = [name for name in cameras if info.features[name].dtype == "video"]
+    filmed = [name for name in features if info.features[name].dtype == "video"]
     episodes = _episodes_of_tables(info, filmed) if info.version.startswith("v3") else _episodes_of_lines(info, filmed)
     episodes.sort(key=lambda episode: episode.index)
     frames = sum(episode.length for episode in episodes)

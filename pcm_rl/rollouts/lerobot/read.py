@@ -17,7 +17,7 @@ from pcm_rl.episodes import CHUNK, CHUNK_ID, EPISODE, INSTRUCTION, IS_PAD
 from pcm_rl.processes.messages import set_texts
 from pcm_rl.rollouts.lerobot.features import ACTION, Entry, check_range, check_width, entries_of, match_features
 from pcm_rl.rollouts.lerobot.frames import decode_picture, read_clips
-from pcm_rl.rollouts.lerobot.metadata import Info, read_episodes, read_info, read_tasks
+from pcm_rl.rollouts.lerobot.metadata import IMAGES, Episode, Info, read_episodes, read_info, read_tasks
 from pcm_rl.rollouts.lerobot.origin import check_unchanged, read_origin
 from pcm_rl.rollouts.lerobot.steps import Steps, numbers
 from pcm_rl.rollouts.next_actions import next_actions
@@ -54,46 +54,50 @@ def read_lerobot(
     """
     info, entries = read_info(Path(folder)), entries_of(observation_space)
     found = match_features(info, entries, names or {})
-    pictures = [entry for entry in entries if info.features[found[entry.key]].dtype == "image"]
-    films = [entry for entry in entries if info.features[found[entry.key]].dtype == "video"]
-    vectors = [entry for entry in entries if not entry.image]
     box = check_width(info, found[ACTION], action_space)
-    episodes = read_episodes(info, [found[entry.key] for entry in films])
+    episodes = read_episodes(info, [found[entry.key] for entry in entries])
+    lengths = torch.tensor([episode.length for episode in episodes])
     origin = read_origin(info.folder)
     if origin is not None:
-        check_unchanged(info.folder, origin, [episode.length for episode in episodes])
-
+        check_unchanged(info.folder, origin, lengths.tolist())
     _check_memory(info, entries)
-    steps = Steps(info, episodes)
-    values = {entry.key: torch.zeros(info.frames, *entry.shape, dtype=entry.dtype) for entry in entries}
-    actions = torch.zeros(info.frames, *info.features[found[ACTION]].shape)
-    tasks = torch.zeros(info.frames, dtype=torch.int64)
-    columns = [found[entry.key] for entry in [*vectors, *pictures]]
-    for path, rows, table in steps.tables([*columns, found[ACTION], "task_index"]):
-        actions[rows] = numbers(path, table, found[ACTION], tuple(actions.shape[1:]), actions.dtype)
-        tasks[rows] = numbers(path, table, "task_index", (), tasks.dtype)
-        for entry in vectors:
-            values[entry.key][rows] = numbers(path, table, found[entry.key], entry.shape, entry.dtype)
-        for entry in pictures:
-            _read_pictures(table, found[entry.key], steps, rows, values[entry.key])
-    steps.check_all_there()
-    for entry in films:
-        read_clips(episodes, found[entry.key], info.fps, values[entry.key])
 
-    steps.check_finite(found[ACTION], actions)
-    for entry in vectors:
-        steps.check_finite(found[entry.key], values[entry.key])
+    values = {entry.key: torch.zeros(info.frames, *entry.shape, dtype=entry.dtype) for entry in entries}
+    actions, tasks = torch.zeros(info.frames, *box.shape), torch.zeros(info.frames, dtype=torch.int64)
+    parts = [(found[key], value) for key, value in values.items()]
+    steps = _fill(info, episodes, [*parts, (found[ACTION], actions), ("task_index", tasks)])
     if origin is None:  # the labels of ours are clean actions of an expert, which are clipped where they are executed
         check_range(info, found[ACTION], actions, box)
-    chunk, is_pad = next_actions(actions, steps.lengths, chunk_length)
+
+    chunk, is_pad = next_actions(actions, lengths, chunk_length)
     ids = [-1 - episode.index for episode in episodes] if origin is None else origin.init_states
     made: dict[NestedKey, Tensor] = {
         CHUNK: chunk,
         IS_PAD: is_pad,
-        EPISODE: torch.tensor(ids).repeat_interleave(steps.lengths),
+        EPISODE: torch.tensor(ids).repeat_interleave(lengths),
         CHUNK_ID: steps.frame,
     }
     return _with_instructions(TensorDict({**made, **values}, batch_size=[info.frames]), info, tasks)
+
+
+def _fill(info: Info, episodes: Sequence[Episode], parts: Sequence[tuple[str, Tensor]]) -> Steps:
+    """Read features into tensors ``[M, ...]``; which of them are numbers, pictures and films stands in the metadata."""
+    kinds = {name: info.features[name].dtype if name in info.features else "" for name, _ in parts}
+    columns = [(name, out) for name, out in parts if kinds[name] not in IMAGES]
+    pictures = [(name, out) for name, out in parts if kinds[name] == "image"]
+    steps = Steps(info, episodes)
+    for path, rows, table in steps.tables([name for name, _ in [*columns, *pictures]]):
+        for name, out in columns:
+            out[rows] = numbers(path, table, name, tuple(out.shape[1:]), out.dtype)
+        for name, out in pictures:
+            _read_pictures(table, name, steps, rows, out)
+    steps.check_all_there()
+    for name, out in parts:
+        if kinds[name] == "video":
+            read_clips(episodes, name, info.fps, out)
+    for name, out in columns:
+        steps.check_finite(name, out)
+    return steps
 
 
 def _check_memory(info: Info, entries: Sequence[Entry]) -> None:
