@@ -375,6 +375,18 @@ def plan_helps() -> list[list[str]]:
     return table
 
 
+def scale() -> list[list[str]]:
+    """A step by the number of cards, by the defaults of ``pcm-rl plan``."""
+    table = [["cards", "rollouts a step", "method", "rollout, s", "update, s", "step, s", "gain",
+              "card-seconds a rollout", "binds"]]  # fmt: skip
+    for step in make_plan(Request(cards=[1, 2, 4, 8, 64])).steps:
+        name = f"`{step.method}`" + (f", B = {step.budget}" if step.budget else "")
+        seconds = [f"{value:.3g}" for value in (step.rollout_s, step.update_s, step.seconds)]
+        per = f"{step.card_s:.2f}"
+        table.append([str(step.cards), str(step.trajectories), name, *seconds, f"{step.gain:.2f}", per, step.binds])
+    return table
+
+
 PI0_TRAINED = {"expert": "the expert", "lora": "adapters of rank 32 on both", "all": "every weight"}
 
 
@@ -428,6 +440,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "peers-prices": prices,
     "reliability": reliability,
     "rlinf-update": rlinf_update,
+    "scale": scale,
 }
 
 if __name__ == "__main__":

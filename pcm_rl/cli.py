@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pcm_rl.config import METHODS, Config, ConfigError, load_config, load_run_config, save_config
+from pcm_rl.config import METHODS, Config, ConfigError, load_config, save_config
 from pcm_rl.plan.figures import CARDS, CARDS_SHOWN, MEASURED
 
 _KEYS = "key=value overrides, such as seed=1 selection.budget=8 (see pcm_rl/config/schema.py or a run's config.yaml)"
@@ -66,12 +66,24 @@ def _stopped(stop: KeyboardInterrupt) -> str:
 
 def _go_on(options: argparse.Namespace) -> str:
     """The command that goes on where this one has stopped."""
-    folder, ranks = getattr(options, "run_folder", None), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    program = f"torchrun --nproc-per-node {ranks} -m pcm_rl.cli" if ranks > 1 else "pcm-rl"
+    folder, program, where = getattr(options, "run_folder", None), _program(), _where()
     if folder is None or not any(folder.glob("checkpoint*")):
-        return f"{'continue' if options.run is _compare else 'start again'} with `{program} {options.command}`"
+        return f"{'continue' if options.run is _compare else 'start again'} with `{program} {options.command}`{where}"
     overrides = options.overrides if options.resume else []  # the others are in its config.yaml
-    return f"continue with `{program} {shlex.join(['train', '--resume', str(folder), *overrides])}`"
+    return f"continue with `{program} {shlex.join(['train', '--resume', str(folder), *overrides])}`{where}"
+
+
+def _program() -> str:
+    """What has started this process."""
+    ranks, nodes = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE"))
+    machines = f"--nnodes {nodes} " if nodes > 1 else ""
+    return f"torchrun {machines}--nproc-per-node {ranks} -m pcm_rl.cli" if nodes * ranks > 1 else "pcm-rl"
+
+
+def _where() -> str:
+    """What of the command ``torchrun`` does not tell its processes."""
+    several = int(os.environ.get("GROUP_WORLD_SIZE", 1)) > 1
+    return " on every machine, with the other options of torchrun as before" if several else ""
 
 
 def _explain(error: Exception) -> int:
@@ -99,32 +111,28 @@ def _refuse_several_processes(options: argparse.Namespace) -> None:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from pcm_rl.processes.settings import settings_of_first
     from pcm_rl.training.trainer import train
 
-    if options.resume is not None:
-        if options.config is not None:
-            raise ConfigError(
-                f"--resume takes the configuration of {options.resume}; leave --config {options.config} out, and give "
-                "changes as key=value"
-            )
-        config = _config_of_run(options.resume, options.overrides)
-    else:
-        config = load_config(options.config, options.overrides)
+    config, resume = settings_of_first(lambda: _settings(options))
     options.run_folder = config.folder
-    train(config, resume=bool(options.resume))
+    train(config, resume=resume)
 
 
-def _config_of_run(folder: str, overrides: Sequence[str]) -> Config:
-    """Where the file is damaged, the error says where its copy is, rather than what is wrong with it."""
-    from pcm_rl.training.generations import generations
-    from pcm_rl.training.run_folder import find_resume
+def _settings(options: argparse.Namespace) -> tuple[Config, bool]:
+    """The run, and whether it goes on."""
+    from pcm_rl.training.begun import begun_or_new, config_of_run
 
-    try:
-        return load_run_config(folder, overrides)
-    except ConfigError:
-        if folder.strip() and generations(Path(folder)):
-            find_resume(Path(folder))
-        raise
+    if options.resume is not None:
+        if options.config is not None or options.or_resume:
+            other = "--or-resume" if options.config is None else f"--config {options.config}"
+            raise ConfigError(
+                f"--resume takes the configuration of {options.resume}; leave {other} out, and give changes as "
+                "key=value"
+            )
+        return config_of_run(options.resume, options.overrides), True
+    config = load_config(options.config, options.overrides)
+    return begun_or_new(config, options.overrides) if options.or_resume else (config, False)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -309,6 +317,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("train", _train, "demonstrations, supervised start, GRPO with chunk selection, report")
     sub.add_argument("--resume", metavar="RUN", help="continue this run folder from its checkpoint")
+    sub.add_argument(
+        "--or-resume", action="store_true", help="continue the run of this name if it has a checkpoint, else begin it"
+    )
     sub.add_argument("overrides", nargs="*", help=_KEYS)
     sub = command("check", _check, "try the machine, and a recipe without training: one line a check, with the remedy")
     sub.add_argument("--json", action="store_true", help="as a JSON list")

@@ -74,6 +74,10 @@ def test_commands_are_such_as_exist(page):
             check_options(page, arguments[arguments.index("pcm_rl.cli") + 1 :])
         elif name == "pcm-rl":
             check_options(page, arguments)
+        elif name == "sbatch":
+            script = next(i for i, text in enumerate(arguments) if text.endswith(".sbatch"))
+            assert (ROOT / arguments[script]).is_file()
+            check_options(page, ["train", "--config", *arguments[script + 1 :]])
         else:
             assert name in TOOLS, f"nobody checks {name!r}; add it to TOOLS"
 

@@ -3,7 +3,7 @@
 from pcm_rl.config.checks import ConfigError
 from pcm_rl.config.cluster import RayConfig
 from pcm_rl.config.environment import DemoConfig, EnvConfig
-from pcm_rl.config.files import config_keys, load_config, load_run_config, save_config
+from pcm_rl.config.files import config_keys, config_text, load_config, load_run_config, save_config
 from pcm_rl.config.learning import AdvantageConfig, SelectionConfig, SFTConfig, UpdateConfig
 from pcm_rl.config.methods import METHODS, SET_BY_METHODS, Method
 from pcm_rl.config.policy import (
@@ -17,7 +17,7 @@ from pcm_rl.config.policy import (
 )
 from pcm_rl.config.rollouts import RolloutConfig
 from pcm_rl.config.schema import Config
-from pcm_rl.config.written import as_written
+from pcm_rl.config.written import as_written, differences
 
 __all__ = [
     "DRAW_NUMBERS",
@@ -42,6 +42,8 @@ __all__ = [
     "UpdateConfig",
     "as_written",
     "config_keys",
+    "config_text",
+    "differences",
     "load_config",
     "load_run_config",
     "save_config",

@@ -74,7 +74,12 @@ def save_config(config: Config, path: Path) -> None:
     What the recipe takes from the environment, ``${oc.env:TOKEN}``, is written as the recipe has it.
     """
     with replacing(path) as partial:
-        partial.write_text(f"{_HEAD}{OmegaConf.to_yaml(OmegaConf.create(as_written(config)))}{_END}")
+        partial.write_text(config_text(config))
+
+
+def config_text(config: Config) -> str:
+    """What :func:`save_config` writes."""
+    return f"{_HEAD}{OmegaConf.to_yaml(OmegaConf.create(as_written(config)))}{_END}"
 
 
 def config_keys(cls: type = Config, prefix: str = "") -> list[str]:

@@ -63,6 +63,19 @@ def as_written(value: Any) -> Any:
     return value
 
 
+def differences(one: Any, other: Any) -> dict[str, tuple[Any, Any]]:
+    """Settings in which two configurations differ: dotted key -> value of each, as they are written."""
+    first, second = _flat(as_written(one)), _flat(as_written(other))
+    keys = [*first, *(key for key in second if key not in first)]
+    return {key: (first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)}
+
+
+def _flat(entries: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(entries, dict):
+        return {prefix.removesuffix("."): entries}
+    return {name: value for key, part in entries.items() for name, value in _flat(part, f"{prefix}{key}.").items()}
+
+
 def _interpolated(node: Container, path: Path) -> Iterator[tuple[Path, str]]:
     keys = range(len(node)) if isinstance(node, ListConfig) else list(node)
     for key in keys:

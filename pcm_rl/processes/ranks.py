@@ -8,10 +8,11 @@ processes and summed once, in one message, after a minibatch's last backward pas
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
@@ -25,6 +26,10 @@ from pcm_rl.processes.exchange import Complete, exchange
 from pcm_rl.processes.messages import Header, describe_rows, join_rows, rows_to_fill, tensors_of
 
 PIECE = 2**27  # elements of a message: 1 GB of int64, since images of a whole evaluation exceed 2 GB
+
+
+class LostProcessError(ConnectionError):
+    """An exchange with the other processes has failed."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,15 @@ class Ranks:
         rows = make() if self.first else TensorDict({}, batch_size=[0])
         return self._rows_from(0, rows, describe_rows(rows))
 
+    def send(self, tensor: Tensor, source: int = 0) -> None:
+        """Overwrite ``tensor`` with that of one process, on all others.
+
+        Raises:
+            LostProcessError: Another process has ended, or does not answer in time.
+        """
+        with answered():
+            dist.broadcast(tensor, source)
+
     def sum_gradients(self, parameters: Sequence[Tensor]) -> None:
         """Replace every gradient by its sum over processes, in one message; they are then the same bit for bit.
 
@@ -105,7 +119,8 @@ class Ranks:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.float32, device=parameters[0].device)
         flat = torch.cat([has, *(gradient.flatten() for gradient in gradients)])  # float32 at least, because of `has`
-        dist.all_reduce(flat)
+        with answered():
+            dist.all_reduce(flat)
         has, *sums = flat.split([len(parameters), *(p.numel() for p in parameters)])
         for parameter, total, anywhere in zip(parameters, sums, has.tolist(), strict=True):
             parameter.grad = total.view_as(parameter).to(parameter.dtype) if anywhere else None
@@ -113,7 +128,7 @@ class Ranks:
     def equalise(self, module: nn.Module) -> None:
         """Give every process the first one's trained parameters."""
         for parameter in self._trained(module):
-            dist.broadcast(parameter.detach(), 0)
+            self.send(parameter.detach())
 
     def check_parameters(self, module: nn.Module) -> None:
         """:meth:`check_same` of the trained parameters."""
@@ -144,11 +159,11 @@ class Ranks:
     def _json_from(self, source: int, value: Any) -> Any:
         data = json.dumps(value).encode() if self.rank == source else b""
         length = torch.tensor([len(data)])
-        dist.broadcast(length, source)
+        self.send(length, source)
         buffer = torch.empty(int(length), dtype=torch.uint8)
         if self.rank == source:
             buffer.copy_(torch.frombuffer(bytearray(data), dtype=torch.uint8))
-        dist.broadcast(buffer, source)
+        self.send(buffer, source)
         return json.loads(bytes(buffer.numpy()))
 
     def _rows_from(self, source: int, rows: TensorDict, header: Header) -> TensorDict:
@@ -156,8 +171,20 @@ class Ranks:
         rows = rows if self.rank == source else rows_to_fill(header)
         pieces = [piece for tensor in tensors_of(rows) for piece in tensor.view(-1).split(PIECE) if len(piece)]
         for piece in pieces:
-            dist.broadcast(piece, source)
+            self.send(piece, source)
         return rows
+
+
+@contextlib.contextmanager
+def answered() -> Iterator[None]:
+    """Makes a ``LostProcessError`` of what PyTorch raises where another process does not answer."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:  # gloo's and NCCL's
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise LostProcessError(f"another process has ended, or does not answer ({reason})") from error
 
 
 ALONE = Ranks()

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from torch import Generator
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.algos.sft import supervise
 from pcm_rl.config import Config
+from pcm_rl.processes.files import of_first
 from pcm_rl.processes.ranks import Ranks
 from pcm_rl.rollouts.demonstrations import demonstrations
 from pcm_rl.rollouts.evaluate import Success
+
+
+@contextlib.contextmanager
+def start_at_hand(config: Config, ranks: Ranks) -> Iterator[Config]:
+    """``config`` with the first process's ``policy.init`` where this one can read it, as long as the block lasts."""
+    if config.policy.init is None:
+        yield config
+        return
+    with of_first(ranks, Path(config.policy.init)) as path:
+        yield dataclasses.replace(config, policy=dataclasses.replace(config.policy, init=str(path)))
 
 
 def supervised_start(

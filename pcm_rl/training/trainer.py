@@ -16,7 +16,9 @@ from tensordict import NestedKey, TensorDict, TensorDictBase
 from torch import Tensor
 
 from pcm_rl.config import Config
+from pcm_rl.processes.alike import check_alike, check_frozen
 from pcm_rl.processes.exchange import Complete
+from pcm_rl.processes.files import of_first
 from pcm_rl.processes.launch import egl_line, joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
@@ -38,9 +40,9 @@ from pcm_rl.training.patience import Patience
 from pcm_rl.training.play import Play
 from pcm_rl.training.probe import heed_first_look
 from pcm_rl.training.run_folder import check_new_run, find_resume, run_id
-from pcm_rl.training.signals import Listener, listening
+from pcm_rl.training.signals import Interrupted, Listener, listening
 from pcm_rl.training.spent import Spent
-from pcm_rl.training.start import supervised_start
+from pcm_rl.training.start import start_at_hand, supervised_start
 from pcm_rl.training.trial import check_sane, rows_at_hand
 
 EVALUATION_SEED = 12345  # sampled actions of evaluations: the same in every run, apart from training's
@@ -83,7 +85,9 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
                 find_resume(config.folder)
         if line := egl_line(ranks):
             ranks.voice(say)(line)
-        trainer = Trainer(config, say, ranks)
+        check_alike(ranks, config)
+        trainer = Trainer(stack.enter_context(start_at_hand(config, ranks)), say, ranks)
+        check_frozen(ranks, trainer.policy)
         stack.enter_context(contextlib.closing(trainer.env))
         stack.callback(trainer.ahead.abandon)
         with trainer.saved_whatever_happens(listener):
@@ -326,8 +330,7 @@ class Trainer:
         except BaseException as error:
             if self.held is not None and self.saved != self.held.step and not isinstance(error, FloatingPointError):
                 with contextlib.suppress(OSError):  # a full disk: it is the error already
-                    self._write_checkpoint()
-                    self.saved = self.held.step
+                    self._write_last()
             if listener.received is None:
                 raise
             listener.received.saved = self.saved
@@ -337,7 +340,13 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest checkpoint that is whole."""
-        checkpoint = newest_whole(self.folder, run_id(self.folder), self.say)
+        checkpoint = newest_whole(self.folder, run_id(self.folder), self.say) if self.ranks.first else None
+        with of_first(self.ranks, checkpoint) as whole:
+            self._restore(whole)
+        self._open_folder(checkpoint)
+        self.say(f"resumed {self.folder} after step {self.step}")
+
+    def _restore(self, checkpoint: Path) -> None:
         state = load_checkpoint(checkpoint, **self.grpo.saved())
         self.states.check_start(state["summary"]["init_states"]["evaluation"])  # an override may change the split
         self.spent.load_state_dict(state)
@@ -350,8 +359,6 @@ class Trainer:
         if self.ahead.acting is not None and (checkpoint / ACTING).is_file():
             load_policy(self.ahead.acting, checkpoint / ACTING)
             self.ahead.owe()
-        self._open_folder(checkpoint)
-        self.say(f"resumed {self.folder} after step {self.step}")
 
     def finish(self) -> None:
         """Last evaluation, checkpoint, measured update cost, films, report."""
@@ -387,6 +394,15 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         assert self.held is not None and self.output is not None
         self.output.save(self.held)
+
+    def _write_last(self) -> None:
+        """Write what is held; a first signal that comes in between, after an error, has it begin again."""
+        try:
+            self._write_checkpoint()
+        except Interrupted:
+            self._write_checkpoint()
+        assert self.held is not None
+        self.saved = self.held.step
 
     def origin(self) -> dict[str, str]:
         """Metadata that a later run needs before it starts from this policy, or exports it."""

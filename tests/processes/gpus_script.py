@@ -54,6 +54,6 @@ def main(checkpoint: str, out: str) -> None:
 
 if __name__ == "__main__":
     gloo = functools.partial(dist.init_process_group, "gloo")  # there is no NCCL
-    connect = mock.patch.object(dist, "init_process_group", lambda backend, timeout: gloo(timeout=timeout))
+    connect = mock.patch.object(dist, "init_process_group", lambda backend, **others: gloo(**others))
     with fake_cuda(devices=2), connect:
         main(*sys.argv[1:])

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import torch
 
 from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config
-from pcm_rl.processes.launch import check_split, joined, launched
+from pcm_rl.processes.launch import await_all, check_split, joined, launched
+from pcm_rl.processes.ranks import LostProcessError
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
 TINY = [
@@ -213,3 +215,12 @@ def test_alone_without_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["eval", "nowhere"]) == 2
     assert "only `pcm-rl train` runs on several processes" in capsys.readouterr().err
+
+
+def test_a_process_that_does_not_start_is_named(monkeypatch):
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr("pcm_rl.processes.launch.START_TIMEOUT", timedelta(0))
+    store.set("here/2", "")
+    with pytest.raises(LostProcessError, match="of 4 processes these did not start: 1, 3; their own output may say"):
+        await_all(store, 0, 4)
+    await_all(store, 0, 1)

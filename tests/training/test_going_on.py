@@ -223,3 +223,43 @@ def test_a_run_of_the_older_layout_goes_on(whole, tmp_path):
     (run / "checkpoint" / "state.json").write_text(json.dumps({**state, "format": 1}))
     trainer = train(load_run_config(run, ["steps=6"]), resume=True, say=silent)
     assert trainer.step == 6 and (run / "checkpoint" / "manifest.json").is_file()
+
+
+@pytest.mark.usefixtures("no_nohup")
+def test_a_signal_during_the_save_that_an_error_has_caused_does_not_lose_the_step(tiny, whole, monkeypatch):
+    config = tiny("failed-and-stopped", "save_every=0")
+    steps = []
+
+    def failing(trainer):
+        steps.append(trainer.step)
+        if len(steps) == 3:
+            raise ConnectionError("another process has ended")
+        return train_step(trainer)
+
+    train_step = Trainer.train_step
+    monkeypatch.setattr(Trainer, "train_step", failing)
+    # the first save is that of the start, the second one that of the error
+    monkeypatch.setattr(module, "Output", output := module.Output)
+    monkeypatch.setattr(output, "save", at_call(signal.SIGTERM, output.save, 2))
+    with pytest.raises(Interrupted) as stop:
+        train(config, say=silent)
+    assert stop.value.saved == 2 and isinstance(stop.value.__cause__, ConnectionError)
+    monkeypatch.undo()
+    train(load_run_config(config.folder), resume=True, say=silent)
+    assert_same(config, whole)
+
+
+def test_one_command_begins_a_run_goes_on_with_it_and_refuses_a_changed_recipe(half_trained, tmp_path, capsys):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("update: {lr: 1e-3}")
+    command = ["train", "--config", str(recipe), "--or-resume", *half_trained, f"run_dir={tmp_path}", "name=job"]
+    assert main([*command, "steps=1"]) == 0
+    assert main([*command, "steps=1"]) == 0
+    assert "resumed" in capsys.readouterr().out
+    assert main([*command, "steps=2", "update.lr=2e-3"]) == 0, "the command's changes count"
+    assert [row["step"] for row in table(load_run_config(tmp_path / "job"))] == ["1", "2"]
+    recipe.write_text("update: {lr: 3e-3}")
+    assert main([*command, "steps=1"]) == 2
+    assert "was begun with update.lr=0.001, and the recipe says 0.003; say update.lr=..." in capsys.readouterr().err
+    assert main(["train", "--resume", str(tmp_path / "job"), "--or-resume"]) == 2
+    assert "leave --or-resume out" in capsys.readouterr().err
