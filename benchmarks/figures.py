@@ -18,7 +18,9 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+import numpy as np
 from common import PHASES_DRAWN, by_run, crossing, read_comparison, read_csv
+from efficiency import read_curves
 from matplotlib.ticker import MaxNLocator
 
 from pcm_rl import Phase
@@ -42,6 +44,7 @@ def main() -> None:
     budgets(FIGURES / "budgets.svg")
     theory(FIGURES / "theory.svg")
     credit(FIGURES / "credit-and-phases.svg")
+    learners(FIGURES / "credit.svg")
 
 
 def colors(rows: Iterable[Row]) -> dict[str, str]:
@@ -288,6 +291,30 @@ def credit(path: Path) -> None:
     panels[0].set(ylabel="error over that of random chunks", ylim=(0, None))
     panels[1].set_xticks(range(len(shares)), list(shares.values()), fontsize=8)
     panels[1].set(xlim=(-0.6, 1.6), ylim=(0, 1))
+    panels[0].legend(frameon=False, fontsize=7)
+    _save(figure, path)
+
+
+LEARNERS = {"full-valid-2x10": "#1f2933", "pcm-2x10": "#0f766e", "batch-critic-4": "#f59e0b",
+            "full-critic-20": "#c026d3", "top-critic-20-policy": "#2563eb", "top-critic-20-cut": "#dc2626"}  # fmt: skip
+
+
+def learners(path: Path) -> None:
+    """Success of `credit` against environment steps and gradient chunks; bands are the middle half of the seeds."""
+    figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
+    curves = read_curves("credit")
+    for method, color in LEARNERS.items():
+        mine = curves[method]
+        success, env_steps, chunks = mine.success[:, ::8], mine.env_steps[::8], mine.chunks.mean(0)[::8]
+        low, high = np.quantile(success, (0.25, 0.75), axis=0)
+        for panel, spent in ((panels[0], env_steps), (panels[1], chunks)):
+            panel.fill_between(spent, low, high, color=color, alpha=0.12, lw=0)
+            panel.plot(spent, success.mean(0), color=color, lw=1.8, label=method)
+    for panel, label in zip(panels, ("environment steps", "gradient chunks"), strict=True):
+        panel.axhline(0.9, color="#9ca3af", lw=0.8)
+        panel.set_xlabel(label)
+        panel.xaxis.set_major_locator(MaxNLocator(5))
+    panels[0].set(ylabel="success on held-out states", ylim=(None, 1.0))
     panels[0].legend(frameon=False, fontsize=7)
     _save(figure, path)
 

@@ -29,7 +29,7 @@ from pcm_rl.plan.levers import what_helps
 from pcm_rl.plan.run import Request, make_plan
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"(<!-- table: ([\w-]+)(?:: ([\w-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 BASE = "full-valid"
 Row = dict[str, str]
@@ -424,7 +424,25 @@ def rlinf_update() -> list[list[str]]:
     return rows
 
 
+LEARNERS = {"full-valid-2x10": "full GRPO", "pcm-2x10": "PCM", "full-critic-20": "all chunks, with a critic",
+            "top-critic-20-cut": "`configs/pick_place_critic.yaml`"}  # fmt: skip
+
+
+def goal() -> list[list[str]]:
+    """What some methods of `credit` need until their mean curve is at 90 %."""
+    curves, seconds = efficiency.read_curves("credit"), efficiency.pace("credit")
+    table = [["until 90 % on the toy", "environment steps", "gradient chunks", "seconds of a core"]]
+    for method, name in LEARNERS.items():
+        mine = curves[method]
+        reached = mine.reach(0.9)
+        more, at = ("", reached) if reached < mine.env_steps[-1] else ("> ", float(mine.env_steps[-1]))
+        cells = [f"{round(at, -3):,.0f}", f"{round(mine.chunks_at(at), -2):,.0f}", f"{at * seconds[method]:.0f}"]
+        table.append([name, *(more + cell for cell in cells)])
+    return table
+
+
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
+    "goal": goal,
     "gradient-error": gradient,
     "theory-phases": phases,
     "credit-toy": functools.partial(credit, "toy"),
