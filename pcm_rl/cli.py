@@ -67,8 +67,10 @@ def _stopped(stop: KeyboardInterrupt) -> str:
 def _go_on(options: argparse.Namespace) -> str:
     """The command that goes on where this one has stopped."""
     folder, program, where = getattr(options, "run_folder", None), _program(), _where()
-    if folder is None or not any(folder.glob("checkpoint*")):
-        return f"{'continue' if options.run is _compare else 'start again'} with `{program} {options.command}`{where}"
+    again = getattr(options, "or_resume", False)
+    if again or folder is None or not any(folder.glob("checkpoint*")):
+        goes_on = again or options.run is _compare
+        return f"{'continue' if goes_on else 'start again'} with `{program} {options.command}`{where}"
     overrides = options.overrides if options.resume else []  # the others are in its config.yaml
     return f"continue with `{program} {shlex.join(['train', '--resume', str(folder), *overrides])}`{where}"
 

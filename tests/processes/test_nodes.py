@@ -137,6 +137,7 @@ def test_a_machine_that_dies_ends_the_other_with_the_last_step_saved(machines):
     (last,) = [line for line in lines if line.startswith("pcm-rl: ")]
     step = json.loads((first / "runs" / "job" / "checkpoint" / "state.json").read_text())["step"]
     assert "another process has ended" in last
-    assert step >= 2 and "torchrun --nnodes 2 --nproc-per-node 1 -m pcm_rl.cli train --resume runs/job" in last
+    again = "continue with `torchrun --nnodes 2 --nproc-per-node 1 -m pcm_rl.cli train --config recipe.yaml --or-resume"
+    assert step >= 2 and again in last
     train_on([first], "--resume", "runs/job", f"steps={step + 1}")  # one machine is left
     assert steps_of(first / "runs" / "job") == list(range(1, step + 2))
