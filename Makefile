@@ -1,5 +1,5 @@
 # make train   the main job: GRPO with chunk selection learns pick and place on a CPU
-# make test    all tests
+# make test    all tests; ARGS="--numprocesses 4 --dist loadfile" on several cores
 # make lint    ruff, strict types, spelling
 # make figures the documentation's figures and tables, from benchmarks/results
 # make gpu     what only a GPU can say: GPU tests, steps, speed and memory of the 7B with random weights
