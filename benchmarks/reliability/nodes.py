@@ -36,9 +36,9 @@ PROGRAM = """
 import sys
 from datetime import timedelta
 from pcm_rl.cli import main
-from pcm_rl.processes import launch
+from pcm_rl.processes import launch, meeting
 
-launch.START_TIMEOUT = timedelta(seconds={start})
+meeting.START_TIMEOUT = timedelta(seconds={start})
 launch.joined.__wrapped__.__defaults__ = (timedelta(seconds={answer}),)
 sys.exit(main())
 """

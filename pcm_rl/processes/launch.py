@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-import time
 from collections.abc import Iterator
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
+from torch.distributed.distributed_c10d import PrefixStore
 
 from pcm_rl.config import Config, ConfigError
-from pcm_rl.processes.ranks import ALONE, LostProcessError, Ranks, answered
+from pcm_rl.processes.meeting import launched, meeting_point
+from pcm_rl.processes.ranks import ALONE, Ranks
 
 # For a process that hangs; longer than any wait for a process that rolls out, records demonstrations or writes. If a
 # process ends, the others notice it at once, since its connections close.
 TIMEOUT = timedelta(hours=1)
-# For all to have started: before that there is no connection whose end could be noticed.
-START_TIMEOUT = timedelta(minutes=10)
 EGL_DEVICE = "MUJOCO_EGL_DEVICE_ID"  # read by MuJoCo and robosuite
 
 
@@ -53,7 +49,6 @@ def joined(config: Config, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
         local = int(os.environ["LOCAL_RANK"])
         _take_gpu(local, f"process {local} of this machine")
     rank = int(os.environ["RANK"])
-    await_all(meeting_point(), rank, size)
     store = PrefixStore("group", meeting_point())
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
@@ -61,38 +56,6 @@ def joined(config: Config, timeout: timedelta = TIMEOUT) -> Iterator[Ranks]:
     yield ranks
     ranks.gather_json(None)  # no process ends while another one still works
     dist.destroy_process_group()
-
-
-@functools.cache
-def meeting_point() -> Store:
-    """Where the processes of ``torchrun`` can leave words for each other before they are a group."""
-    with answered():
-        store, _, _ = next(rendezvous("env://", timeout=START_TIMEOUT))
-    return store
-
-
-def await_all(store: Store, rank: int, size: int) -> None:
-    """Wait until every process has come to this line.
-
-    Raises:
-        LostProcessError: Some have not, within ten minutes.
-    """
-    end = time.monotonic() + START_TIMEOUT.total_seconds()
-    missing = set(range(size))
-    with answered():
-        store.set(f"here/{rank}", "")
-        while missing := {other for other in missing if not store.check([f"here/{other}"])}:
-            if time.monotonic() > end:
-                break
-            time.sleep(0.1)
-    if missing:
-        names = ", ".join(map(str, sorted(missing)))
-        raise LostProcessError(f"of {size} processes these did not start: {names}; their own output may say why")
-
-
-def launched() -> int:
-    """How many processes ``torchrun`` has started; 1 without it."""
-    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ and "MASTER_ADDR" in os.environ else 1
 
 
 def check_split(config: Config, size: int) -> None:

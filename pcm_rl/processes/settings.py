@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pcm_rl.config import Config, ConfigError, config_text, load_config
-from pcm_rl.processes.launch import launched, meeting_point
+from pcm_rl.processes.meeting import launched, meeting_point
 from pcm_rl.processes.ranks import answered
 
 _KEY = "settings"
@@ -24,24 +24,17 @@ def settings_of_first(make: Callable[[], tuple[Config, bool]]) -> tuple[Config, 
         make: Reads recipe, overrides and the run's folder; called on the first process only.
 
     Raises:
-        SystemExit: With status 2 on the other processes if ``make`` has failed; the first one says why.
+        LostProcessError: On the other processes if ``make`` has failed on the first.
     """
     if launched() == 1:
         return make()
-    store = meeting_point()
-    if os.environ["RANK"] != "0":
-        with answered():
-            told = json.loads(store.get(_KEY))  # waits
-        if told is None:
-            raise SystemExit(2)
-        return _read(told["config"]), told["resume"]
-    try:
+    if os.environ["RANK"] == "0":
         config, resume = make()
-    except BaseException:
-        store.set(_KEY, json.dumps(None))
-        raise
-    store.set(_KEY, json.dumps({"config": config_text(config), "resume": resume}))
-    return config, resume
+        meeting_point().set(_KEY, json.dumps({"config": config_text(config), "resume": resume}))
+        return config, resume
+    with answered():
+        told = json.loads(meeting_point().get(_KEY))  # waits
+    return _read(told["config"]), told["resume"]
 
 
 def _read(text: str) -> Config:

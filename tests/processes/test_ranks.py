@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import torch
 
 from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config
-from pcm_rl.processes.launch import await_all, check_split, joined, launched
+from pcm_rl.processes import meeting
+from pcm_rl.processes.launch import check_split, joined
+from pcm_rl.processes.meeting import launched
 from pcm_rl.processes.ranks import LostProcessError
 
 SCRIPT = Path(__file__).with_name("ranks_script.py")
@@ -219,8 +222,54 @@ def test_alone_without_torchrun(monkeypatch, capsys):
 
 def test_a_process_that_does_not_start_is_named(monkeypatch):
     store = torch.distributed.HashStore()
-    monkeypatch.setattr("pcm_rl.processes.launch.START_TIMEOUT", timedelta(0))
-    store.set("here/2", "")
+    monkeypatch.setattr(meeting, "START_TIMEOUT", timedelta(seconds=0.2))
+    store.set("visitor/1", "of a start before")
+    other = threading.Thread(target=meeting.enter, args=(store, 2))
+    other.start()
     with pytest.raises(LostProcessError, match="of 4 processes these did not start: 1, 3; their own output may say"):
-        await_all(store, 0, 4)
-    await_all(store, 0, 1)
+        meeting.welcome(store, 4)
+    other.join()
+
+
+def test_a_restart_meets_under_another_name():
+    store = torch.distributed.HashStore()  # that torchrun keeps
+    names = []
+    for _ in range(2):
+        others = [threading.Thread(target=lambda rank: names.append(meeting.enter(store, rank)), args=(rank,))
+                  for rank in (1, 2)]  # fmt: skip
+        for other in others:
+            other.start()
+        names.append(meeting.welcome(store, 3))
+        for other in others:
+            other.join()
+    assert len(set(names[:3])) == len(set(names[3:])) == 1 and names[0] != names[3]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_that_lost_a_process_and_it_goes_on(tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    options = [
+        "sft.steps=50",
+        "demos.episodes=10",
+        "save_every=0",
+        "steps=12",
+        "patience=0",
+        f"run_dir={tmp_path}",
+        "name=run",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, *command, "-m", "pcm_rl.cli", "train", "--or-resume", *TINY, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step    2/"):
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            os.kill(int(children[-1]), signal.SIGKILL)
+    assert process.wait() == 0, "".join(lines)[-3000:]
+    assert any(line.startswith("resumed ") for line in lines)
+    with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
+        assert [int(row["step"]) for row in csv.DictReader(file)] == list(range(1, 13))
