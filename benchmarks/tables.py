@@ -249,33 +249,40 @@ def _mean_or_each(values: Sequence[float]) -> str:
     return f"{_digits(statistics.fmean(values))} ± {_digits(statistics.stdev(values) / len(values) ** 0.5)}"
 
 
-PEERS = {
+UPDATES = {
     "pcm": "`pcm`, B = 12",
     "top-advantage": "`top-advantage`, B = 8",
-    "batch-critic": "`batch-critic`, B = 4",
     "full-valid": "`full-valid`",
     "full-padded": "`full-padded`",
-    "full-valid-64": "`full-valid`, a step for every 64 decisions",
     "torchrl": "TorchRL's `vla_grpo`: a step for every 64 decisions",
-    "torchrl-3e-5": "the same, learning rate 3e-5",
-    "torchrl-4": "the same, four steps and 3e-4",
-    "sb3-tokens-start": "Stable-Baselines3 PPO, our weights",
+    "torchrl-4": "the same, four steps",
 }
 
 
 def peers() -> list[list[str]]:
-    """Other trainers: an update on one batch, and training to the same number of environment steps."""
+    """One update on one batch by our methods and by TorchRL's recipe."""
     updates = {row["update"]: row for row in read_csv("peers-update")}
-    trained = {row["peer"]: row for row in read_csv("peers-summary")}
-    table = [["", "rows of an update", "optimiser steps", "times `pcm`", "success before", "after", "seconds",
-              "environment steps to 70 %", "seconds to 70 %"]]  # fmt: skip
-    for name, label in PEERS.items():
-        update, run = updates.get(name, {}), trained.get(name, {})
-        cells = [update.get(key, "") for key in ("rows", "optimizer_steps", "time_over_pcm")]
-        cells += [short(float(run[key])) if run else "" for key in ("success_before", "success_after")]
-        cells += [run.get("seconds", ""), f"{int(run['env_steps_to_0.7']):,}" if run.get("env_steps_to_0.7") else "",
-                  run.get("seconds_to_0.7", "")]  # fmt: skip
-        table.append([label, *cells])
+    table = [["", "rows of an update", "optimiser steps", "times `pcm`"]]
+    for name, label in UPDATES.items():
+        table.append([label, *(updates[name][key] for key in ("rows", "optimizer_steps", "time_over_pcm"))])
+    return table
+
+
+def peers_ahead() -> list[list[str]]:
+    """On how many seeds the recipe with a critic needs less than each peer, and by how much."""
+    rows = {(row["other"], row["to"], row["cost"]): row for row in read_csv("peers-ahead")}
+    others = dict.fromkeys(other for other, _, _ in rows)
+    seeds = next(iter(rows.values()))["seeds"]
+    costs = {"env_steps": "environment steps", "chunks": "gradient chunks", "seconds": "seconds"}
+    table = [[f"seeds of {seeds} on which it needs less (median ratio)",
+              *(f"{text} to {float(good):.0%}" for good in ("0.8", "0.9") for text in costs.values())]]  # fmt: skip
+    for other in others:
+        cells = [SIDE_BY_SIDE.get(other, f"`{other}`")]
+        for good in ("0.8", "0.9"):
+            for cost in costs:
+                row = rows[other, good, cost]
+                cells.append(row["ahead"] + (f" ({row['ratio']})" if row["ratio"] else ""))
+        table.append(cells)
     return table
 
 
@@ -450,6 +457,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "credit-phases-toy": functools.partial(credit_phases, "toy"),
     "credit-phases-libero": functools.partial(credit_phases, "libero"),
     "peers": peers,
+    "peers-ahead": peers_ahead,
     "pi0-cost": pi0_cost,
     "pi0-updates": pi0_updates,
     "plan": plan,
