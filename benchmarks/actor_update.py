@@ -35,6 +35,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import common
+import in_place_flops  # noqa: F401  counts products in place
 import torch
 import torch.nn.functional as F
 from common import CHUNKS, card, synthetic_batch, write_csv

@@ -26,6 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import in_place_flops  # noqa: F401  counts products in place
 import torch
 from common import write_csv
 from torch.utils._python_dispatch import TorchDispatchMode
