@@ -40,17 +40,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _refuse_several_processes(options)
         options.run(options)
     except KeyboardInterrupt as stop:
-        if os.environ.get("RANK", "0") == "0":  # of several processes the first one saves
+        if _is_first():
             _tell(f"pcm-rl: {_stopped(stop)}; {_go_on(options)}")
         return int(getattr(stop, "status", 130))
     except _ERRORS as error:
-        begun = options.run is _train and not isinstance(error, _BEFORE_THE_RUN)
+        begun = options.run is _train and not isinstance(error, _BEFORE_THE_RUN) and _is_first()
         then = f"; when this is mended, {_go_on(options)}" if begun else ""
         _tell(f"pcm-rl: {str(error) or type(error).__name__}{then}")
         return 2
     except Exception as error:
         return _explain(error)
     return 0
+
+
+def _is_first() -> bool:
+    """Whether this is the process that saves, and knows how to go on."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _tell(text: str) -> None:
