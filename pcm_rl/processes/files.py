@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pcm_rl.processes.ranks import Ranks
+from pcm_rl.support.manifest import file_digest
 
 PIECE = 2**26  # bytes of a message
 Listing = dict[str, tuple[int, str]]  # size and SHA-256 by name, relative to the folder that holds the path
@@ -21,51 +21,41 @@ Listing = dict[str, tuple[int, str]]  # size and SHA-256 by name, relative to th
 def of_first(ranks: Ranks, path: Path | None) -> Iterator[Path]:
     """A file or a folder of the first process, for every process to read.
 
-    A process that has the same content under the same path, by checksums, reads its own. Any other reads a copy on its
-    machine, which its first process there receives and which is deleted at the end of the block. All processes enter
-    and leave the block together.
+    A machine that has the same content under the same path, by checksums, reads its own. On any other the first process
+    receives a copy, which is deleted at the end of the block. All processes enter and leave the block together.
 
     Args:
         ranks: The processes.
         path: Where it is on the first process; not read on the others.
 
     Raises:
-        FileNotFoundError: The first process has nothing there; raised on all of them.
+        FileNotFoundError: The first process has nothing there; raised on all of them, where there are several machines.
         OSError: A copy cannot be written.
     """
     path = Path(ranks.gather_json(None if path is None else str(path))[0])
-    if ranks.size == 1:
+    node, leads = os.environ.get("GROUP_RANK", str(ranks.rank)), os.environ.get("LOCAL_RANK", "0") == "0"
+    if len(set(ranks.gather_json(node))) == 1:  # one machine, whose processes read the same files
         yield path
         return
-    own = _listing(path)
-    listing = ranks.gather_json(own)[0]
+    found = ranks.gather_json([node, leads, _listing(path) if leads else None])
+    listing = found[0][2]
     if not listing:
         raise FileNotFoundError(f"the first process has nothing at {path}")
-    node, leads = os.environ.get("GROUP_RANK", str(ranks.rank)), os.environ.get("LOCAL_RANK", "0") == "0"
-    missing = own is None or {name: tuple(entry) for name, entry in listing.items()} != own
-    lacking = {there for there, lacks in ranks.gather_json([node, missing]) if lacks}
+    lacking = {there for there, led, own in found if led and own != listing}
     if not lacking:
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="pcm_rl-") as copy:
         _send(ranks, path.parent, listing, Path(copy) if leads and node in lacking else None)
         copies = {there: folder for there, led, folder in ranks.gather_json([node, leads, copy]) if led}
-        yield Path(copies[node]) / path.name if missing else path
+        yield Path(copies[node]) / path.name if node in lacking else path
         ranks.gather_json(None)  # no copy is deleted while another process of its machine still reads it
 
 
 def _listing(path: Path) -> Listing | None:
     """Of a file, or of all files in a folder; None where there is nothing."""
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path.parent)): (file.stat().st_size, _checksum(file)) for file in files} or None
-
-
-def _checksum(path: Path) -> str:
-    hasher = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            hasher.update(piece)
-    return hasher.hexdigest()
+    return {str(file.relative_to(path.parent)): (file.stat().st_size, file_digest(file)) for file in files} or None
 
 
 def _send(ranks: Ranks, source: Path, listing: Listing, target: Path | None) -> None:
@@ -84,5 +74,5 @@ def _send(ranks: Ranks, source: Path, listing: Listing, target: Path | None) -> 
                 ranks.send(piece)
                 if writing is not None:
                     writing.write(piece.numpy().data)
-        if target is not None and _checksum(target / name) != checksum:
+        if target is not None and file_digest(target / name) != checksum:
             raise OSError(f"{name} did not arrive as it was sent; is another process writing {source / name}?")

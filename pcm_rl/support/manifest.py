@@ -20,7 +20,7 @@ class DamagedError(ValueError):
 def write_manifest(folder: Path, entries: dict[str, Any]) -> None:
     """Write ``manifest.json`` beside the files of ``folder``: ``entries``, and size and checksum of every file."""
     files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _digest(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": file_digest(path)}
         for path in sorted(folder.iterdir())
         if path.name != MANIFEST
     }
@@ -65,12 +65,13 @@ def check_files(folder: Path, names: Iterable[str] | None = None) -> dict[str, A
             raise DamagedError(f"{name} is missing" if expected else f"{name} is not in {MANIFEST}")
         if (size := path.stat().st_size) != expected["bytes"]:
             raise DamagedError(f"{name} has {size} bytes, {expected['bytes']} were written")
-        if _digest(path) != expected["sha256"]:
+        if file_digest(path) != expected["sha256"]:
             raise DamagedError(f"{name} has another checksum than what was written")
     return manifest
 
 
-def _digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
     hasher = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
