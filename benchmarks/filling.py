@@ -151,8 +151,8 @@ def simulate(
 
 
 def decision_s(rows: int, adapters: bool = True) -> float:
-    """Seconds of a decision of the 7B on an H200."""
-    mine = [row for row in MEASURED if row["adapters"] == str(adapters)]
+    """Seconds of a decision of the 7B on an H200, with adapters beside the weights or merged into them."""
+    mine = [row for row in MEASURED if row["adapters"] == ("True" if adapters else "merged")]
     measured = [(int(row["rows"]), float(row["decision_ms"]) / 1e3) for row in mine]
     return float(np.interp(rows, *zip(*measured, strict=True)))
 

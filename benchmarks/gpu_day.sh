@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # What only a GPU can say, with random weights: GPU tests, whole training steps of the 7B's recipe beside what a plan
-# says, speed and memory of update and decisions. Parts come in the order of what they are worth.
+# says, speed and memory of update and decisions. What nobody has timed yet comes early.
 #
 #   bash benchmarks/gpu_day.sh                          (make gpu) 45 minutes on an H100, about; CSV in benchmarks/results
 #   MINUTES=10 bash benchmarks/gpu_day.sh               no part begins after ten minutes
+#   TRAJECTORIES=8 STEP_GROUPS=2 bash ...               smaller updates, and steps of two groups of rollouts
 #   DEVICE=cpu MODEL=tiny bash benchmarks/gpu_day.sh    a rehearsal without a GPU: nothing of it is a measurement
 #   DEVICE=simulated MODEL=tiny ...                     the same on tests/fake_cuda.py, without overlap and compiler
 #
@@ -36,6 +37,7 @@ else
     T=${TRAJECTORIES:-16} few=$((${TRAJECTORIES:-16} / 2)) chunk=0.26 fast=0.1 rows=1,2,4,8,16,32,64 small=""
     env="" libero=""
 fi
+[ -z "${STEP_GROUPS:-}" ] || env="$env groups=$STEP_GROUPS"
 code=$(find pcm_rl benchmarks tests configs \( -name '*.py' -o -name '*.sh' -o -name '*.yaml' \) | LC_ALL=C sort |
     xargs cat | sha1sum | cut -c 1-8)
 WORK=${WORK:-runs/gpu-day/$(echo "$card" | tr -c 'A-Za-z0-9\n' -)-$code}
@@ -97,22 +99,24 @@ kernels() { # NAME ARGUMENTS... ; for its memory it needs a GPU or the simulated
     part "$name" 180 $PYTHON benchmarks/kernels.py --model "$MODEL" "$@"
 }
 
-part tests 240 $interpreter -m pytest -m gpu tests/test_method_gpu.py tests/policies/openvla/test_policy_gpu.py
-steps steps-pcm pcm --chunk-s $chunk $env
-part decisions 300 $PYTHON benchmarks/decisions.py --model "$MODEL" --device "$device" --repeats 3 --rows $rows
+part tests 240 $interpreter -m pytest -m gpu tests/test_method_gpu.py tests/policies/openvla/test_policy_gpu.py \
+    tests/policies/pi0/test_policy_gpu.py
+# compiled blocks directly before the same without
+[ "$DEVICE" = simulated ] || update update-compiled --compile --trajectories "$few" --variants full-valid,pcm
 update update --trajectories "$T" --variants full-padded,full-valid,clip-ppo-loss,pcm
+steps steps-pcm pcm --chunk-s $chunk $env
+[ "$DEVICE" = simulated ] || steps steps-overlap pcm-overlap --chunk-s $chunk $env # it has no streams
+steps steps-full-valid full-valid --chunk-s $chunk $env
+steps profile profile --chunk-s $chunk $env
+steps steps-decisions pcm-decisions --chunk-s $chunk $env
+steps steps-fast-simulator pcm --chunk-s $fast $env
+part decisions 300 $PYTHON benchmarks/decisions.py --model "$MODEL" --device "$device" --repeats 3 --rows $rows
 kernels kernels
 kernels kernels-checkpointing --checkpointing
 steps steps-merged pcm-merged --chunk-s $chunk $env
 update update-checkpointing --checkpointing --trajectories "$few" --variants simplevla-style,full-padded,full-valid,pcm
-steps steps-full-valid full-valid --chunk-s $chunk $env
-steps profile profile --chunk-s $chunk $env
-[ "$DEVICE" = simulated ] || steps steps-overlap pcm-overlap --chunk-s $chunk $env # it has no streams
-steps steps-fast-simulator pcm --chunk-s $fast $env
-steps steps-decisions pcm-decisions --chunk-s $chunk $env
 part filling 600 $PYTHON benchmarks/filling.py measure --model "$MODEL" --device "$device" --chunk-s $fast \
     --trajectories $((2 * few))
-[ "$DEVICE" = simulated ] || update update-compiled --compile --trajectories "$few" --variants full-valid,pcm
 if $interpreter -c "from pcm_rl.envs.libero.package import find_libero; print(find_libero())"; then
     steps steps-libero pcm --libero --steps 1 $libero
 else

@@ -32,6 +32,7 @@ import gymnasium as gym
 import numpy as np
 import torch
 from common import read_csv, write_csv
+from recipe_steps import VARIANTS, planned
 from tensordict import TensorDictBase
 
 from pcm_rl.algos import collect_episodes
@@ -51,10 +52,10 @@ LENGTH = 8
 EPISODES, SHORT, LONG = 24, 6, 20  # of the rollouts with latencies
 CHUNK_S, RESET_S, SPREAD, CALL_S, ROW_S = 0.257, 0.16, 0.25, 0.041, 0.010
 GROUPS, STEPS = (2, 4, 8, 16), 6  # of the toy's steps
-# TFLOP of a chunk with the prompts of the measurements, which the tiny tokenizer makes long: 66 ids for the decisions;
-# for the updates 66 in ten trajectories of 16 and 102 in six (10.861 and 11.830, by flops_per_chunk of actor_update.py)
-DECISION_TFLOP, UPDATE_TFLOP = 5.352, 11.224
+# TFLOP of a chunk with the prompts of the measurements, which the tiny tokenizer makes long: 66 ids
+DECISION_TFLOP, UPDATE_TFLOP = 5.352, 10.861
 RECIPE = Path(__file__).parents[1] / "configs" / "pick_place.yaml"
+OPENVLA = RECIPE.with_name("openvla_oft_libero_object.yaml")
 
 
 def main() -> None:
@@ -205,7 +206,7 @@ def predictions() -> list[dict[str, object]]:
     """Every prediction beside its measurement."""
     parts: list[Callable[[], Iterator[dict[str, object]]]] = [
         with_latencies, toy_rollouts, toy_updates, toy_from_one_run, older_updates, older_rollouts, libero_workers,
-        libero_steps, h200_decisions, h200_updates,
+        libero_steps, h200_decisions, h200_updates, h200_steps,
     ]  # fmt: skip
     return [row for part in parts for row in part()]
 
@@ -362,21 +363,36 @@ def libero_steps() -> Iterator[dict[str, object]]:
 
 
 def h200_decisions() -> Iterator[dict[str, object]]:
-    """The four sizes of a decision by the two constants that were fitted to them."""
+    """The seven sizes of a decision by the two constants that were fitted to them."""
     costs = costs_of(Card(), Network(decision_tflop=DECISION_TFLOP))
+    why = "up to two rows the host binds, so that a second row costs nothing; the plan has a constant for each row"
     for row in read_csv("decisions-7b-cuda"):
         if row["adapters"] == "True":
-            number = int(row["rows"])
-            seconds = costs.decision_s(number)
-            yield compared("7B, a decision", f"{number} rows", "all four", seconds, float(row["decision_ms"]) / 1e3)
+            number, measured = int(row["rows"]), float(row["decision_ms"]) / 1e3
+            yield compared("7B, a decision", f"{number} rows", "all seven", costs.decision_s(number), measured, why)
 
 
 def h200_updates() -> Iterator[dict[str, object]]:
-    """Updates of the 7B: the share of the peak is that of ``full-valid``."""
+    """Updates of the 7B, of fewer trajectories than those that the share of the peak is from."""
     costs = costs_of(Card(), Network(update_tflop=UPDATE_TFLOP))
     for row in read_csv("actor_update-7b-cuda"):
-        seconds = costs.update_s(int(row["chunks"]), minibatches=4)
-        yield compared("7B, an update", row["variant"], "`full-valid`", seconds, float(row["update_s"]))
+        if row["variant"] != "clip-ppo-loss":  # TorchRL's, which is not planned
+            seconds = costs.update_s(int(row["chunks"]), minibatches=4)
+            yield compared("7B, an update", row["variant"], "larger updates", seconds, float(row["update_s"]))
+
+
+def h200_steps() -> Iterator[dict[str, object]]:
+    """Whole steps of the 7B's recipe with 20 rollouts, by the constants of decisions and updates."""
+    why = "the first step of a run has cold kernels and a memory that still grows"
+    for row in read_csv("gpu_day-steps"):
+        groups = int(row["trajectories"]) // load_config(OPENVLA).group_size
+        chunk_s = float(row["simulator"].split()[0])
+        options = argparse.Namespace(chunk_s=chunk_s, libero=False, overrides=[f"groups={groups}"])
+        found = planned(options, VARIANTS[row["variant"]], row | {"groups": str(groups)}, "h200")
+        for part in ("rollout_s", "update_s", "step_s"):
+            name = f"{row['variant']}, step {row['step']}, {part.removesuffix('_s')}"
+            predicted, measured = found[f"planned_{part}"], float(row[part])
+            yield compared("7B, a step", name, "decisions and updates", predicted, measured, why)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ class Card:
         decision_share: Share of the peak that one more row of a decision gets, in (0, 1] (measured).
         decision_call_s: Seconds of a call for a decision beside its rows, mostly Python (measured).
         update_call_s: Least seconds of one forward and backward, however few its rows (estimated: an update launches
-            3.5 times the kernels of a decision, and a decision of one row takes 0.056 s).
+            3.5 times the kernels of a decision, and a decision of one row takes 0.051 s).
         update_step_s: Seconds of an optimiser step beside its micro-batches (measured).
     """
 
@@ -34,8 +34,8 @@ class Card:
     memory_gb: float = 141.0
     bandwidth_gb: float = 4800.0
     update_share: float = 0.39
-    decision_share: float = 0.54
-    decision_call_s: float = 0.041
+    decision_share: float = 0.59
+    decision_call_s: float = 0.034
     update_call_s: float = 0.2
     update_step_s: float = 0.018
 

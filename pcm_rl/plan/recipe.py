@@ -96,7 +96,7 @@ def _refuse_other_family(config: Config, given: Given) -> None:
 def _card_of(config: Config, name: str) -> Card:
     """Merged adapters make a decision cheaper: both constants were measured without any."""
     card = CARDS[name]
-    return replace(card, decision_call_s=0.026, decision_share=0.59) if config.policy.openvla.lora.merge else card
+    return replace(card, decision_call_s=0.020, decision_share=0.63) if config.policy.openvla.lora.merge else card
 
 
 def _network_of(config: Config) -> Network:
