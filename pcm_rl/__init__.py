@@ -21,7 +21,7 @@ from pcm_rl.rules import RULES, Candidates, Rule
 from pcm_rl.sampling import sample_chunks
 from pcm_rl.selection import SELECTIONS, Selection, select_chunks
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "RULES",

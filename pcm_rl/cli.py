@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pcm_rl import __version__
 from pcm_rl.config import METHODS, Config, ConfigError, load_config, save_config
 from pcm_rl.plan.figures import CARDS, CARDS_SHOWN, MEASURED
 
@@ -313,13 +314,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "pcm-rl", description="GRPO for action-chunk policies that backpropagates only the chunks that matter."
     )
+    parser.add_argument("--version", action="version", version=f"pcm_rl {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: object, text: str, *, config: bool = True) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(run=run)
         if config:
-            sub.add_argument("--config", metavar="FILE", help="YAML recipe; every field has a default")
+            text = "YAML recipe, or one of the package by its name, such as reach; every field has a default"
+            sub.add_argument("--config", metavar="FILE", help=text)
         return sub
 
     sub = command("train", _train, "demonstrations, supervised start, GRPO with chunk selection, report")

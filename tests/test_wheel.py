@@ -20,7 +20,7 @@ from pcm_rl.cli import main
 sys.exit(main(["train", *sys.argv[2:]]))
 """
 SHORT = [
-    "env.id=pcm_rl/Reach-v0", "env.num_envs=4", "env.kwargs.horizon=32", "env.max_chunks=4", "steps=1", "groups=2",
+    "--config", "reach", "env.num_envs=4", "env.kwargs.horizon=32", "env.max_chunks=4", "steps=1", "groups=2",
     "group_size=2", "eval_episodes=2", "sft.steps=5", "demos.episodes=2", "logger=none", "name=wheel",
 ]  # fmt: skip
 

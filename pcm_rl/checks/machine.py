@@ -14,6 +14,7 @@ import torch
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
+from pcm_rl import __version__
 from pcm_rl.rollouts.first_look import Finding
 from pcm_rl.training.memory import available_bytes
 
@@ -39,7 +40,7 @@ def packages() -> Finding:
     problems = [problem for name in _CHECKED for problem in _problems(name)]
     if problems:
         return Finding("packages", "fail", f"{'; '.join(problems)}; install what is asked for (see pip check)")
-    return Finding("packages", "ok", f"python {platform.python_version()}, {', '.join(shown)}")
+    return Finding("packages", "ok", f"pcm_rl {__version__}, python {platform.python_version()}, {', '.join(shown)}")
 
 
 def _version(name: str) -> str | None:

@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pcm_rl.config.checks import ConfigError
+from pcm_rl.config.recipes import recipe_file
 from pcm_rl.config.schema import Config
 from pcm_rl.config.written import as_written, mark
 from pcm_rl.support.writing import replacing
@@ -30,13 +31,13 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     as ``env.kwargs.horizon=9``, leaves the other entries.
 
     Args:
-        path: YAML file; None for the defaults.
+        path: YAML file, or the name of a recipe of the package such as ``"reach"``; None for the defaults.
         overrides: Such as ``["seed=1", "selection.budget=8"]``.
 
     Raises:
         ConfigError: For an unknown key (with the nearest known one), a value of the wrong type or out of range, or an
             override that is not ``key=value``.
-        FileNotFoundError: If the file does not exist.
+        FileNotFoundError: If there is neither.
     """
     return _load(path, [_parsed(override) for override in overrides])
 
@@ -93,12 +94,11 @@ def config_keys(cls: type = Config, prefix: str = "") -> list[str]:
 
 
 def _load(path: str | Path | None, changes: Iterable[tuple[str, Any]]) -> Config:
-    if path is not None and not Path(path).is_file():
-        raise FileNotFoundError(f"no configuration file at {path}")
+    path = None if path is None else recipe_file(path)
     base = OmegaConf.structured(Config)
     _unlock(base)
     try:
-        given: Any = OmegaConf.create({}) if path is None else _read_mapping(Path(path))
+        given: Any = OmegaConf.create({}) if path is None else _read_mapping(path)
         for key, value in changes:
             OmegaConf.update(given, key, value, merge=_is_section(key), force_add=True)
         _check_keys(given, Config, "")
