@@ -12,6 +12,8 @@
 # make test-trainers our batches for other trainers with RLinf's and verl's own code
 # make test-ray      environments on Ray, in an environment of their own
 # make test-lerobot  our data sets with the package lerobot, and its data sets with ours
+# make release     sdist and wheel, built, checked and tried on every Python; ARGS=--rehearse at any time
+# make licences    THIRD_PARTY_LICENCES.md again
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -19,7 +21,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot lint format figures gpu mutants coverage reference wheel clean
+.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot lint format figures gpu mutants coverage reference release licences clean
 
 setup: $(READY)
 
@@ -98,6 +100,7 @@ lint: $(READY)
 	$(BIN)/mypy
 	$(BIN)/codespell
 	$(BIN)/lint-imports
+	$(BIN)/hadolint docker/Dockerfile
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -123,8 +126,17 @@ coverage: $(READY)
 reference: $(READY)
 	$(BIN)/python scripts/reference.py
 
-wheel: $(READY)
-	$(BIN)/python -m build --wheel --no-isolation
+release: $(VENV)/release/.ready
+	$(VENV)/release/bin/python scripts/release.py $(ARGS)
+
+licences: $(VENV)/release/.ready
+	$(VENV)/release/bin/python scripts/licences.py
+
+$(VENV)/release/.ready:
+	$(PYTHON) -m venv $(VENV)/release
+	$(VENV)/release/bin/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24" "build>=1.2" \
+		"twine>=6.1" "check-wheel-contents>=0.6.2"
+	@touch $@
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,6 @@
 #!/bin/sh
 # System libraries of the simulators: OpenCV wants libGL and glib, MuJoCo renders through EGL or OSMesa.
+# With --required (for images) it is an error if they cannot be installed.
 packages="libgl1 libglib2.0-0 libegl1 libosmesa6"
 
 if ! command -v dpkg >/dev/null 2>&1; then
@@ -17,5 +18,6 @@ if [ "$(id -u)" = 0 ] && { apt-get update -qq && DEBIAN_FRONTEND=noninteractive 
 else
     echo "setup: could not install system packages. Everything works without them but rendering simulators. To have it, run:"
     echo "    sudo apt-get install$missing"
+    [ "$1" = --required ] && exit 1
 fi
 exit 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import re
 import runpy
 import shlex
@@ -74,6 +75,8 @@ def test_commands_are_such_as_exist(page):
             check_options(page, arguments[arguments.index("pcm_rl.cli") + 1 :])
         elif name == "pcm-rl":
             check_options(page, arguments)
+        elif name == "docker":
+            check_docker(page, arguments)
         elif name == "sbatch":
             script = next(i for i, text in enumerate(arguments) if text.endswith(".sbatch"))
             assert (ROOT / arguments[script]).is_file()
@@ -93,9 +96,20 @@ def check_options(page: Path, arguments: list[str]) -> None:
     options = _parse(rooted(arguments))
     config = getattr(options, "config", None)
     if hasattr(options, "overrides") and not getattr(options, "resume", None) and not hasattr(options, "folder"):
-        assert config is None or Path(config).is_file() or config in files_of(page), config
+        config = None if config in files_of(page) else config
         overrides = split_options(options.overrides)[1] if arguments[0] == "plan" else options.overrides
-        load_config(config if config and Path(config).is_file() else None, overrides)
+        load_config(config, overrides)
+
+
+def check_docker(page: Path, arguments: list[str]) -> None:
+    """The image is built from a file that is there and with arguments that it knows; what runs in it is a command."""
+    if arguments[0] == "build":
+        text = (ROOT / arguments[arguments.index("--file") + 1]).read_text()
+        given = [after for word, after in itertools.pairwise(arguments) if word == "--build-arg"]
+        assert all(f"ARG {argument.partition('=')[0]}=" in text for argument in given), arguments
+    else:
+        image = next(i for i, word in enumerate(arguments) if re.fullmatch(r"pcm_rl(:\w+)?", word))
+        check_options(page, arguments[image + 1 :])
 
 
 def files_of(page: Path) -> dict[str, str]:
