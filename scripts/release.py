@@ -65,7 +65,7 @@ def unready(version: str, changelog: str, changes: str, tagged: bool) -> list[st
 
     Args:
         version: Of the package.
-        changelog: Text of CHANGELOG.md; its newest section is the version's, ``## 0.2.0`` or ``## 0.2.0 (a date)``.
+        changelog: Text of CHANGELOG.md; its newest section is the version's, ``## 0.2.0`` or ``## 0.2.0 (2026-12-31)``.
         changes: What git says of the work tree; empty where nothing has changed.
         tagged: Whether there is a tag of the version.
     """
@@ -73,8 +73,10 @@ def unready(version: str, changelog: str, changes: str, tagged: bool) -> list[st
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         lacks.append(f"{version} is a development version; set __version__ in pcm_rl/__init__.py, such as 0.2.0")
     newest = (re.findall(r"^## (.+)$", changelog, re.MULTILINE) or ["nothing"])[0]
-    if newest.split(" (")[0] != version:
-        lacks.append(f"CHANGELOG.md begins with the section {newest!r}; expected {version!r}")
+    if not re.fullmatch(re.escape(version) + r"( \(\d{4}-\d\d-\d\d\))?", newest):
+        lacks.append(
+            f"CHANGELOG.md begins with the section {newest!r}; expected '{version}' or '{version} (2026-12-31)'"
+        )
     if changes:
         lacks.append(f"the work tree has changes; commit or remove them:\n{changes}")
     if tagged:

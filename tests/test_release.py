@@ -51,11 +51,12 @@ def test_files_that_are_missing_or_too_many_are_named(release, monkeypatch, buil
 
 
 def test_what_is_not_ready_is_refused_at_once(release):
-    ready = "# Changelog\n\n## 0.2.0 (1 May)\n\n- a\n\n## 0.1.0\n"
+    ready = "# Changelog\n\n## 0.2.0 (2026-05-01)\n\n- a\n\n## 0.1.0\n"
     assert release.unready("0.2.0", ready, "", False) == release.unready("0.1.0", "## 0.1.0\n", "", False) == []
     lacks = release.unready("0.3.0.dev0", ready, " M README.md", True)
-    words = ("development version", "begins with the section '0.2.0 (1 May)'", "has changes", "a tag v0.3.0.dev0")
+    words = ("development version", "begins with the section '0.2.0 (2026-05-01)'", "has changes", "a tag v0.3.0.dev0")
     assert len(lacks) == len(words) and all(word in text for word, text in zip(words, lacks, strict=True))
+    assert "'0.2.0 (unreleased)'" in release.unready("0.2.0", "## 0.2.0 (unreleased)\n", "", False)[0]
     assert "'nothing'" in release.unready("0.2.0", "# Changelog\n", "", False)[0]
 
 
