@@ -73,10 +73,10 @@ def unready(version: str, changelog: str, changes: str, tagged: bool) -> list[st
     if not re.fullmatch(r"\d+\.\d+\.\d+", version):
         lacks.append(f"{version} is a development version; set __version__ in pcm_rl/__init__.py, such as 0.2.0")
     newest = (re.findall(r"^## (.+)$", changelog, re.MULTILINE) or ["nothing"])[0]
-    if not re.fullmatch(re.escape(version) + r"( \(\d{4}-\d\d-\d\d\))?", newest):
-        lacks.append(
-            f"CHANGELOG.md begins with the section {newest!r}; expected '{version}' or '{version} (2026-12-31)'"
-        )
+    expected = version.split(".dev")[0]
+    if not re.fullmatch(re.escape(expected) + r"( \(\d{4}-\d\d-\d\d\))?", newest):
+        dated = f"'{expected}' or '{expected} (2026-12-31)'"
+        lacks.append(f"CHANGELOG.md begins with the section {newest!r}; expected {dated}")
     if changes:
         lacks.append(f"the work tree has changes; commit or remove them:\n{changes}")
     if tagged:
