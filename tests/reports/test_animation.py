@@ -20,7 +20,7 @@ def marks(picture):
     pixels = np.asarray(picture).astype(int)
     top = pixels.shape[0] - 2 - 26 + 4  # the legend has 26 rows
     dark = np.array(ImageColor.getrgb(CURSOR_COLOR))
-    return set(np.flatnonzero((np.abs(pixels[top] - dark).sum(-1) == 0)).tolist())
+    return set(np.flatnonzero(np.abs(pixels[top] - dark).sum(-1) == 0).tolist())
 
 
 def bar_row(picture):
