@@ -1,10 +1,11 @@
 # make train   the main job: GRPO with chunk selection learns pick and place on a CPU
 # make test    all tests; ARGS="--numprocesses 4 --dist loadfile" on several cores
-# make lint    ruff, strict types, spelling
+# make lint    ruff, strict types, spelling, the Dockerfile
 # make figures the documentation's figures and tables, from benchmarks/results
 # make gpu     what only a GPU can say: GPU tests, steps, speed and memory of the 7B with random weights
 # make mutants, make coverage   which changes of the method no test notices; which lines no test runs
 # make reference  the generated parts of the documents
+# make docs       the documentation site in build/site, its links checked; make docs-look tries it in a browser
 # make setup   what the others need, in the versions of constraints.txt; each of them does it by itself, once
 # make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
 # make test-newest   all tests with the newest versions, in an environment of their own
@@ -12,8 +13,8 @@
 # make test-trainers our batches for other trainers with RLinf's and verl's own code
 # make test-ray      environments on Ray, in an environment of their own
 # make test-lerobot  our data sets with the package lerobot, and its data sets with ours
-# make release     sdist and wheel, built, checked and tried on every Python; ARGS=--rehearse at any time
-# make licences    THIRD_PARTY_LICENCES.md again
+# make release   sdist and wheel, built, checked and tried on every Python; ARGS=--rehearse at any time
+# make licences  THIRD_PARTY_LICENCES.md again
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -21,7 +22,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot lint format figures gpu mutants coverage reference release licences clean
+.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot lint format figures gpu mutants coverage reference docs docs-look release licences clean
 
 setup: $(READY)
 
@@ -30,7 +31,7 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(LOCKED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[libero,metaworld,video,vla,pi0,qlora,sb3,lerobot,examples,dev]"
+		--editable ".[libero,metaworld,video,vla,pi0,qlora,sb3,lerobot,examples,docs,dev]"
 	@touch $@
 
 lock:
@@ -125,6 +126,14 @@ coverage: $(READY)
 
 reference: $(READY)
 	$(BIN)/python scripts/reference.py
+
+docs: $(READY)
+	$(BIN)/python scripts/site_pages.py
+	$(BIN)/python scripts/served.py build/site $(BIN)/linkchecker --config scripts/linkcheckerrc
+
+docs-look: docs
+	$(BIN)/python -m pip install --quiet playwright axe-playwright-python
+	$(BIN)/python scripts/site_look.py
 
 release: $(VENV)/release/.ready
 	$(VENV)/release/bin/python scripts/release.py $(ARGS)

@@ -29,6 +29,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "THIRD_PARTY_LICENCES.md"
 ALWAYS = "always"
+TOOLS = {"dev", "docs"}
 UNLISTED = re.compile(r"(nvidia|cuda)-|triton\b")
 COPYLEFT = re.compile(r"GPL|MPL|EUPL|CC.BY.SA")
 IN_THEIR_FILE = {"bddl": "MIT", "robosuite": "MIT", "torchrl": "MIT"}  # their metadata does not say it
@@ -102,7 +103,7 @@ def page(packages: dict[str, dict[str, str]]) -> str:
     users = {name: [extra for extra, found in packages.items() if name in found] for name in sorted(licences)}
     users = {name: [ALWAYS] if ALWAYS in extras else extras for name, extras in users.items()}
     free = {name for name, text in licences.items() if not COPYLEFT.search(text)}
-    tools = {name for name, extras in users.items() if extras == ["dev"]}
+    tools = {name for name, extras in users.items() if TOOLS.issuperset(extras)}
     words = {name: ", ".join(f"`{extra}`" for extra in extras) for name, extras in users.items()}
     words["copyleft"] = ", ".join(_in_words(name, licences, users) for name in users if name not in free | tools)
     words["tools"] = ", ".join(f"`{name}` ({licences[name]})" for name in users if name in tools - free)

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
+import licences
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "licences.py"
 
-
-@pytest.fixture(scope="module")
-def licences():
-    spec = importlib.util.spec_from_file_location("licences", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_every_direct_dependency_has_its_line(licences):
+def test_every_direct_dependency_has_its_line():
     rows = licences.listed(licences.PAGE.read_text())
     assert licences.missing(rows, licences.direct()) == [], "run make licences"
 
 
-def test_a_new_dependency_and_an_extra_that_is_gone_are_named(licences):
+def test_a_new_dependency_and_an_extra_that_is_gone_are_named():
     rows = {"torch": {"always"}, "mujoco": {"libero"}}
     assert licences.missing(rows, {"always": {"torch"}, "libero": {"mujoco", "torch"}}) == []
     new, gone = licences.missing(rows, {"always": {"torch"}, "video": {"mujoco"}})
@@ -40,11 +28,11 @@ def test_a_new_dependency_and_an_extra_that_is_gone_are_named(licences):
         ({"name": "somebody"}, "not in its metadata"),
     ],
 )
-def test_licence_of_metadata(licences, metadata, expected):
+def test_licence_of_metadata(metadata, expected):
     assert licences.licence(metadata) == expected
 
 
-def test_copyleft_is_named_at_the_top(licences):
+def test_copyleft_is_named_at_the_top():
     extras = {"always": {"torch": "BSD"}, "libero": {"torch": "BSD", "easydict": "LGPL-3.0-only"}}
     extras["dev"] = {"codespell": "GPL-2.0-only", "imageio-ffmpeg": "BSD", "opencv-python": "Apache 2.0"}
     text = licences.page(extras)

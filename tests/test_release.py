@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import subprocess
@@ -10,16 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import release
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def release():
-    spec = importlib.util.spec_from_file_location("release", ROOT / "scripts" / "release.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +26,11 @@ def built(tmp_path_factory):
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="the list of files is git's")
-def test_the_sdist_is_the_repository_and_the_wheel_is_the_package(release, built):
+def test_the_sdist_is_the_repository_and_the_wheel_is_the_package(built):
     assert release.differences(*built) == []
 
 
-def test_files_that_are_missing_or_too_many_are_named(release, monkeypatch, built):
+def test_files_that_are_missing_or_too_many_are_named(monkeypatch, built):
     sdist, wheel, _ = built
     tracked = (release.names_in_sdist(sdist) - {"PKG-INFO", "configs/reach.yaml"}) | {"pcm_rl/forgotten.py"}
     monkeypatch.setattr(release, "_git", lambda *arguments: "\n".join(tracked))
@@ -50,7 +42,7 @@ def test_files_that_are_missing_or_too_many_are_named(release, monkeypatch, buil
     ]
 
 
-def test_what_is_not_ready_is_refused_at_once(release):
+def test_what_is_not_ready_is_refused_at_once():
     ready = "# Changelog\n\n## 0.2.0 (2026-05-01)\n\n- a\n\n## 0.1.0\n"
     assert release.unready("0.2.0", ready, "", False) == release.unready("0.1.0", "## 0.1.0\n", "", False) == []
     lacks = release.unready("0.3.0.dev0", ready, " M README.md", True)
@@ -60,7 +52,7 @@ def test_what_is_not_ready_is_refused_at_once(release):
     assert "'nothing'" in release.unready("0.2.0", "# Changelog\n", "", False)[0]
 
 
-def test_a_missing_interpreter_is_named(release, monkeypatch, tmp_path):
+def test_a_missing_interpreter_is_named(monkeypatch, tmp_path):
     hint = tmp_path / "python3.9"
     hint.write_text("#!/bin/sh\nexit 127\n")
     hint.chmod(0o755)
@@ -70,7 +62,7 @@ def test_a_missing_interpreter_is_named(release, monkeypatch, tmp_path):
     assert list(release.found(sys.executable).values()) == [sys.executable]
 
 
-def test_the_version_stands_in_one_place(release):
+def test_the_version_stands_in_one_place():
     import pcm_rl
 
     assert release.version_of(ROOT) == pcm_rl.__version__
@@ -78,7 +70,7 @@ def test_the_version_stands_in_one_place(release):
         assert not re.search(rf"^version\b|{re.escape(pcm_rl.__version__)}", (ROOT / name).read_text(), re.MULTILINE)
 
 
-def test_the_pythons_are_those_of_the_workflow(release):
+def test_the_pythons_are_those_of_the_workflow():
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
     jobs = re.findall(r"python-version: (?:\[([^\]]+)\]|\|\n((?: +3\.\d+\n)+))", workflow)
     assert [re.findall(r"3\.\d+", "".join(job)) for job in jobs] == 2 * [release.classified(ROOT)]
