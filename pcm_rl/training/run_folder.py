@@ -36,8 +36,8 @@ def refuse_existing(folder: Path) -> None:
 
 def check_logger(name: str) -> None:
     """Raise ``ImportError`` with the command that installs it if a logger's package is missing."""
-    if name != "none" and importlib.util.find_spec(name) is None:  # a logger has the name of its package
-        raise ImportError(f"logger={name} needs the package {name}; run: pip install {name}")
+    if name != "none" and importlib.util.find_spec(name) is None:  # a logger has the name of its package, and its extra
+        raise ImportError(f"logger={name} needs the package {name}; run: pip install 'pcm_rl[{name}]'")
 
 
 def check_expert(config: Config) -> None:

@@ -90,6 +90,7 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
         check_frozen(ranks, trainer.policy)
         stack.enter_context(contextlib.closing(trainer.env))
         stack.callback(trainer.ahead.abandon)
+        stack.push(trainer.close_output)
         with trainer.saved_whatever_happens(listener):
             trainer.resume() if resume else trainer.start()
             while True:
@@ -394,6 +395,12 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         assert self.held is not None and self.output is not None
         self.output.save(self.held)
+
+    def close_output(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the run where it is logged, after an exception of this kind or after none."""
+        if self.output is not None:
+            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+            self.output.log.close("finished" if kind is None else "interrupted" if stopped else "failed")
 
     def _write_last(self) -> None:
         """Write what is held; a first signal that comes in between, after an error, has it begin again."""
