@@ -7,14 +7,17 @@ environment says otherwise.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from pcm_rl.config import Config, ConfigError
+from pcm_rl.config.written import as_written
 
 PROJECT = "pcm_rl"  # of wandb and Trackio, experiment of MLflow, where the environment names none
 Outcome = Literal["finished", "interrupted", "failed"]
@@ -31,7 +34,7 @@ class LoggedRun:
         name: For people, such as ``runs/reach-pcm-seed0``; several runs may have the same.
         id: Of this run alone; a resumed run has it again.
         folder: The run folder.
-        settings: The configuration, nested.
+        settings: The configuration, nested; what the recipe takes from the environment stays as the recipe has it.
     """
 
     name: str
@@ -44,7 +47,7 @@ class LoggedRun:
         """The run of a configuration; a comparison's runs have its name before their own."""
         place = Path(config.run_dir)
         name = (Path(place.name) / config.folder.relative_to(place)).as_posix()
-        return cls(name, run_id, config.folder, asdict(config))
+        return cls(name, run_id, config.folder, as_written(config))
 
 
 class Logger(Protocol):
@@ -140,10 +143,11 @@ class MLflow:
 
     def __init__(self, run: LoggedRun) -> None:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        from mlflow import MlflowClient
+        from mlflow import MlflowClient, get_tracking_uri
 
-        self.client = MlflowClient()
-        experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
+        with _alone_at(get_tracking_uri()):
+            self.client = MlflowClient()
+            experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT))
         found = self.client.search_runs([experiment], f"tags.`{PROJECT}.run` = '{run.id}'", max_results=1)
         if found:
             self.id: str = found[0].info.run_id
@@ -226,6 +230,17 @@ _OPEN: Mapping[str, Callable[[LoggedRun], Logger]] = {
     "mlflow": MLflow,
     "trackio": Trackio,
 }
+
+
+@contextlib.contextmanager
+def _alone_at(address: str) -> Iterator[None]:
+    """Within it no other run makes the tables of a new MLflow data base, which goes wrong for two at once."""
+    if not address.startswith("sqlite:///"):
+        yield
+        return
+    with open(f"{address.removeprefix('sqlite:///')}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from pcm_rl.processes.launch import egl_line, joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
+from pcm_rl.reports.versions import training_versions
 from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
@@ -128,7 +129,11 @@ class Trainer:
         if config.policy.init is not None:
             self.states.check_policy(policy_metadata(config.policy.init), config.env.id)
         self.spent = Spent()
-        self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
+        self.summary: dict[str, Any] = {
+            "init_states": self.states.describe(),
+            "hardware": hardware(ranks.size),
+            "versions": training_versions(config.env.id),
+        }
         self.output: Output | None = None  # on the first process, once the folder is open
         self.evaluated: tuple[int, float | None] = (-1, None)  # step and success of the last evaluation
         self.saved: int | None = None  # step of the newest checkpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import signal
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -272,3 +273,17 @@ def test_the_package_keeps_name_settings_and_every_scalar_once(tmp_path, name):
         assert run.outcome == "finished"
         assert READERS[name](tmp_path / "other", "fedcba9876543210").outcome == "failed"
     assert READERS[name](tmp_path / "other", "fedcba9876543210").scalars["train/loss"] == [(1, 7)]
+
+
+@pytest.mark.usefixtures("offline")
+def test_several_runs_make_one_mlflow_data_base_at_once(tmp_path):
+    pytest.importorskip("mlflow")
+    code = (
+        "import sys; from pathlib import Path; from pcm_rl.reports.loggers import LoggedRun, open_logger;"
+        "logger = open_logger('mlflow', LoggedRun('runs/run', sys.argv[1], Path(), {}));"
+        "logger.log({'train/success': 0.5}, 1); logger.close('finished')"
+    )
+    runs = [subprocess.Popen([sys.executable, "-c", code, f"{number:016d}"]) for number in range(3)]
+    assert [run.wait() for run in runs] == [0, 0, 0]
+    for number in range(3):
+        assert READERS["mlflow"](tmp_path, f"{number:016d}").scalars["train/success"] == [(1, 0.5)]
