@@ -5,6 +5,7 @@
 # make gpu     what only a GPU can say: GPU tests, steps, speed and memory of the 7B with random weights
 # make mutants, make coverage   which changes of the method no test notices; which lines no test runs
 # make reference  the generated parts of the documents
+# make docs       the documentation site in build/site, its links checked; make docs-look tries it in a browser
 # make setup   what the others need, in the versions of constraints.txt; each of them does it by itself, once
 # make lock    constraints.txt again: what is there stays; ARGS=--upgrade takes the newest versions
 # make test-newest   all tests with the newest versions, in an environment of their own
@@ -20,7 +21,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot test-loggers lint format figures gpu mutants coverage reference wheel clean
+.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot test-loggers lint format figures gpu mutants coverage reference docs docs-look wheel clean
 
 setup: $(READY)
 
@@ -29,7 +30,7 @@ $(READY): pyproject.toml constraints.txt scripts/system_packages.sh
 	sh scripts/system_packages.sh
 	$(PYTHON) -m venv $(VENV)
 	$(LOCKED) $(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable ".[libero,metaworld,video,vla,pi0,qlora,sb3,lerobot,examples,dev]"
+		--editable ".[libero,metaworld,video,vla,pi0,qlora,sb3,lerobot,examples,docs,dev]"
 	@touch $@
 
 lock:
@@ -134,6 +135,14 @@ coverage: $(READY)
 
 reference: $(READY)
 	$(BIN)/python scripts/reference.py
+
+docs: $(READY)
+	$(BIN)/python scripts/site_pages.py
+	$(BIN)/python scripts/served.py build/site $(BIN)/linkchecker --config scripts/linkcheckerrc
+
+docs-look: docs
+	$(BIN)/python -m pip install --quiet playwright axe-playwright-python
+	$(BIN)/python scripts/site_look.py
 
 wheel: $(READY)
 	$(BIN)/python -m build --wheel --no-isolation

@@ -448,6 +448,40 @@ def goal() -> list[list[str]]:
     return table
 
 
+LONGER = (  # recipe, file of its evaluations, column of the run where there are several, minutes of a core
+    ("metaworld_push", "single-push-evaluation", None, "not measured"),
+    ("metaworld_pick_place", "single-pick_place-evaluation", None, "not measured"),
+    ("libero_object_state", "libero_object-evaluation", None, "94"),
+    ("libero_spatial_state", "single-spatial-evaluation", None, "not measured"),
+    ("openvla_tiny_libero", "openvla_tiny-evaluation", "run", "25 to 35"),
+    ("pi0_tiny_libero", "pi0_tiny-evaluation", "run", "not measured"),
+)
+
+
+def recipes() -> list[list[str]]:
+    """Success of the recipes on initial states that training never sees, one run each."""
+    table = [["recipe", "success before", "after", "minutes of a core", "raw"]]
+    for row in read_csv("recipes"):
+        before, after = (_percent(*(row[f"{when}_{key}"] for key in ("success", "low", "high")))
+                         for when in ("before", "after"))  # fmt: skip
+        table.append([f"`{row['recipe']}`", before, after, row["core_min"], _raw("recipes")])
+    for recipe, name, run, minutes in LONGER:
+        rows = read_csv(name)
+        for number in dict.fromkeys(row[run] if run else "" for row in rows):
+            mine = [row for row in rows if not run or row[run] == number]
+            first, last = (_percent(row["success"], row["low"], row["high"]) for row in (mine[0], mine[-1]))
+            table.append([f"`{recipe}`{f', run {number}' if run else ''}", first, last, minutes, _raw(name)])
+    return table
+
+
+def _percent(success: str, low: str, high: str) -> str:
+    return f"{100 * float(success):.0f} % [{100 * float(low):.0f}, {100 * float(high):.0f}]"
+
+
+def _raw(name: str) -> str:
+    return f"[raw](../benchmarks/results/{name}.csv)"
+
+
 OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "goal": goal,
     "gradient-error": gradient,
@@ -464,6 +498,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "plan-check": plan_check,
     "plan-helps": plan_helps,
     "peers-prices": prices,
+    "recipes": recipes,
     "reliability": reliability,
     "rlinf-update": rlinf_update,
     "scale": scale,

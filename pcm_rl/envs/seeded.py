@@ -13,9 +13,6 @@ class SeededStates(gym.Wrapper[Any, Any, Any, Any]):
     A GRPO group is several rollouts from one initial state. Most Gymnasium environments make it from the seed, so a
     seed names it. The environment must give the same state for the same seed again, on one instance and across
     instances.
-
-    Args:
-        env: Any environment.
     """
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

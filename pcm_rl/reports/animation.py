@@ -49,13 +49,21 @@ def animate_recording(path: Path, title: str) -> tuple[bytes, tuple[int, int], i
     return encode_webp(pictures, 12.0, max_bytes=MAX_BYTES), pictures[0].size, len(frames), metadata
 
 
-def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, title: str) -> list[Image.Image]:
+def annotate(
+    frames: NDArray[np.uint8],
+    phase: NDArray[np.integer[Any]],
+    *,
+    title: str,
+    kept: NDArray[np.bool_] | None = None,
+) -> list[Image.Image]:
     """Draw a title, the phase time line with a cursor, and a legend around every frame of an episode.
 
     Args:
         frames: ``[T, H, W, 3]`` uint8.
         phase: Phase of every frame, ``[T]`` integers; -1 for none.
         title: One line of text; cut with an ellipsis where it does not fit.
+        kept: Whether a frame is of a chunk that a rule keeps, ``[T]`` bool: a dark mark below its cell. None marks
+            nothing.
 
     Returns:
         T pictures of one size. Cell ``t`` of the time line has the colour of ``phase[t]``; on picture ``t`` the cursor
@@ -69,6 +77,8 @@ def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, titl
         raise ValueError(f"frames must be uint8 [T, H, W, 3], got {frames.dtype} {frames.shape}")
     if phase.shape != frames.shape[:1] or not np.issubdtype(phase.dtype, np.integer):
         raise ValueError(f"phase must be integers [{len(frames)}], got {phase.dtype} {phase.shape}")
+    if kept is not None and (kept.shape != phase.shape or kept.dtype != np.bool_):
+        raise ValueError(f"kept must be bool [{len(frames)}], got {kept.dtype} {kept.shape}")
     if phase.size and not (-1 <= phase.min() and phase.max() < len(Phase)):
         raise ValueError(f"phase must lie in -1..{len(Phase) - 1}, got {phase.min()}..{phase.max()}")
     if not len(frames):
@@ -76,7 +86,7 @@ def annotate(frames: NDArray[np.uint8], phase: NDArray[np.integer[Any]], *, titl
     height = max(1, round(frames.shape[1] * _WIDTH / frames.shape[2]))
     # an enlarged small picture keeps its hard pixel edges: smoothed edges would look blurred
     resample = Image.Resampling.NEAREST if frames.shape[2] * 3 <= _WIDTH else Image.Resampling.BICUBIC
-    background = _background(phase, height, title)
+    background = _background(phase, height, title, np.zeros(len(phase), bool) if kept is None else kept)
     pictures = []
     for index, frame in enumerate(frames):
         picture = background.copy()
@@ -144,7 +154,7 @@ def label_font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
 
-def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Image.Image:
+def _background(phase: NDArray[np.integer[Any]], height: int, title: str, kept: NDArray[np.bool_]) -> Image.Image:
     """Everything that does not change from frame to frame."""
     picture = Image.new("RGB", (_WIDTH, _TITLE + height + _MARGIN + _BAR + _LEGEND + 2), PAPER_COLOR)
     draw = ImageDraw.Draw(picture)
@@ -162,6 +172,8 @@ def _background(phase: NDArray[np.integer[Any]], height: int, title: str) -> Ima
         left, right = round(_MARGIN + index * cell), round(_MARGIN + (index + 1) * cell)
         # cells narrower than a pixel must still be visible
         draw.rectangle((left, top, max(left, right - 1), top + _BAR - 1), fill=phase_color(value))
+        if kept[index]:
+            draw.rectangle((left, top + _BAR + 3, max(left, right - 1), top + _BAR + 6), fill=CURSOR_COLOR)
     return picture
 
 

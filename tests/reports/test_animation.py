@@ -15,6 +15,14 @@ def episode(count, height=20, width=30):
     return frames, phase
 
 
+def marks(picture):
+    """Columns with a dark mark below the time line."""
+    pixels = np.asarray(picture).astype(int)
+    top = pixels.shape[0] - 2 - 26 + 4  # the legend has 26 rows
+    dark = np.array(ImageColor.getrgb(CURSOR_COLOR))
+    return set(np.flatnonzero(np.abs(pixels[top] - dark).sum(-1) == 0).tolist())
+
+
 def bar_row(picture):
     """The row of the time line's middle: the cursor's halo and the legend are above and below it."""
     pixels = np.asarray(picture).astype(int)
@@ -115,3 +123,15 @@ def test_nothing_to_encode():
         encode_webp([], 10)
     with pytest.raises(ValueError, match="fps"):
         encode_webp(annotate(*episode(1), title="t"), 0)
+
+
+def test_what_is_kept_has_a_mark_below_its_cell():
+    count = 6
+    frames, phase = episode(count)
+    kept = np.array([False, True, False, False, True, False])
+    picture = annotate(frames, phase, title="t", kept=kept)[-1]
+    found = {index for index in range(count - 1) if cursor_x(index, count) in marks(picture)}
+    assert found == {1, 4}
+    assert not marks(annotate(frames, phase, title="t")[0])
+    with pytest.raises(ValueError, match="kept"):
+        annotate(frames, phase, title="t", kept=kept[:-1])
