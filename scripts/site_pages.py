@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[1]
 DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "build" / "site"
 LINK = re.compile(r'(\]\(|<img src=")(?!\w+:|#)([^)#\s"]+)')
 FENCE = re.compile(r"(^````?\w*\n.*?^````?$)", re.MULTILINE | re.DOTALL)
-ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):(?=<code>)")  # Sphinx's, which editors know
+ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):(<code>)~?")  # Sphinx's, which editors know
 SHOWN = {".py": "python", ".yaml": "yaml", ".sbatch": "bash", ".sh": "bash", ".toml": "toml"}
 
 
@@ -50,7 +50,7 @@ def main() -> None:
     if built.returncode or "griffe: " in built.stderr:  # what is wrong with a docstring does not end a build
         raise SystemExit("the site has errors: see above")
     for page in (SITE / "reference").rglob("*.html"):
-        page.write_text(ROLE.sub("", page.read_text()))
+        page.write_text(ROLE.sub(r"\1", page.read_text()))
     print(f"built: {SITE / 'index.html'}")
 
 
