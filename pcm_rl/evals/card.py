@@ -162,7 +162,9 @@ def _head(exported: Exported) -> str:
         "trained weights": _trained(config),
         "supervised start": start,
         "method": None if exported.step is None else f"GRPO, `{config.method}`",
-        "budget": None if exported.step is None else f"{config.selection.budget} chunks a trajectory",
+        "budget": None
+        if exported.step is None or config.selection.name == "none"
+        else f"{config.selection.budget} chunks a trajectory",
         "training steps": None
         if exported.step is None
         else f"{exported.step}, each of {config.groups} groups of {config.group_size} rollouts",
@@ -177,6 +179,8 @@ def _head(exported: Exported) -> str:
 
 def _trained(config: Config) -> str | None:
     section = _section(config)
+    if config.policy.family == "openvla" and section.adapters is not None and section.lora.rank:
+        return "LoRA adapters that others had trained before"
     if config.policy.family == "openvla":
         return f"LoRA adapters of rank {section.lora.rank}" if section.lora.rank else "all"
     return section.train if config.policy.family == "pi0" else None
