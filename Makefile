@@ -13,6 +13,7 @@
 # make test-trainers our batches for other trainers with RLinf's and verl's own code
 # make test-ray      environments on Ray, in an environment of their own
 # make test-lerobot  our data sets with the package lerobot, and its data sets with ours
+# make test-loggers  wandb, mlflow and trackio themselves, offline; they lie beside the environment
 # make release   sdist and wheel, built, checked and tried on every Python; ARGS=--rehearse at any time
 # make licences  THIRD_PARTY_LICENCES.md again
 PYTHON ?= python3
@@ -22,7 +23,7 @@ READY := $(VENV)/.ready
 LOCKED ?= PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 ARGS ?=
 
-.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot lint format figures gpu mutants coverage reference docs docs-look release licences clean
+.PHONY: setup lock train test test-newest test-envs test-trainers test-ray test-lerobot test-loggers lint format figures gpu mutants coverage reference docs docs-look release licences clean
 
 setup: $(READY)
 
@@ -93,6 +94,17 @@ $(VENV)/lerobot/.ready: $(READY)
 		"pandas<3" "numpy<2.3" "av<16" "deepdiff<9" draccus==0.10.0 jsonlines einops pyserial
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --target $(VENV)/lerobot --no-deps lerobot==0.4.4 \
 		"torchvision==$$($(BIN)/python -c 'import torch; print(f"0.{int(torch.__version__.split(chr(46))[1]) + 15}.*")')"
+	@touch $@
+
+# mlflow asks for older versions of some packages than ours, so all of it lies beside the environment
+test-loggers: $(VENV)/loggers/.ready
+	TRACKIO_DIR=$(VENV)/loggers/trackio PYTHONPATH=$(VENV)/loggers $(BIN)/python -m pytest tests/reports/test_loggers.py $(ARGS)
+
+$(VENV)/loggers/.ready: $(READY)
+	rm -rf $(VENV)/loggers
+	sed -E "/^(pyarrow|pillow|importlib.metadata|python-dateutil)==/d" constraints.txt > $(VENV)/loggers.txt
+	PIP_CONSTRAINT=$(VENV)/loggers.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--target $(VENV)/loggers wandb==0.31.0 mlflow==3.17.2 trackio==0.43.0
 	@touch $@
 
 lint: $(READY)

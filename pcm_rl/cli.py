@@ -258,11 +258,14 @@ def _plot(options: argparse.Namespace) -> None:
 
 def _export(options: argparse.Namespace) -> None:
     from pcm_rl.evals.export import export_run
-    from pcm_rl.policies.openvla.merged import push
+    from pcm_rl.evals.push import check_repository, push_to_hub
 
-    print(f"written: {export_run(options.run_folder, options.folder, adapters=options.adapters)}")
     if options.push is not None:
-        print(f"pushed: {push(options.folder, options.push, private=not options.public)}")
+        check_repository(options.push, private=not options.public)
+    run, folder, base = options.run_folder, options.folder, options.base_model
+    print(f"written: {export_run(run, folder, adapters=options.adapters, base_model=base)}")
+    if options.push is not None:
+        print(f"pushed: {push_to_hub(folder, options.push, private=not options.public)}")
 
 
 def _methods(text: str) -> list[str]:
@@ -356,11 +359,16 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(command)
     sub = command("plot", _plot, "write report.html of a run folder again", config=False)
     sub.add_argument("folder", metavar="RUN")
-    sub = command("export", _export, "write a run's policy as a checkpoint folder", config=False)
+    sub = command("export", _export, "write a run's policy as a checkpoint folder, with a model card", config=False)
     sub.add_argument("run_folder", metavar="RUN")
     sub.add_argument("folder", metavar="FOLDER", help="new or empty")
     sub.add_argument("--adapters", action="store_true", help="only the adapters, as peft writes them")
-    sub.add_argument("--push", metavar="OWNER/NAME", help="also upload the folder to the Hugging Face hub, as private")
+    sub.add_argument("--base-model", metavar="OWNER/NAME", help="name of the base checkpoint on the hub, for the card")
+    sub.add_argument(
+        "--push", metavar="OWNER/NAME",
+        help="also upload the folder to the Hugging Face hub, as private; in an existing repository files of the same "
+        "names are replaced in one commit and others stay; one whose README.md or weights are others' is refused",
+    )  # fmt: skip
     sub.add_argument("--public", action="store_true", help="upload it for everyone")
     return parser
 

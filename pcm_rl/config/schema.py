@@ -39,7 +39,7 @@ class Config:
         name: Folder of this run, within ``run_dir``; None makes one from the environment, the method and the seed.
         threads: Torch threads; None leaves torch's choice.
         device: Torch device of the policy and the update; ``cuda`` is with several processes the GPU of each.
-        logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``; ``metrics.csv`` is always written.
+        logger: ``tensorboard``, ``wandb``, ``mlflow``, ``trackio`` or ``none``; ``metrics.csv`` is always written.
         record: Film a success and a failure for the report, where the environment renders.
         env: The environment.
         policy: The policy.
@@ -96,7 +96,7 @@ class Config:
                 f"update.entropy_coeff={self.update.entropy_coeff:g} means nothing for policy.family="
                 f"{self.policy.family}: the noise that it draws from is fixed, and so is its entropy; give 0"
             )
-        one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "none"))
+        one_of(self, "logger", ("tensorboard", "wandb", "mlflow", "trackio", "none"))
         if self.name is not None:
             _check_name(self.name)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from gymnasium import spaces
 
 from pcm_rl.config import ConfigError, load_run_config
+from pcm_rl.evals.card import Exported, hub_name, write_card
 from pcm_rl.policies.family import Exports
 from pcm_rl.support.room import check_room
 from pcm_rl.training.build import policy_for
@@ -14,13 +16,15 @@ from pcm_rl.training.checkpoint import load_policy, policy_metadata
 from pcm_rl.training.generations import generations, newest_whole
 
 
-def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -> Path:
-    """Write what a run has trained, in the layout of the checkpoint that it started from.
+def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False, base_model: str | None = None) -> Path:
+    """Write what a run has trained, in the layout of the checkpoint that it started from, with a model card.
 
     Args:
         run: Folder of a run, or of ``pcm-rl sft``, whose policy can be exported, such as an OpenVLA.
         folder: New or empty.
         adapters: Only the adapters, as peft writes them, instead of the whole model with the adapters in its weights.
+        base_model: ``OWNER/NAME`` of the base checkpoint on the hub, for the card and for peft's file; None where it is
+            not known. One in the hub's cache is known.
 
     Returns:
         ``folder``.
@@ -33,6 +37,7 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
     """
     run, folder = Path(run), Path(folder)
     config = load_run_config(run, ["device=cpu"])
+    base = hub_name(config, base_model)
     # of a run, or of a supervised start
     saved = (newest_whole(run) if generations(run) else run) / "policy.safetensors"
     if not saved.is_file():
@@ -48,6 +53,13 @@ def export_run(run: str | Path, folder: str | Path, *, adapters: bool = False) -
     if not isinstance(policy, Exports):
         raise ConfigError(f"{run}: policy.family={config.policy.family} cannot be exported (it has no export(folder))")
     try:
-        return policy.export(folder, adapters=adapters)
+        policy.export(folder, adapters=adapters)
     except ValueError as error:
         raise ConfigError(f"{run}: {error}") from error
+    state, step = {}, None
+    if (saved.parent / "state.json").is_file():
+        state = json.loads((saved.parent / "state.json").read_bytes())
+        step = int(state["step"])
+    held_out = policy_metadata(saved).get("held_out")
+    write_card(folder, Exported(run, config, step, state, held_out, adapters, base))
+    return folder

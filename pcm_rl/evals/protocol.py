@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pcm_rl.config import DRAW_NUMBERS, Config, ConfigError, load_run_config
 from pcm_rl.evals.result_file import choose_file, head_of, write_result
-from pcm_rl.evals.scorecard import column_record, result_table, versions
+from pcm_rl.evals.scorecard import column_record, result_table
 from pcm_rl.reports.console import table_console
 from pcm_rl.reports.films import film_tasks, require_video
+from pcm_rl.reports.versions import versions
 from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +12,7 @@ from rich.text import Text
 from torch import Tensor
 
 from pcm_rl.config import EnvConfig, as_written
-from pcm_rl.envs.libero.package import find_libero
 from pcm_rl.rollouts.evaluate import Evaluation, place
-
-_PACKAGES = ("pcm_rl", "torch", "mujoco", "metaworld")  # their versions may change a trajectory
 
 
 def result_table(columns: Mapping[str, EnvConfig], evaluations: Sequence[Evaluation]) -> Table:
@@ -86,15 +81,6 @@ def column_record(
         "dropped": [place(env, state) for state in evaluation.dropped],
         "tasks": tasks,
     }
-
-
-def versions(env_id: str) -> dict[str, str]:
-    """What is installed of the packages on whose version an evaluation may depend; for LIBERO, which of them it is."""
-    found = {}
-    for name in _PACKAGES:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found | ({"libero": find_libero()} if env_id == "pcm_rl/Libero-v0" else {})
 
 
 def _label(env: EnvConfig, evaluation: Evaluation, task: int) -> str:

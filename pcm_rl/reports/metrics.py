@@ -1,4 +1,4 @@
-"""The output of a run during training: ``metrics.csv``, a logger's scalars, and lines of text."""
+"""The output of a run during training: its tables, a tracker that follows them, and lines of text."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from torchrl.record.loggers import get_logger
-
 from pcm_rl.reports.columns import EVALUATION, METRICS, headers
+from pcm_rl.reports.follower import EVALUATED, TRAIN, Follower
+from pcm_rl.reports.loggers import Outcome
 from pcm_rl.support.writing import replacing, sync
 
 Cells = dict[str, Any]
@@ -52,6 +52,11 @@ class CsvTable:
         with self.path.open("a", newline="") as file:
             csv.DictWriter(file, self.columns).writerow(cells)
         self._last = cells
+
+    def rows(self) -> list[dict[str, float]]:
+        """What is in the file, by step; empty cells are left out."""
+        rows = self._read(int(self._last_step)) if self._last else {}
+        return [{key: float(cell) for key, cell in cells.items() if cell} for cells in rows.values()]
 
     def has(self, row: Mapping[str, float]) -> bool:
         """Whether this row is the last one already."""
@@ -102,25 +107,24 @@ def _number(cell: float | str | None) -> float | None:
 
 
 class RunLog:
-    """Tables of a run folder, and a scalar logger beside them.
+    """Tables of a run folder, and a tracker that gets their rows as scalars.
 
     Args:
         folder: The run folder.
-        logger: ``tensorboard``, ``wandb``, ``mlflow`` or ``none``.
         keep_until: See :class:`CsvTable`.
         extra: Further columns of ``metrics.csv``, after those of :data:`~pcm_rl.reports.columns.METRICS`: measured by a
             user's rule or advantage.
 
     Attributes:
+        metrics: ``metrics.csv``.
+        evaluation: ``evaluation.csv``.
         repairs: A line for each damage of a table that was found.
 
     Raises:
         ValueError: If an extra column has the name of another column.
     """
 
-    def __init__(
-        self, folder: Path, logger: str = "none", keep_until: int | None = None, extra: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, folder: Path, keep_until: int | None = None, extra: Sequence[str] = ()) -> None:
         columns = [*headers(METRICS), *extra]
         if repeated := sorted({name for name in extra if columns.count(name) > 1}):
             raise ValueError(f"metrics.csv has a column {repeated[0]!r} already; give the extra one another name")
@@ -129,15 +133,27 @@ class RunLog:
         self.evaluation = CsvTable(folder / "evaluation.csv", headers(EVALUATION), keep_until)
         self.repairs = [*self.metrics.repairs, *self.evaluation.repairs]
         self._undeclared: set[str] = set()
-        self._logger = None if logger == "none" else get_logger(logger, str(folder), "tensorboard")
-        if self._logger is not None and logger == "tensorboard" and keep_until is not None:
-            _forget_after(self._logger.experiment, keep_until)
+        self._follower: Follower | None = None
+
+    def follow(self, follower: Follower) -> None:
+        """Send to a tracker the rows that are there and that it does not have yet, and from now on every new one."""
+        self._follower = follower
+        for prefix, table in ((TRAIN, self.metrics), (EVALUATED, self.evaluation)):
+            for row in table.rows():
+                follower.add(prefix, row)
+        follower.send()
+
+    def close(self, outcome: Outcome) -> None:
+        """End the run in the tracker, if there is one; once."""
+        if self._follower is not None:
+            self._follower.close(outcome)
+            self._follower = None
 
     def step(self, row: Mapping[str, float]) -> None:
         """Record a training step.
 
         Warns:
-            RuntimeWarning: The first time that a name has no column; only the logger gets its values.
+            RuntimeWarning: The first time that a name has no column; only the tracker gets its values.
         """
         undeclared = set(row) - set(self.metrics.columns)
         if new := sorted(undeclared - self._undeclared):
@@ -145,13 +161,13 @@ class RunLog:
             # a step can take minutes: an undeclared name is no reason to lose it
             warnings.warn(f"metrics.csv has no column for {', '.join(new)}: not written there", RuntimeWarning, 2)
         self.metrics.append({name: value for name, value in row.items() if name not in undeclared})
-        self._scalars("train", row)
+        self._send(TRAIN, row)
 
     def evaluated(self, row: Mapping[str, float]) -> None:
         """Record an evaluation; the same one of the same step, as at the end of a run that is resumed, once."""
         if not self.evaluation.has(row):
             self.evaluation.append(row)
-            self._scalars("evaluation", row)
+            self._send(EVALUATED, row)
 
     def contents(self) -> dict[str, bytes]:
         """The tables by name, as they are; on the disk before this returns."""
@@ -159,20 +175,10 @@ class RunLog:
             sync(table.path)
         return {table.path.name: table.path.read_bytes() for table in (self.metrics, self.evaluation)}
 
-    def _scalars(self, prefix: str, row: Mapping[str, float]) -> None:
-        if self._logger is None:
-            return
-        for key, value in row.items():
-            if key != "step" and not math.isnan(value):
-                self._logger.log_scalar(f"{prefix}/{key}", float(value), step=int(row["step"]))
-
-
-def _forget_after(writer: Any, step: int) -> None:
-    """Have TensorBoard leave out the later steps of older event files: they were done again after a resume."""
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    start = Event(session_log=SessionLog(status=SessionLog.START))
-    writer.file_writer.add_event(start, step=step + 1)
+    def _send(self, prefix: str, row: Mapping[str, float]) -> None:
+        if self._follower is not None:
+            self._follower.add(prefix, row)
+            self._follower.send()
 
 
 def step_line(row: Mapping[str, float], steps: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pcm_rl.config import Config
+from pcm_rl.reports.follower import Follower
+from pcm_rl.reports.loggers import LoggedRun
 from pcm_rl.reports.metrics import RunLog
 from pcm_rl.training.checkpoint import Snapshot
 from pcm_rl.training.generations import add_generation, set_damaged_aside
@@ -22,7 +24,7 @@ class Output:
         resumed: The checkpoint that the run goes on from, and its step; None makes a new folder.
 
     Attributes:
-        log: Its tables and its logger.
+        log: Its tables, and the tracker that follows them.
 
     Raises:
         ConfigError, FileExistsError, ImportError: As :func:`~pcm_rl.training.run_folder.begin_run_folder`.
@@ -44,9 +46,12 @@ class Output:
             self._id = adopt(self._folder, resumed[0])
             repairs = restore_tables(self._folder, resumed[0])
         self._config_file = (self._folder / CONFIG).read_bytes()
-        self.log = RunLog(self._folder, config.logger, None if resumed is None else resumed[1], columns)
+        keep_until = None if resumed is None else resumed[1]
+        self.log = RunLog(self._folder, keep_until, columns)
         for line in [*repairs, *self.log.repairs]:
             say(line)
+        if config.logger != "none":
+            self.log.follow(Follower(config.logger, LoggedRun.of(config, self._id), keep_until, say))
 
     def save(self, held: Snapshot) -> None:
         """Write a checkpoint, with copies of the configuration and the tables; older ones stay until it is complete."""

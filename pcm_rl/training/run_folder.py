@@ -17,6 +17,8 @@ from pcm_rl.training.generations import generations, newest_whole
 RUN = "run.json"  # the id that every checkpoint of the run has too
 CONFIG = "config.yaml"
 TABLES = ("metrics.csv", "evaluation.csv")
+# no extras of pcm_rl, since one lock of all extras would hold other packages at the versions that mlflow asks for
+TRACKERS = {"wandb": "wandb>=0.22", "mlflow": "mlflow>=3.17", "trackio": "trackio>=0.43"}
 
 
 def refuse_existing(folder: Path) -> None:
@@ -37,7 +39,7 @@ def refuse_existing(folder: Path) -> None:
 def check_logger(name: str) -> None:
     """Raise ``ImportError`` with the command that installs it if a logger's package is missing."""
     if name != "none" and importlib.util.find_spec(name) is None:  # a logger has the name of its package
-        raise ImportError(f"logger={name} needs the package {name}; run: pip install {name}")
+        raise ImportError(f"logger={name} needs the package {name}; run: pip install '{TRACKERS.get(name, name)}'")
 
 
 def check_expert(config: Config) -> None:

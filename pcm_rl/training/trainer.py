@@ -23,6 +23,7 @@ from pcm_rl.processes.launch import egl_line, joined
 from pcm_rl.processes.ranks import ALONE, Ranks, on_first_rank
 from pcm_rl.reports.metrics import step_line
 from pcm_rl.reports.run_end import hardware
+from pcm_rl.reports.versions import training_versions
 from pcm_rl.rollouts.decisions import Decisions
 from pcm_rl.rollouts.environments import make_vector_env
 from pcm_rl.rollouts.evaluate import Evaluation, evaluate
@@ -90,6 +91,7 @@ def train(config: Config, *, resume: bool = False, say: Say = say_now) -> Traine
         check_frozen(ranks, trainer.policy)
         stack.enter_context(contextlib.closing(trainer.env))
         stack.callback(trainer.ahead.abandon)
+        stack.push(trainer.close_output)
         with trainer.saved_whatever_happens(listener):
             trainer.resume() if resume else trainer.start()
             while True:
@@ -127,7 +129,11 @@ class Trainer:
         if config.policy.init is not None:
             self.states.check_policy(policy_metadata(config.policy.init), config.env.id)
         self.spent = Spent()
-        self.summary: dict[str, Any] = {"init_states": self.states.describe(), "hardware": hardware(ranks.size)}
+        self.summary: dict[str, Any] = {
+            "init_states": self.states.describe(),
+            "hardware": hardware(ranks.size),
+            "versions": training_versions(config.env.id),
+        }
         self.output: Output | None = None  # on the first process, once the folder is open
         self.evaluated: tuple[int, float | None] = (-1, None)  # step and success of the last evaluation
         self.saved: int | None = None  # step of the newest checkpoint
@@ -394,6 +400,12 @@ class Trainer:
     def _write_checkpoint(self) -> None:
         assert self.held is not None and self.output is not None
         self.output.save(self.held)
+
+    def close_output(self, kind: type[BaseException] | None, *_: object) -> None:
+        """End the run where it is logged, after an exception of this kind or after none."""
+        if self.output is not None:
+            stopped = kind is not None and issubclass(kind, KeyboardInterrupt)
+            self.output.log.close("finished" if kind is None else "interrupted" if stopped else "failed")
 
     def _write_last(self) -> None:
         """Write what is held; a first signal that comes in between, after an error, has it begin again."""

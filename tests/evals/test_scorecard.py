@@ -6,7 +6,8 @@ from rich.console import Console
 from tensordict import TensorDict
 
 from pcm_rl.config import EnvConfig
-from pcm_rl.evals.scorecard import column_record, mean_over_tasks, result_table, versions
+from pcm_rl.evals.scorecard import column_record, mean_over_tasks, result_table
+from pcm_rl.reports.versions import versions
 from pcm_rl.rollouts.evaluate import Evaluation, wilson
 
 ENV = EnvConfig(num_states=10, eval_states=2, tasks={"task_id": [4, 7, 9]}, kwargs={"suite": "a"})

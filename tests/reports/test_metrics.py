@@ -5,12 +5,21 @@ import warnings
 
 import pytest
 
+from pcm_rl.reports.follower import Follower
+from pcm_rl.reports.loggers import LoggedRun
 from pcm_rl.reports.metrics import CsvTable, RunLog, step_line
 
 ROW = {
     "step": 2, "success": 0.5, "trajectories": 80, "groups": 8, "groups_mixed": 3, "chunks_kept": 360,
     "chunks_valid": 900, "kept_fraction": 0.4, "rollout_s": 3.0, "select_s": 0.0, "update_s": 1.0, "step_s": 4.0,
 }  # fmt: skip
+
+
+def tensorboard(folder, keep=None):
+    """The open tables of a run that TensorBoard follows."""
+    log = RunLog(folder, keep)
+    log.follow(Follower("tensorboard", LoggedRun("run", "0123", folder, {}), keep, str))
+    return log
 
 
 def header(folder):
@@ -67,12 +76,12 @@ def test_steps_that_are_done_again_are_in_tensorboard_once(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     def log(until, steps, keep=None):
-        log = RunLog(tmp_path, "tensorboard", keep)
+        log = tensorboard(tmp_path, keep)
         for step in steps:
             log.step({**ROW, "step": step, "success": step / 10 + until})
         log.evaluated({"step": until, "success": 0.5})
         log.evaluated({"step": until, "success": 0.5})
-        log._logger.experiment.close()
+        log.close("finished")
 
     log(4, [1, 2, 3, 4])
     log(4, [3, 4], keep=2)
@@ -100,7 +109,9 @@ def test_line_for_a_person():
 
 
 def test_scalars_go_to_the_logger(tmp_path):
-    RunLog(tmp_path, "tensorboard").step(ROW)
+    log = tensorboard(tmp_path)
+    log.step(ROW)
+    log.close("failed")
     assert list((tmp_path / "tensorboard").rglob("events*"))
 
 

@@ -213,7 +213,7 @@ def test_a_logger_without_its_package_is_refused_before_the_folder_is_made(tmp_p
     config = load_config(
         None, ["env.id=pcm_rl/Reach-v0", "env.num_envs=2", f"run_dir={tmp_path}", "name=run", "logger=wandb"]
     )
-    with pytest.raises(ImportError, match="pip install wandb"):
+    with pytest.raises(ImportError, match="pip install 'wandb>="):
         train(config, say=silent)
     assert not (tmp_path / "run").exists()
 

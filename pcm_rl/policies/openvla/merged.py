@@ -1,4 +1,4 @@
-"""A trained model merged into its base checkpoint: written in the same layout, and uploaded."""
+"""A trained model merged into its base checkpoint: written in the same layout."""
 
 from __future__ import annotations
 
@@ -83,21 +83,3 @@ def _merged(
             first = checkpoint.sizes.first_action_id if key == HEAD else 0
             weight[first : first + len(trained[name])] = trained[name].detach().cpu()
     return weights
-
-
-def push(folder: str | Path, repository: str, *, private: bool = True) -> str:
-    """Upload a folder to the Hugging Face hub, as the user who is logged in there.
-
-    Returns:
-        Address of the upload.
-
-    Raises:
-        ImportError: If ``huggingface_hub`` is missing.
-    """
-    try:
-        from huggingface_hub import HfApi
-    except ImportError as error:
-        raise ImportError("pushing needs huggingface_hub: pip install 'pcm_rl[vla]'") from error
-    api = HfApi()
-    api.create_repo(repository, private=private, exist_ok=True)
-    return str(api.upload_folder(repo_id=repository, folder_path=str(folder)))

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from pcm_rl.policies.openvla import CheckpointError, OpenVLAPolicy, add_lora, open_checkpoint
 from pcm_rl.policies.openvla.keys import HEAD, is_unused
 from pcm_rl.policies.openvla.lora import lora_layers
-from pcm_rl.policies.openvla.merged import push, save_merged
+from pcm_rl.policies.openvla.merged import save_merged
 from pcm_rl.policies.openvla.tiny import write_tiny_checkpoint
 
 TEXTS = ["lift it", "put the bowl on the plate"]
@@ -154,26 +154,6 @@ def test_a_partial_export_is_written_again(make_openvla, tmp_path):
     folder = save_merged(policy.model, policy.checkpoint, tmp_path / "merged")
     assert not (folder / "old").exists() and not (tmp_path / "merged.partial").exists()
     assert open_checkpoint(folder).sizes == policy.checkpoint.sizes
-
-
-def test_push_uploads_to_the_users_account(tmp_path, monkeypatch):
-    hub = pytest.importorskip("huggingface_hub")
-    calls = []
-
-    class Api:
-        def create_repo(self, name, **options):
-            calls.append((name, options))
-
-        def upload_folder(self, **options):
-            calls.append(options)
-            return "address"
-
-    monkeypatch.setattr(hub, "HfApi", Api)
-    assert push(tmp_path, "me/policy") == "address"
-    assert calls == [
-        ("me/policy", {"private": True, "exist_ok": True}),
-        {"repo_id": "me/policy", "folder_path": str(tmp_path)},
-    ]
 
 
 def test_a_damaged_base_and_a_full_disk_are_refused(make_openvla, openvla_folder, tmp_path, monkeypatch):

@@ -78,7 +78,8 @@ def test_the_whole_way_on_the_real_simulator(libero, tmp_path):
     with pytest.raises(FileExistsError, match="not empty"):
         export_run(config.folder, tmp_path / "merged")
     adapters = export_run(config.folder, tmp_path / "adapters", adapters=True)
-    assert sorted(path.name for path in adapters.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    names = ["README.md", "adapter_config.json", "adapter_model.safetensors", "recipe.yaml"]
+    assert sorted(path.name for path in adapters.iterdir()) == names
     model = load_model(open_checkpoint(merged), 56, dtype=torch.float32)
     pixels = torch.randn(1, 6, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     prompt, length = trainer.policy.prompter.batch(["pick up the alphabet soup"])
