@@ -70,6 +70,7 @@ def test_latencies_refuse_what_they_cannot_be(wrong):
 
 
 def test_a_step_of_the_recipe_with_random_weights_and_what_a_plan_says_of_it(tmp_path):
+    pytest.importorskip("tokenizers")
     from recipe_steps import RECIPE, VARIANTS, parsed, run_overrides, table
 
     from pcm_rl.config import load_config

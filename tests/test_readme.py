@@ -49,7 +49,7 @@ def marked(page: Path, text: str):
 
 @pytest.mark.parametrize("page, text", [marked(page, text) for page in PAGES for text in blocks(page, "python")])
 def test_python_blocks_run(page, text):
-    for module in ("metaworld", "libero"):
+    for module in ("metaworld", "libero", "stable_baselines3"):
         if module in text.lower():
             pytest.importorskip(module)
     exec(compile(text, name_of(page), "exec"), {})
