@@ -85,7 +85,7 @@ $(VENV)/ray/.ready: pyproject.toml constraints.txt
 
 # lerobot pins an older PyTorch than ours, but its data sets need a few of its packages only; these lie beside ours
 test-lerobot: $(VENV)/lerobot/.ready
-	HF_HUB_OFFLINE=1 HF_HOME=$(VENV)/lerobot/cache PYTHONPATH=$(VENV)/lerobot $(BIN)/python -m pytest \
+	HF_HUB_OFFLINE=1 HF_HOME=$(abspath $(VENV)/lerobot/cache) PYTHONPATH=$(abspath $(VENV)/lerobot) $(BIN)/python -m pytest \
 		tests/rollouts/test_lerobot.py tests/rollouts/test_lerobot_foreign.py tests/rollouts/test_lerobot_package.py $(ARGS)
 
 $(VENV)/lerobot/.ready: $(READY)
@@ -98,7 +98,7 @@ $(VENV)/lerobot/.ready: $(READY)
 
 # mlflow asks for older versions of some packages than ours, so all of it lies beside the environment
 test-loggers: $(VENV)/loggers/.ready
-	TRACKIO_DIR=$(VENV)/loggers/trackio PYTHONPATH=$(VENV)/loggers $(BIN)/python -m pytest tests/reports/test_loggers.py $(ARGS)
+	TRACKIO_DIR=$(abspath $(VENV)/loggers/trackio) PYTHONPATH=$(abspath $(VENV)/loggers) $(BIN)/python -m pytest tests/reports/test_loggers.py $(ARGS)
 
 $(VENV)/loggers/.ready: $(READY)
 	rm -rf $(VENV)/loggers

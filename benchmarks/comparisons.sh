@@ -6,7 +6,8 @@
 #                                                                            metaworld, libero,
 #                                                                            credit-tuning, credit, credit-few,
 #                                                                            credit-timed, overlap, flow,
-#                                                                            overlap-libero, libero-credit, libero-credit-four
+#                                                                            overlap-libero, libero-tuning,
+#                                                                            libero-credit, libero-credit-four
 #
 # Success does not depend on --jobs; seconds do, so `timed` and `credit-timed` want the machine to itself and no --jobs.
 set -eu
@@ -18,6 +19,13 @@ export OMP_NUM_THREADS=1
 
 toy() {
     pcm-rl compare --config configs/pick_place.yaml name="evidence-$name" logger=none steps=60 eval_every=10 "$@"
+}
+
+libero() {  # its first task; equal environment steps
+    pcm-rl compare --config configs/libero_object_state.yaml name="evidence-${name%-four}" logger=none --methods '' "$@" \
+        'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
+        demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
+        eval_every=2 eval_episodes=20 update.lr=1e-3 save_every=4
 }
 
 # the critic of older versions, which learned from the last batch alone
@@ -78,18 +86,23 @@ libero)  # one task, five demonstrations; each seed records its own, since held-
         'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
         eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;
-libero-credit|libero-credit-four)  # the same task and start, equal environment steps; `four` has two more columns
+libero-tuning)  # one task of LIBERO, from five demonstrations: groups or none, rollouts a step and learning rate. Seed 803
+    # has the columns that were ahead, and full GRPO's
+    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24
+    one=groups=16,group_size=1,steps=16,eval_every=4
+    libero --variant mixed-2x8:$critic,groups=2,steps=16,eval_every=4,advantage.every_group=false \
+        --variant mixed-4x8:$critic,advantage.every_group=false,advantage.steps=48 \
+        --variant full-4x8-10:method=full-valid --variant full-2x8-10:method=full-valid,groups=2,steps=16,eval_every=4 \
+        --variant full-4x8-3:method=full-valid,update.lr=3e-4 \
+        --variant one-10:$critic,$one --variant one-3:$critic,$one,update.lr=3e-4 \
+        --variant one-32:$critic,groups=32,group_size=1,advantage.steps=48 --seeds 801-803 "$@" ;;
+libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at equal environment steps; `four` has two more
     case $name in libero-credit) seeds=821-832 more= ;; *) seeds=821-824 more=yes ;; esac
-    critic=method=top-critic,groups=16,group_size=1,steps=16,eval_every=4,selection.budget=3
-    critic=$critic,advantage.memory=64,advantage.steps=24
-    pcm-rl compare --config configs/libero_object_state.yaml name=evidence-libero-credit logger=none --methods '' \
-        --variant full-valid-4x8:method=full-valid --variant batch-critic-3:method=top-critic,selection.budget=3,$batch \
-        --variant top-critic-16:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
-        ${more:+--variant top-critic-16-policy:$critic,advantage.features=policy} \
-        --baseline full-valid-4x8 --seeds $seeds \
-        'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
-        demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
-        eval_every=2 eval_episodes=20 update.lr=1e-3 save_every=4 "$@" ;;
+    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=48,advantage.every_group=false
+    libero --variant full-valid-4x8:method=full-valid --variant batch-critic-3:method=top-critic,selection.budget=3,$batch \
+        --variant top-critic-4x8:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
+        ${more:+--variant top-critic-4x8-policy:$critic,advantage.features=policy} \
+        --baseline full-valid-4x8 --seeds $seeds "$@" ;;
 credit-tuning)  # rollouts a step and learning rate, five choices for each method
     full=method=full-valid
     critic=method=full-critic,advantage.steps=5
@@ -134,8 +147,8 @@ overlap-libero)  # one simulator on one core, so that another is free for the up
         update.epochs=4 "$@" ;;
 *)
     echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
-        "credit-tuning, credit, credit-few, credit-timed, overlap, flow, overlap-libero, libero-credit," \
-        "libero-credit-four" >&2
+        "credit-tuning, credit, credit-few, credit-timed, overlap, flow, overlap-libero, libero-tuning," \
+        "libero-credit, libero-credit-four" >&2
     exit 2 ;;
 esac
 
