@@ -97,11 +97,12 @@ libero-tuning)  # one task of LIBERO, from five demonstrations: groups or none, 
         --variant one-10:$critic,$one --variant one-3:$critic,$one,update.lr=3e-4 \
         --variant one-32:$critic,groups=32,group_size=1,advantage.steps=48 --seeds 801-803 "$@" ;;
 libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at equal environment steps; `four` has two more
-    case $name in libero-credit) seeds=821-832 more= ;; *) seeds=821-824 more=yes ;; esac
-    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=48,advantage.every_group=false
+    case $name in libero-credit) seeds=823-834 more= ;; *) seeds=823-826 more=yes ;; esac
+    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24,advantage.every_group=false
+    critic=$critic,groups=2,steps=16,eval_every=4
     libero --variant full-valid-4x8:method=full-valid --variant batch-critic-3:method=top-critic,selection.budget=3,$batch \
-        --variant top-critic-4x8:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
-        ${more:+--variant top-critic-4x8-policy:$critic,advantage.features=policy} \
+        --variant top-critic-2x8:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
+        ${more:+--variant top-critic-2x8-policy:$critic,advantage.features=policy} \
         --baseline full-valid-4x8 --seeds $seeds "$@" ;;
 credit-tuning)  # rollouts a step and learning rate, five choices for each method
     full=method=full-valid

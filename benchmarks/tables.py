@@ -448,6 +448,36 @@ def goal() -> list[list[str]]:
     return table
 
 
+LIBERO_SETTINGS = {  # column of `libero-tuning` -> method, rollouts a step, learning rate
+    "full-4x8-10": ("full GRPO", "4 groups of 8", "1e-3"),
+    "full-4x8-3": ("full GRPO", "4 groups of 8", "3e-4"),
+    "full-2x8-10": ("full GRPO", "2 groups of 8", "1e-3"),
+    "mixed-4x8": ("critic, groups of both outcomes", "4 groups of 8", "1e-3"),
+    "mixed-2x8": ("critic, groups of both outcomes", "2 groups of 8", "1e-3"),
+    "one-32": ("critic, every rollout", "32 without groups", "1e-3"),
+    "one-10": ("critic, every rollout", "16 without groups", "1e-3"),
+    "one-3": ("critic, every rollout", "16 without groups", "3e-4"),
+}
+
+
+def libero_tuning() -> list[list[str]]:
+    """Success before, and then at the four evaluations of each setting, seed by seed."""
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in read_csv("methods-libero-tuning"):
+        found[row["method"], row["seed"]].append(f"{100 * float(row['success']):.0f}")
+    seeds = sorted({seed for _, seed in found})
+    table = [["method", "rollouts a step", "rate", *(f"seed {seed}: from {_start(found, seed)} %" for seed in seeds)]]
+    for column, texts in LIBERO_SETTINGS.items():
+        table.append([*texts, *(", ".join(found[column, seed][1:]) for seed in seeds)])
+    return table
+
+
+def _start(found: Mapping[tuple[str, str], Sequence[str]], seed: str) -> str:
+    """The success that all settings of a seed begin from."""
+    (start,) = {values[0] for (_, number), values in found.items() if number == seed and values}
+    return start
+
+
 LONGER = (  # recipe, file of its evaluations, column of the run where there are several, minutes of a core
     ("metaworld_push", "single-push-evaluation", None, "not measured"),
     ("metaworld_pick_place", "single-pick_place-evaluation", None, "not measured"),
@@ -490,6 +520,7 @@ OTHERS: dict[str, Callable[[], list[list[str]]]] = {
     "credit-libero": functools.partial(credit, "libero"),
     "credit-phases-toy": functools.partial(credit_phases, "toy"),
     "credit-phases-libero": functools.partial(credit_phases, "libero"),
+    "libero-tuning": libero_tuning,
     "peers": peers,
     "peers-ahead": peers_ahead,
     "pi0-cost": pi0_cost,
