@@ -21,11 +21,11 @@ toy() {
     pcm-rl compare --config configs/pick_place.yaml name="evidence-$name" logger=none steps=60 eval_every=10 "$@"
 }
 
-libero() {  # its first task; equal environment steps
-    pcm-rl compare --config configs/libero_object_state.yaml name="evidence-${name%-four}" logger=none --methods '' "$@" \
+libero() {  # its first task
+    pcm-rl compare --config configs/libero_object_state.yaml name="evidence-${name%-four}" logger=none --methods '' \
         'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
-        eval_every=2 eval_episodes=20 update.lr=1e-3 save_every=4
+        eval_every=2 eval_episodes=20 update.lr=1e-3 save_every=4 "$@"
 }
 
 # the critic of older versions, which learned from the last batch alone
@@ -80,12 +80,9 @@ metaworld)
         steps=15 eval_every=5 env.kwargs.horizon=150 env.max_chunks=19 "$@" ;;
 libero)  # one task, five demonstrations; each seed records its own, since held-out states differ. Seeds 4 and 5 of
     # full-valid and batch-critic-3 were run by a second call with these two columns, and joined
-    pcm-rl compare --config configs/libero_object_state.yaml name="evidence-$name" logger=none \
-        --methods full-valid,pcm,random-valid,top-phase,top-advantage \
+    libero --methods full-valid,pcm,random-valid,top-phase,top-advantage \
         --variant batch-critic-3:method=top-critic,selection.budget=3,$batch --seeds 1,2,3 \
-        'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
-        demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
-        eval_every=4 eval_episodes=20 update.lr=1e-3 selection.budget=5 save_every=4 "$@" ;;
+        eval_every=4 selection.budget=5 "$@" ;;
 libero-tuning)  # one task of LIBERO, from five demonstrations: groups or none, rollouts a step and learning rate. Seed 803
     # has the columns that were ahead, and full GRPO's
     critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24

@@ -373,12 +373,12 @@ def h200_decisions() -> Iterator[dict[str, object]]:
 
 
 def h200_updates() -> Iterator[dict[str, object]]:
-    """Updates of the 7B, of fewer trajectories than those that the share of the peak is from."""
+    """Updates of the 7B: the share of the peak is that of ``full-padded``."""
     costs = costs_of(Card(), Network(update_tflop=UPDATE_TFLOP))
     for row in read_csv("actor_update-7b-cuda"):
         if row["variant"] != "clip-ppo-loss":  # TorchRL's, which is not planned
             seconds = costs.update_s(int(row["chunks"]), minibatches=4)
-            yield compared("7B, an update", row["variant"], "larger updates", seconds, float(row["update_s"]))
+            yield compared("7B, an update", row["variant"], "`full-padded`", seconds, float(row["update_s"]))
 
 
 def h200_steps() -> Iterator[dict[str, object]]:

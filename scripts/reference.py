@@ -76,14 +76,18 @@ def names() -> str:
     return "\n\n".join(_module(name) for name in PUBLIC)
 
 
-def _module(name: str) -> str:
+def public(name: str) -> dict[str, Any]:
+    """What a module offers, by name: ``__all__``, or its own functions where it has none."""
     module = importlib.import_module(name)
     listed = getattr(module, "__all__", None) or [
         key for key, value in vars(module).items() if inspect.isfunction(value) and value.__module__ == name
     ]
+    return {key: getattr(module, key) for key in listed}
+
+
+def _module(name: str) -> str:
     lines = [f"### `{name}`", "", "| name | what it is |", "| --- | --- |"]
-    for key in listed:
-        value = getattr(module, key)
+    for key, value in public(name).items():
         lines.append(f"| `{key}{_signature(value)}` | {_cell(_first_sentence(value))} |")
     return "\n".join(lines)
 

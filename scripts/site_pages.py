@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from reference import PUBLIC
+from reference import PUBLIC, public
 
 ROOT = Path(__file__).parents[1]
 DOCS, PAGES, SITE = ROOT / "docs", ROOT / "build" / "pages", ROOT / "build" / "site"
@@ -38,8 +38,9 @@ def main() -> None:
     """Gather and build."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gather", action="store_true", help="do not build")
+    options = parser.parse_args()
     gather(PAGES)
-    if parser.parse_args().gather:
+    if options.gather:
         return
     if importlib.util.find_spec("zensical") is None:
         raise SystemExit('the site needs Python 3.11 or newer and Zensical: pip install -e ".[docs]"')
@@ -157,14 +158,8 @@ def relinked(path: Path, text: str) -> str:
 
 def reference(name: str) -> str:
     """The page of a public module: its functions and classes, each with its docstring."""
-    module = importlib.import_module(name)
-    keys = getattr(module, "__all__", None) or [key for key, value in vars(module).items() if _of(value, name)]
-    found = [key for key in keys if inspect.isfunction(getattr(module, key)) or inspect.isclass(getattr(module, key))]
+    found = [key for key, value in public(name).items() if inspect.isfunction(value) or inspect.isclass(value)]
     return "\n\n".join([f"# {name}", *(f"::: {name}.{key}" for key in found)]) + "\n"
-
-
-def _of(value: object, module: str) -> bool:
-    return inspect.isfunction(value) and value.__module__ == module
 
 
 if __name__ == "__main__":
