@@ -5,6 +5,7 @@
 #   bash benchmarks/gpu_day.sh                          (make gpu) 45 minutes on an H100, about; CSV in benchmarks/results
 #   MINUTES=10 bash benchmarks/gpu_day.sh               no part begins after ten minutes
 #   TRAJECTORIES=8 STEP_GROUPS=2 bash ...               smaller updates, and steps of two groups of rollouts
+#   PARTS="profile steps-overlap" bash ...              only these parts
 #   DEVICE=cpu MODEL=tiny bash benchmarks/gpu_day.sh    a rehearsal without a GPU: nothing of it is a measurement
 #   DEVICE=simulated MODEL=tiny ...                     the same on tests/fake_cuda.py, without overlap and compiler
 #
@@ -61,6 +62,7 @@ trap interrupted INT TERM
 part() { # NAME SECONDS COMMAND...
     local name=$1 limit=$2 status start=$SECONDS
     shift 2
+    case " ${PARTS:-$name} " in *" $name "*) ;; *) return ;; esac
     local mark
     mark=$WORK/$name.$(echo "$PCM_RL_RESULTS $*" | sha1sum | cut -c 1-8).done
     if [ -e "$mark" ]; then before="$before $name"; return; fi
@@ -104,12 +106,12 @@ part tests 240 $interpreter -m pytest -m gpu tests/test_method_gpu.py tests/poli
 # compiled blocks directly before the same without
 [ "$DEVICE" = simulated ] || update update-compiled --compile --trajectories "$few" --variants full-valid,pcm
 update update --trajectories "$T" --variants full-padded,full-valid,clip-ppo-loss,pcm
+steps steps-fast-simulator pcm --chunk-s $fast $env
 steps steps-pcm pcm --chunk-s $chunk $env
 [ "$DEVICE" = simulated ] || steps steps-overlap pcm-overlap --chunk-s $chunk $env # it has no streams
 steps steps-full-valid full-valid --chunk-s $chunk $env
 steps profile profile --chunk-s $chunk $env
 steps steps-decisions pcm-decisions --chunk-s $chunk $env
-steps steps-fast-simulator pcm --chunk-s $fast $env
 part decisions 300 $PYTHON benchmarks/decisions.py --model "$MODEL" --device "$device" --repeats 3 --rows $rows
 kernels kernels
 kernels kernels-checkpointing --checkpointing

@@ -385,6 +385,8 @@ def h200_steps() -> Iterator[dict[str, object]]:
     """Whole steps of the 7B's recipe with 20 rollouts, by the constants of decisions and updates."""
     why = "the first step of a run has cold kernels and a memory that still grows"
     for row in read_csv("gpu_day-steps"):
+        if row["variant"] == "pcm-overlap":  # a plan knows no overlap
+            continue
         groups = int(row["trajectories"]) // load_config(OPENVLA).group_size
         chunk_s = float(row["simulator"].split()[0])
         options = argparse.Namespace(chunk_s=chunk_s, libero=False, overrides=[f"groups={groups}"])

@@ -24,7 +24,7 @@ def test_predictions_are_those_of_the_file_and_within_15_percent():
     # a prediction that misses is in the file with its reason
     assert all(bool(row["why"]) == (abs(float(str(row["error"]))) > WITHIN) for row in rows)
     missed = {(row["part"], row["what"]) for row in rows if row["why"]}
-    assert len(rows) == 53 and missed == {
+    assert len(rows) == 65 and missed == {
         ("toy, steps of `pcm`", "4 groups"),
         ("toy, 60 updates", "batch-critic-4"),
         *(("toy, 60 rollouts", name) for name in ("top-advantage-8", "full-batch-critic", "batch-critic-4")),
@@ -35,4 +35,6 @@ def test_predictions_are_those_of_the_file_and_within_15_percent():
             for name in ("pcm", "pcm-merged")
             for part in ("rollout", "update", "step")
         ),
+        *(("7B, a step", f"full-valid, step 1, {part}") for part in ("rollout", "step")),
+        ("7B, a step", "pcm-decisions, step 1, update"),
     }

@@ -76,7 +76,8 @@ def profile_update(
         repeats: Timed repetitions after one warm-up; interleaved between the methods, so that drift affects all of
             them.
         seconds: No repetition begins after this time. Where updates take minutes, as with a 7B model, only the warm-up
-            runs, and its time is returned: the overhead is relatively small.
+            runs, and its time is returned. So one group is trained on before: the first update of a process waits for
+            kernels and memory, which would count for the first method alone.
         probs: Keep probabilities to sample with, ``[K]``; None starts fresh.
         room: Bytes that the updates may take. A method that pads takes more rows than a run that trims: all methods are
             measured on the first groups, as many as fit with all their padding, at least one. None takes all.
@@ -90,6 +91,8 @@ def profile_update(
     batch = batch if room is None else _affordable(policy, batch, config, slots, room)
     padded = pad_episodes(batch, slots)
     trials: dict[str, list[tuple[int, float, float, int]]] = {name: [] for name in methods}
+    first = batch.get(GROUP) == batch.get(GROUP)[0]
+    _trial(policy, batch[first], config, next(iter(methods.values())), probs, count_bytes=False)
     started = time.perf_counter()
     for repeat in range(repeats + 1):
         if repeat and time.perf_counter() - started > seconds:

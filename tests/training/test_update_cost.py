@@ -106,5 +106,5 @@ def test_where_updates_are_slow_the_warm_up_is_all(policy, make_batch, monkeypat
     batch = make_batch(policy, LENGTHS, SUCCESS, GROUP)
     config = dataclasses.replace(Config(), env=EnvConfig(max_chunks=16))
     costs = profile_update(policy, batch, config, repeats=2, seconds=seconds)
-    assert updates == [39, 48, 64] * rounds
+    assert updates == [39] + [39, 48, 64] * rounds  # the first is a warm-up that no method pays for
     assert [cost.rows for cost in costs] == [39, 48, 64]
