@@ -11,6 +11,8 @@ from pcm_rl.rules import Rule, find_rule
 from pcm_rl.selection import PADDINGS, SELECTIONS
 from pcm_rl.support.plugins import is_plugin
 
+SCHEDULES = ("constant", "linear")
+
 
 @dataclass(frozen=True)
 class SFTConfig:
@@ -138,7 +140,9 @@ class UpdateConfig:
     """The GRPO update.
 
     Attributes:
-        lr: AdamW's learning rate, constant.
+        lr: AdamW's learning rate.
+        lr_schedule: ``constant``, or ``linear``: it falls from ``lr`` towards 0 over the run, by its ``steps`` or
+            ``env_steps``, whichever are further. A run that is resumed with more of them goes on with a higher rate.
         weight_decay: AdamW's.
         epochs: Passes over a batch.
         minibatches: Optimiser steps a pass.
@@ -158,6 +162,7 @@ class UpdateConfig:
     SECTION: ClassVar[str] = "update."
 
     lr: float = 3e-4
+    lr_schedule: str = "constant"
     weight_decay: float = 0.0
     epochs: int = 1
     minibatches: int = 4
@@ -177,6 +182,7 @@ class UpdateConfig:
         positive(self, "lr", "grad_clip", "clip_high")
         within(0.0, 1.0, self, "brightness", "jitter")
         one_of(self, "ratio", RATIOS)
+        one_of(self, "lr_schedule", SCHEDULES)
         if not 0.0 < self.clip_low < 1.0:
             raise ConfigError(f"clip_low must be in (0, 1), got {self.clip_low}")
         if self.micro_rows is not None and self.micro_tokens is not None:

@@ -71,6 +71,7 @@ METRICS = (
     Column("mean_ratio", "", "mean probability ratio of a token, new to old policy", "near 1"),
     Column("max_ratio", "", "largest probability ratio of a token, new to old policy", "below 10"),
     Column("grad_norm", "", "norm of the gradient before clipping", "steady, without spikes"),
+    Column("lr", "", "learning rate of the update"),
     Column(
         "brier",
         "0 to 1",

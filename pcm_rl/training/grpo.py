@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -118,10 +119,16 @@ class GRPO:
             kept.set(WEIGHT, (kept.get(WEIGHT).double() * counted).float())
         return kept
 
-    def update(self, kept: TensorDictBase) -> dict[str, float]:
-        """One update on the kept rows; what only the critic sees does not travel to the policy's device."""
+    def update(self, kept: TensorDictBase, spent: float = 0.0) -> dict[str, float]:
+        """One update on the kept rows, at the learning rate that is due when this share of the run is over.
+
+        What only the critic sees does not travel to the policy's device.
+        """
         kept = kept.exclude(FEATURES)
-        return update_policy(self.loss, self.optimizer, kept, self.config.update, self.generator, self.ranks)
+        share = 1.0 - spent if self.config.update.lr_schedule == "linear" else 1.0
+        with scaled_rate(self.optimizer, share) as rate:
+            metrics = update_policy(self.loss, self.optimizer, kept, self.config.update, self.generator, self.ranks)
+        return metrics | {"lr": rate}
 
     def check_same(self) -> None:
         """Raise ``RuntimeError`` unless all processes have come to the same parameters."""
@@ -185,6 +192,19 @@ def make_optimizer(policy: VLAWrapperBase, update: UpdateConfig) -> AdamW:
     """AdamW over the trained parameters: all of them, or the adapters of a frozen model."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return AdamW(parameters, lr=update.lr, weight_decay=update.weight_decay, fused=True)
+
+
+@contextlib.contextmanager
+def scaled_rate(optimizer: Optimizer, factor: float) -> Iterator[float]:
+    """Learning rates times ``factor``, the first of which it gives; a checkpoint never holds the changed ones."""
+    before = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * factor
+    try:
+        yield float(optimizer.param_groups[0]["lr"])
+    finally:
+        for group, rate in zip(optimizer.param_groups, before, strict=True):
+            group["lr"] = rate
 
 
 def update_policy(

@@ -40,6 +40,11 @@ class Spent:
         limit = config.env_steps
         return self.step >= config.steps or (limit is not None and self.env_steps >= limit)
 
+    def share(self, config: Config) -> float:
+        """How much of the run this is, 0 to 1."""
+        steps = self.step / config.steps if config.steps else 1.0
+        return min(1.0, max(steps, self.env_steps / config.env_steps if config.env_steps else 0.0))
+
     def columns(self) -> dict[str, float]:
         """As columns of ``evaluation.csv``."""
         return {"train_s" if name == "seconds" else name: value for name, value in asdict(self).items()}

@@ -182,6 +182,7 @@ class Trainer:
         rows, complete = self.ranks.exchange(self._observed(recorded), self.shared_entries)
         collected = time.perf_counter()
         counted = self.cuts.count(rollout_metrics(rows, self.config.groups), rows)
+        share = self.spent.share(self.config)
         self.spent.begin(counted)
         signal = grpo.write_advantage(rows)
         metrics = {"step": self.step, **counted, "rollout_s": rollout_s, "worker_restarts": self._restarts()}
@@ -191,7 +192,7 @@ class Trainer:
             selected = time.perf_counter()
             if not self.done:
                 self.ahead.start(self.step)
-            metrics |= grpo.sampler.stats | learned | grpo.update(kept)
+            metrics |= grpo.sampler.stats | learned | grpo.update(kept, share)
             metrics |= {"select_s": selected - collected, "update_s": time.perf_counter() - selected}
             self.latest = rows[signal], complete
         metrics["step_s"] = time.perf_counter() - started

@@ -20,6 +20,7 @@ from pcm_rl.training.generations import generations
 from pcm_rl.training.lock import LockedError, locked
 from pcm_rl.training.play import Play
 from pcm_rl.training.signals import Interrupted
+from pcm_rl.training.spent import Spent
 from pcm_rl.training.trainer import Trainer, train
 
 
@@ -263,3 +264,24 @@ def test_one_command_begins_a_run_goes_on_with_it_and_refuses_a_changed_recipe(h
     assert "was begun with update.lr=0.001, and the recipe says 0.003; say update.lr=..." in capsys.readouterr().err
     assert main(["train", "--resume", str(tmp_path / "job"), "--or-resume"]) == 2
     assert "leave --or-resume out" in capsys.readouterr().err
+
+
+def test_a_falling_learning_rate_is_that_of_the_share_of_the_run(tiny):
+    config = tiny("falling", "update.lr_schedule=linear", "update.lr=1e-3")
+    train(config, say=silent)
+    rates = {int(row["step"]): float(row["lr"]) for row in table(config) if row["lr"]}  # of steps with an update
+    assert len(rates) >= 3 and rates == pytest.approx({step: 1e-3 * (1 - (step - 1) / 5) for step in rates})
+    begun = tiny("falling-begun", "update.lr_schedule=linear", "update.lr=1e-3")
+    with pytest.raises(Interrupted), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "complete", at_call(signal.SIGTERM, Trainer.complete, 2))
+        train(begun, say=silent)
+    train(load_run_config(begun.folder), resume=True, say=silent)
+    assert_same(config, begun)
+
+
+def test_the_share_of_a_run_is_by_steps_or_by_environment_steps():
+    config = load_config(None, ["steps=10", "env_steps=1000"])
+    assert [Spent(step=2, env_steps=n).share(config) for n in (100, 500, 1200)] == [0.2, 0.5, 1.0]
+    assert Spent(step=2, env_steps=900).share(load_config(None, ["steps=10"])) == 0.2
+    with pytest.raises(ConfigError, match=r"lr_schedule.*constant, linear"):
+        load_config(None, ["update.lr_schedule=cosine"])
