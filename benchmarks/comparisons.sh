@@ -2,12 +2,13 @@
 # The comparisons of docs/evidence.md: each runs (or goes on) in runs/evidence-NAME, and collect.py copies into
 # results/ what is shown of it.
 #
-#     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]      clean, few, short, rates, budgets, controls, timed,
-#                                                                            metaworld, libero,
-#                                                                            credit-tuning, credit, credit-few,
-#                                                                            credit-timed, overlap, flow,
-#                                                                            overlap-libero, libero-tuning,
-#                                                                            libero-credit, libero-credit-four
+#     sh benchmarks/comparisons.sh NAME [--jobs N] [key=value ...]
+#
+# toy        clean, few, short, rates, budgets, controls, timed, credit-tuning, credit, credit-few, credit-timed, overlap,
+#            flow
+# MetaWorld  metaworld, metaworld-credit, metaworld-credit-pick-place
+# LIBERO     libero, libero-tuning, libero-credit, libero-credit-four, libero-decay, overlap-libero, libero-pixels-tuning,
+#            libero-pixels
 #
 # Success does not depend on --jobs; seconds do, so `timed` and `credit-timed` want the machine to itself and no --jobs.
 set -eu
@@ -101,6 +102,34 @@ libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at eq
         --variant top-critic-2x8:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
         ${more:+--variant top-critic-2x8-policy:$critic,advantage.features=policy} \
         --baseline full-valid-4x8 --seeds $seeds "$@" ;;
+libero-decay)  # the same task and tuning seeds as libero-tuning: a learning rate that falls to 0 over the run
+    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24,advantage.every_group=false
+    critic=$critic,groups=2,steps=16,eval_every=4,update.lr_schedule=linear
+    libero --variant top-critic-2x8-falling-10:$critic --variant top-critic-2x8-falling-20:$critic,update.lr=2e-3 \
+        --seeds 801-803 "$@" ;;
+libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden states; the start is as in overlap-libero
+    full=method=full-valid,groups=2,steps=12
+    critic=method=top-critic,selection.budget=3,advantage.features=policy,advantage.memory=64,advantage.steps=24
+    critic=$critic,advantage.every_group=false,groups=2,steps=12
+    pixels() {
+        pcm-rl compare --config configs/openvla_tiny_libero.yaml name="evidence-$name" logger=none --methods '' \
+            policy.openvla.checkpoint="${TINY:-checkpoints/tiny-sft}" sft.steps=0 env.num_envs=1 group_size=8 \
+            eval_every=6 save_every=6 "$@"
+    }
+    case $name in
+    libero-pixels-tuning)
+        pixels --variant full-10:$full,update.lr=1e-3 --variant full-30:$full,update.lr=3e-3 \
+            --variant critic-10:$critic,update.lr=1e-3 --variant critic-30:$critic,update.lr=3e-3 --seeds 805,806 "$@" ;;
+    *)
+        pixels --variant full-valid-2x8:$full,update.lr=1e-3 --variant top-critic-2x8:$critic,update.lr=1e-3 \
+            --baseline full-valid-2x8 --seeds 851-853 "$@" ;;
+    esac ;;
+metaworld-credit|metaworld-credit-pick-place)  # GRPO as in the recipe; the critic as it was best on LIBERO, not tuned here
+    case $name in *pick-place) recipe=pick_place more= ;; *) recipe=drawer_open more='env.kwargs.horizon=150' ;; esac
+    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24,advantage.every_group=false
+    pcm-rl compare --config configs/metaworld_$recipe.yaml name="evidence-$name" logger=none \
+        --methods full-valid,pcm --variant top-critic-2x8:$critic,groups=2,steps=60,eval_every=20,update.epochs=1 \
+        --seeds 861-863 steps=15 eval_every=5 $more "$@" ;;
 credit-tuning)  # rollouts a step and learning rate, five choices for each method
     full=method=full-valid
     critic=method=full-critic,advantage.steps=5
@@ -144,9 +173,7 @@ overlap-libero)  # one simulator on one core, so that another is free for the up
         sft.steps=0 env.num_envs=1 groups=2 group_size=8 steps=6 eval_every=6 eval_episodes=10 save_every=0 \
         update.epochs=4 "$@" ;;
 *)
-    echo "unknown comparison $name; choose from clean, few, short, rates, budgets, controls, timed, metaworld, libero," \
-        "credit-tuning, credit, credit-few, credit-timed, overlap, flow, overlap-libero, libero-tuning," \
-        "libero-credit, libero-credit-four" >&2
+    echo "unknown comparison $name; the first lines of $0 have their names" >&2
     exit 2 ;;
 esac
 

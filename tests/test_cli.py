@@ -13,6 +13,8 @@ import torch
 
 from pcm_rl import cli
 from pcm_rl.cli import main
+from pcm_rl.cli.arguments import parse
+from pcm_rl.cli.ending import explain
 from pcm_rl.config import ConfigError
 from pcm_rl.training.signals import Interrupted
 
@@ -114,10 +116,10 @@ def test_interrupted_and_failed_comparisons_end_with_a_line(tmp_path, capsys, mo
 )
 def test_seeds_are_numbers_and_ranges(text, numbers, capsys):
     if numbers is not None:
-        assert cli._parse(["compare", f"--seeds={text}"]).seeds == numbers
+        assert parse(["compare", f"--seeds={text}"]).seeds == numbers
         return
     with pytest.raises(SystemExit):
-        cli._parse(["compare", f"--seeds={text}"])
+        parse(["compare", f"--seeds={text}"])
     assert "expected numbers such as 0,1,2 or 0-15" in capsys.readouterr().err
 
 
@@ -213,11 +215,11 @@ def test_what_the_user_can_mend_is_one_line(tmp_path, capsys, monkeypatch):
 )
 def test_a_bug_of_ours_is_told_from_one_of_the_users_own_code(where, status, text, capsys, monkeypatch):
     places = {
-        "package": Path(cli.__file__).parent, "stdlib": sysconfig.get_path("stdlib"), "site": "/opt/lib/python3"
+        "package": Path(cli.__file__).parents[1], "stdlib": sysconfig.get_path("stdlib"), "site": "/opt/lib/python3"
     }  # fmt: skip
-    lines = [f'  File "{place.format(**places)}", line 3, in f\n' for place in ("{package}/cli.py", where)]
-    monkeypatch.setattr("pcm_rl.cli.traceback.format_exception", lambda error: ["Traceback\n", *lines])
-    assert cli._explain(KeyError("x")) == status
+    lines = [f'  File "{place.format(**places)}", line 3, in f\n' for place in ("{package}/cli/commands.py", where)]
+    monkeypatch.setattr("pcm_rl.cli.ending.traceback.format_exception", lambda error: ["Traceback\n", *lines])
+    assert explain(KeyError("x")) == status
     printed = capsys.readouterr().err
     assert text in printed and printed.startswith("Traceback")
 
@@ -257,8 +259,8 @@ def test_a_run_is_not_evaluated_or_resumed_on_states_it_trained_on(tmp_path, cap
 
 
 def test_overrides_may_follow_options():
-    options = cli._parse(["eval", "RUN", "seed=1", "--greedy", "device=cpu", "--episodes", "3"])
+    options = parse(["eval", "RUN", "seed=1", "--greedy", "device=cpu", "--episodes", "3"])
     assert options.overrides == ["seed=1", "device=cpu"] and options.greedy and options.episodes == 3
     for wrong in (["eval", "RUN", "--gredy"], ["eval", "RUN", "--greedy", "more"], ["plot", "RUN", "--x", "a=b"]):
         with pytest.raises(SystemExit):
-            cli._parse(wrong)
+            parse(wrong)

@@ -62,8 +62,7 @@ def test_every_room_has_its_line() -> None:
     rooms = {
         f"`{folder.name}/`": sorted(folder.rglob("*.py")) for folder in package.iterdir() if any(folder.glob("*.py"))
     }
-    rooms["`cli.py`"] = [package / "cli.py"]
-    rooms["the method"] = [path for path in sorted(package.glob("*.py")) if path.name not in ("cli.py", "__init__.py")]
+    rooms["the method"] = [path for path in sorted(package.glob("*.py")) if path.name != "__init__.py"]
     table = re.findall(r"^\| ([^|]+) \| [^|]+ \| (\d+) \| (\d+) \|$", (ROOT / "docs/architecture.md").read_text(), re.M)
     assert {name for name, *_ in table} == set(rooms)
     for name, files, lines in table:

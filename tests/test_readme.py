@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from pcm_rl.cli import _parse, main
+from pcm_rl.cli import main
+from pcm_rl.cli.arguments import parse
 from pcm_rl.config import load_config
 from pcm_rl.plan.options import split_options
 
@@ -93,7 +94,7 @@ def check_extras(arguments: str) -> None:
 
 def check_options(page: Path, arguments: list[str]) -> None:
     """The command line is understood, and its configuration is one; ``recipe.yaml`` may be a block of the page."""
-    options = _parse(rooted(arguments))
+    options = parse(rooted(arguments))
     config = getattr(options, "config", None)
     if hasattr(options, "overrides") and not getattr(options, "resume", None) and not hasattr(options, "folder"):
         config = None if config in files_of(page) else config
@@ -195,7 +196,7 @@ def test_openvla_commands_follow_from_each_other():
     assert listed[0][:3] == ["python", "-m", "pcm_rl.policies.openvla.tiny"]
     for name, *arguments in listed[1:]:
         assert name == "pcm-rl"
-        options = _parse(rooted(arguments))
+        options = parse(rooted(arguments))
         if arguments[0] == "export":
             assert options.run_folder in runs
             folders.add(options.folder)
