@@ -7,7 +7,7 @@
 # toy        clean, few, short, rates, budgets, controls, timed, credit-tuning, credit, credit-few, credit-timed, overlap,
 #            flow
 # MetaWorld  metaworld, metaworld-credit, metaworld-credit-pick-place
-# LIBERO     libero, libero-tuning, libero-credit, libero-credit-four, libero-decay, overlap-libero, libero-pixels-tuning,
+# LIBERO     libero, libero-tuning, libero-credit, libero-credit-four, overlap-libero, libero-pixels-tuning,
 #            libero-pixels
 #
 # Success does not depend on --jobs; seconds do, so `timed` and `credit-timed` want the machine to itself and no --jobs.
@@ -84,12 +84,16 @@ libero)  # one task, five demonstrations; each seed records its own, since held-
     libero --methods full-valid,pcm,random-valid,top-phase,top-advantage \
         --variant batch-critic-3:method=top-critic,selection.budget=3,$batch --seeds 1,2,3 \
         eval_every=4 selection.budget=5 "$@" ;;
-libero-tuning)  # one task of LIBERO, from five demonstrations: groups or none, rollouts a step and learning rate. Seed 803
-    # has the columns that were ahead, and full GRPO's
+libero-tuning)  # one task of LIBERO, from five demonstrations: groups or none, rollouts a step, and learning rate
     critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24
+    mixed=groups=2,steps=16,eval_every=4,advantage.every_group=false
+    falling=$critic,$mixed,update.lr_schedule=linear
+    all=method=full-critic,advantage.memory=64,advantage.steps=24,$mixed
     one=groups=16,group_size=1,steps=16,eval_every=4
-    libero --variant mixed-2x8:$critic,groups=2,steps=16,eval_every=4,advantage.every_group=false \
+    libero --variant mixed-2x8:$critic,$mixed \
         --variant mixed-4x8:$critic,advantage.every_group=false,advantage.steps=48 \
+        --variant mixed-2x8-falling-10:$falling --variant mixed-2x8-falling-20:$falling,update.lr=2e-3 \
+        --variant full-critic-2x8-10:$all --variant full-critic-2x8-3:$all,update.lr=3e-4 \
         --variant full-4x8-10:method=full-valid --variant full-2x8-10:method=full-valid,groups=2,steps=16,eval_every=4 \
         --variant full-4x8-3:method=full-valid,update.lr=3e-4 \
         --variant one-10:$critic,$one --variant one-3:$critic,$one,update.lr=3e-4 \
@@ -102,11 +106,6 @@ libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at eq
         --variant top-critic-2x8:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
         ${more:+--variant top-critic-2x8-policy:$critic,advantage.features=policy} \
         --baseline full-valid-4x8 --seeds $seeds "$@" ;;
-libero-decay)  # the same task and tuning seeds as libero-tuning: a learning rate that falls to 0 over the run
-    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24,advantage.every_group=false
-    critic=$critic,groups=2,steps=16,eval_every=4,update.lr_schedule=linear
-    libero --variant top-critic-2x8-falling-10:$critic --variant top-critic-2x8-falling-20:$critic,update.lr=2e-3 \
-        --seeds 801-803 "$@" ;;
 libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden states; the start is as in overlap-libero
     full=method=full-valid,groups=2,steps=12
     critic=method=top-critic,selection.budget=3,advantage.features=policy,advantage.memory=64,advantage.steps=24

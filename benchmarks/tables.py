@@ -32,6 +32,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"(<!-- table: ([\w-]+)(?:: ([\w-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 BASE = "full-valid"
+COMPARED_WITH = ("full-valid-2x10", "batch-critic-4", "full-valid-4x8", "batch-critic-3", "full-valid-2x8")
 Row = dict[str, str]
 
 
@@ -58,7 +59,7 @@ def table(name: str, other: str | None = None) -> str:
     if name == "history":
         rows = history(other or "")
     elif name == "efficiency":
-        rows = efficiency.table(other or "", ("full-valid-2x10", "batch-critic-4"))
+        rows = efficiency.table(other or "", COMPARED_WITH)
     else:
         rows = OTHERS[name]() if name in OTHERS else comparison(name, other)
     head, *body = rows

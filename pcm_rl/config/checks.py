@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -19,8 +19,7 @@ def _key(config: Any, name: str) -> str:
 
 def at_least(least: float, config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` if one of the fields ``names`` is below ``least``, or no int64 and no finite float."""
-    for name in names:
-        value = getattr(config, name)
+    for name, value in _given(config, names):
         if not least <= value < math.inf:
             raise ConfigError(f"{_key(config, name)} must be at least {least:g}, got {value}")
         if isinstance(value, int) and value >= 2**63:
@@ -28,25 +27,31 @@ def at_least(least: float, config: Any, *names: str) -> None:
 
 
 def finite(config: Any, *names: str) -> None:
-    """Raise :class:`ConfigError` unless each of the fields ``names`` is finite, or None."""
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not math.isfinite(value):
+    """Raise :class:`ConfigError` unless each of the fields ``names`` is finite."""
+    for name, value in _given(config, names):
+        if not math.isfinite(value):
             raise ConfigError(f"{_key(config, name)} must be a finite number, got {value}")
 
 
 def positive(config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` unless the fields ``names`` are finite and above 0."""
-    for name in names:
-        if not 0.0 < getattr(config, name) < math.inf:
-            raise ConfigError(f"{_key(config, name)} must be above 0, got {getattr(config, name)}")
+    for name, value in _given(config, names):
+        if not 0.0 < value < math.inf:
+            raise ConfigError(f"{_key(config, name)} must be above 0, got {value}")
 
 
 def within(low: float, high: float, config: Any, *names: str) -> None:
     """Raise :class:`ConfigError` if one of the fields ``names`` is outside of ``[low, high]``."""
+    for name, value in _given(config, names):
+        if not low <= value <= high:
+            raise ConfigError(f"{_key(config, name)} must be in [{low:g}, {high:g}], got {value}")
+
+
+def _given(config: Any, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The fields ``names`` and their values; null, where a field may be null, passes every check of a number."""
     for name in names:
-        if not low <= getattr(config, name) <= high:
-            raise ConfigError(f"{_key(config, name)} must be in [{low:g}, {high:g}], got {getattr(config, name)}")
+        if (value := getattr(config, name)) is not None:
+            yield name, value
 
 
 def one_of(config: Any, name: str, known: Sequence[str]) -> None:

@@ -94,14 +94,9 @@ class EnvConfig:
     images: Optional[dict[str, Any]] = None  # noqa: UP045
 
     def __post_init__(self) -> None:
-        at_least(1, self, "num_envs", "chunk_length", "eval_states")
-        for name in ("max_chunks", "keep_tasks"):
-            if getattr(self, name) is not None:
-                at_least(1, self, name)
+        at_least(1, self, "num_envs", "chunk_length", "eval_states", "max_chunks", "keep_tasks", "num_states")
         positive(self, "timeout")
         finite(self, "close_above", "close_below")
-        if self.num_states is not None:
-            at_least(1, self, "num_states")
         if self.num_states is not None and not self.eval_states < self.num_states:
             raise ConfigError(
                 f"eval_states must be below num_states={self.num_states}, so that some are left for training; "

@@ -89,8 +89,7 @@ class AdvantageConfig:
         at_least(0, self, "memory")
         at_least(1, self, "steps", "width")
         positive(self, "lr")
-        if self.scale is not None:
-            positive(self, "scale")
+        positive(self, "scale")
         within(0.0, 1.0, self, "lam")
 
 
@@ -187,6 +186,4 @@ class UpdateConfig:
             raise ConfigError(f"clip_low must be in (0, 1), got {self.clip_low}")
         if self.micro_rows is not None and self.micro_tokens is not None:
             raise ConfigError("micro_rows and micro_tokens both say how large a micro-batch is; give one of them")
-        for name in ("micro_rows", "micro_tokens"):
-            if getattr(self, name) is not None:
-                at_least(1, self, name)
+        at_least(1, self, "micro_rows", "micro_tokens")

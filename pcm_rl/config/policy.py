@@ -205,10 +205,8 @@ class Pi0Config:
     dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if self.cameras is not None:
-            within(1, 2, self, "cameras")
-        if self.steps is not None:
-            at_least(1, self, "steps")
+        within(1, 2, self, "cameras")
+        at_least(1, self, "steps")
         noisy(self, "noise_level")
         one_of(self, "train", ("expert", "all", "lora"))
         one_of(self, "dtype", ("float32", "bfloat16"))

@@ -42,6 +42,5 @@ class RolloutConfig:
         at_least(1, self, "cut_after")
         if not 0.0 < self.cut_exempt <= 1.0:
             raise ConfigError(f"rollouts.cut_exempt must be in (0, 1], got {self.cut_exempt}")
-        if self.decisions is not None:
-            at_least(1, self, "decisions")
+        at_least(1, self, "decisions")
         at_least(0.0, self, "decision_wait")

@@ -78,10 +78,7 @@ class Config:
 
     def __post_init__(self) -> None:
         at_least(0, self, "seed", "steps", "eval_every", "save_every", "patience")
-        at_least(1, self, "groups", "group_size", "eval_episodes", "save_keep")
-        for name in ("threads", "env_steps"):
-            if getattr(self, name) is not None:
-                at_least(1, self, name)
+        at_least(1, self, "groups", "group_size", "eval_episodes", "save_keep", "threads", "env_steps")
         try:
             torch.device(self.device)
         except RuntimeError as error:
