@@ -6,7 +6,7 @@
 #
 # toy        clean, few, short, rates, budgets, controls, timed, credit-tuning, credit, credit-few, credit-timed, overlap,
 #            flow
-# MetaWorld  metaworld, metaworld-credit, metaworld-credit-pick-place
+# MetaWorld  metaworld, metaworld-tuning, metaworld-credit, metaworld-credit-pick-place
 # LIBERO     libero, libero-tuning, libero-credit, libero-credit-four, overlap-libero, libero-pixels-tuning,
 #            libero-pixels
 #
@@ -123,12 +123,29 @@ libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden sta
         pixels --variant full-valid-2x8:$full,update.lr=1e-3 --variant top-critic-2x8:$critic,update.lr=1e-3 \
             --baseline full-valid-2x8 --seeds 851-853 "$@" ;;
     esac ;;
-metaworld-credit|metaworld-credit-pick-place)  # GRPO as in the recipe; the critic as it was best on LIBERO, not tuned here
-    case $name in *pick-place) recipe=pick_place more= ;; *) recipe=drawer_open more='env.kwargs.horizon=150' ;; esac
-    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24,advantage.every_group=false
-    pcm-rl compare --config configs/metaworld_$recipe.yaml name="evidence-$name" logger=none \
-        --methods full-valid,pcm --variant top-critic-2x8:$critic,groups=2,steps=60,eval_every=20,update.epochs=1 \
-        --seeds 861-863 steps=15 eval_every=5 $more "$@" ;;
+metaworld-tuning|metaworld-credit|metaworld-credit-pick-place)  # three choices for each method, tuned on drawer-open
+    case $name in *pick-place) recipe=pick_place horizon=160 ;; *) recipe=drawer_open horizon=150 ;; esac
+    metaworld() {
+        pcm-rl compare --config configs/metaworld_$recipe.yaml name="evidence-$name" logger=none --methods '' \
+            steps=15 eval_every=5 env.kwargs.horizon=$horizon "$@"
+    }
+    two=groups=2,steps=60,eval_every=20,update.epochs=1
+    memory=advantage.memory=64,advantage.steps=24,advantage.every_group=false
+    critic=method=top-critic,selection.budget=3,$memory
+    all=method=full-critic,$memory
+    case $name in
+    metaworld-tuning)
+        metaworld --variant full-8x8-10:method=full-valid --variant full-8x8-3:method=full-valid,update.lr=3e-4 \
+            --variant full-2x8-10:method=full-valid,$two \
+            --variant full-critic-2x8-10:$all,$two --variant full-critic-2x8-3:$all,$two,update.lr=3e-4 \
+            --variant full-critic-8x8-10:$all,advantage.steps=96 \
+            --variant critic-2x8-10:$critic,$two --variant critic-2x8-3:$critic,$two,update.lr=3e-4 \
+            --variant critic-8x8-10:$critic,advantage.steps=96 --seeds 811-813 "$@" ;;
+    *)
+        metaworld --variant full-valid-8x8:method=full-valid --variant pcm-8x8:method=pcm \
+            --variant full-critic-2x8:$all,$two --variant top-critic-2x8:$critic,$two \
+            --baseline full-valid-8x8 --seeds 861-872 "$@" ;;
+    esac ;;
 credit-tuning)  # rollouts a step and learning rate, five choices for each method
     full=method=full-valid
     critic=method=full-critic,advantage.steps=5

@@ -44,7 +44,8 @@ def main() -> None:
     budgets(FIGURES / "budgets.svg")
     theory(FIGURES / "theory.svg")
     credit(FIGURES / "credit-and-phases.svg")
-    learners(FIGURES / "credit.svg")
+    learners("credit", LEARNERS, FIGURES / "credit.svg")
+    learners("libero-credit", LIBERO_LEARNERS, FIGURES / "libero-credit.svg")
 
 
 def colors(rows: Iterable[Row]) -> dict[str, str]:
@@ -299,11 +300,14 @@ LEARNERS = {"full-valid-2x10": "#1f2933", "pcm-2x10": "#0f766e", "batch-critic-4
             "full-critic-20": "#c026d3", "top-critic-20-policy": "#2563eb", "top-critic-20-cut": "#dc2626"}  # fmt: skip
 
 
-def learners(path: Path) -> None:
-    """Success of `credit` against environment steps and gradient chunks; bands are the middle half of the seeds."""
+LIBERO_LEARNERS = {"full-valid-4x8": "#1f2933", "batch-critic-3": "#f59e0b", "top-critic-2x8": "#dc2626"}
+
+
+def learners(name: str, colors: dict[str, str], path: Path) -> None:
+    """Success of a comparison against environment steps and gradient chunks; bands are the middle half of the seeds."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
-    curves = read_curves("credit")
-    for method, color in LEARNERS.items():
+    curves = read_curves(name)
+    for method, color in colors.items():
         mine = curves[method]
         success, env_steps, chunks = mine.success[:, ::8], mine.env_steps[::8], mine.chunks.mean(0)[::8]
         low, high = np.quantile(success, (0.25, 0.75), axis=0)
