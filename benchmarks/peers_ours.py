@@ -58,7 +58,7 @@ class OurPeer:
         self.trainer.policy.load_state_dict(start)
         self.policy = self.trainer.policy
         self.update: Callable[..., Any] = self._update
-        self.trainer.grpo.update = lambda kept: self.update(kept)  # type: ignore[method-assign]
+        self.trainer.grpo.update = lambda kept, _spent: self.update(kept)  # type: ignore[method-assign]
 
     def _update(self, kept: TensorDictBase) -> dict[str, float]:
         own = self.trainer.grpo
