@@ -143,7 +143,7 @@ metaworld-tuning|metaworld-credit|metaworld-credit-pick-place)  # three choices 
             --variant critic-8x8-10:$critic,advantage.steps=96 --seeds 811-813 "$@" ;;
     *)
         metaworld --variant full-valid-8x8:method=full-valid --variant pcm-8x8:method=pcm \
-            --variant full-critic-2x8:$all,$two --variant top-critic-2x8:$critic,$two \
+            --variant full-critic-8x8:$all,advantage.steps=96 --variant top-critic-8x8:$critic,advantage.steps=96 \
             --baseline full-valid-8x8 --seeds 861-872 "$@" ;;
     esac ;;
 credit-tuning)  # rollouts a step and learning rate, five choices for each method
