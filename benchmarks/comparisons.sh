@@ -31,6 +31,10 @@ libero() {  # its first task
 
 # the critic of older versions, which learned from the last batch alone
 batch=advantage.memory=0,advantage.steps=200,advantage.width=128,advantage.scale=null,advantage.every_group=false
+# the critic where a run has some hundred rollouts, and where groups of one outcome are left out as well
+few=advantage.memory=64,advantage.steps=24
+critic3=method=top-critic,selection.budget=3,$few
+both=advantage.every_group=false
 often=eval_every=12
 small=groups=20,group_size=1,$often  # rollouts without groups, in small steps
 critic4=batch-critic-4:method=top-critic,selection.budget=4,$batch
@@ -85,31 +89,27 @@ libero)  # one task, five demonstrations; each seed records its own, since held-
         --variant batch-critic-3:method=top-critic,selection.budget=3,$batch --seeds 1,2,3 \
         eval_every=4 selection.budget=5 "$@" ;;
 libero-tuning)  # one task of LIBERO, from five demonstrations: groups or none, rollouts a step, and learning rate
-    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24
-    mixed=groups=2,steps=16,eval_every=4,advantage.every_group=false
-    falling=$critic,$mixed,update.lr_schedule=linear
-    all=method=full-critic,advantage.memory=64,advantage.steps=24,$mixed
+    mixed=groups=2,steps=16,eval_every=4,$both
+    falling=$critic3,$mixed,update.lr_schedule=linear
+    all=method=full-critic,$few,$mixed
     one=groups=16,group_size=1,steps=16,eval_every=4
-    libero --variant mixed-2x8:$critic,$mixed \
-        --variant mixed-4x8:$critic,advantage.every_group=false,advantage.steps=48 \
+    libero --variant mixed-2x8:$critic3,$mixed --variant mixed-4x8:$critic3,$both,advantage.steps=48 \
         --variant mixed-2x8-falling-10:$falling --variant mixed-2x8-falling-20:$falling,update.lr=2e-3 \
         --variant full-critic-2x8-10:$all --variant full-critic-2x8-3:$all,update.lr=3e-4 \
         --variant full-4x8-10:method=full-valid --variant full-2x8-10:method=full-valid,groups=2,steps=16,eval_every=4 \
         --variant full-4x8-3:method=full-valid,update.lr=3e-4 \
-        --variant one-10:$critic,$one --variant one-3:$critic,$one,update.lr=3e-4 \
-        --variant one-32:$critic,groups=32,group_size=1,advantage.steps=48 --seeds 801-803 "$@" ;;
+        --variant one-10:$critic3,$one --variant one-3:$critic3,$one,update.lr=3e-4 \
+        --variant one-32:$critic3,groups=32,group_size=1,advantage.steps=48 --seeds 801-803 "$@" ;;
 libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at equal environment steps; `four` has two more
     case $name in libero-credit) seeds=823-834 more= ;; *) seeds=823-826 more=yes ;; esac
-    critic=method=top-critic,selection.budget=3,advantage.memory=64,advantage.steps=24,advantage.every_group=false
-    critic=$critic,groups=2,steps=16,eval_every=4
+    critic=$critic3,$both,groups=2,steps=16,eval_every=4
     libero --variant full-valid-4x8:method=full-valid --variant batch-critic-3:method=top-critic,selection.budget=3,$batch \
         --variant top-critic-2x8:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
         ${more:+--variant top-critic-2x8-policy:$critic,advantage.features=policy} \
         --baseline full-valid-4x8 --seeds $seeds "$@" ;;
 libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden states; the start is as in overlap-libero
     full=method=full-valid,groups=2,steps=12
-    critic=method=top-critic,selection.budget=3,advantage.features=policy,advantage.memory=64,advantage.steps=24
-    critic=$critic,advantage.every_group=false,groups=2,steps=12
+    critic=$critic3,$both,advantage.features=policy,groups=2,steps=12
     pixels() {
         pcm-rl compare --config configs/openvla_tiny_libero.yaml name="evidence-$name" logger=none --methods '' \
             policy.openvla.checkpoint="${TINY:-checkpoints/tiny-sft}" sft.steps=0 env.num_envs=1 group_size=8 \
@@ -130,9 +130,8 @@ metaworld-tuning|metaworld-credit|metaworld-credit-pick-place)  # three choices 
             steps=15 eval_every=5 env.kwargs.horizon=$horizon "$@"
     }
     two=groups=2,steps=60,eval_every=20,update.epochs=1
-    memory=advantage.memory=64,advantage.steps=24,advantage.every_group=false
-    critic=method=top-critic,selection.budget=3,$memory
-    all=method=full-critic,$memory
+    critic=$critic3,$both
+    all=method=full-critic,$few,$both
     case $name in
     metaworld-tuning)
         metaworld --variant full-8x8-10:method=full-valid --variant full-8x8-3:method=full-valid,update.lr=3e-4 \

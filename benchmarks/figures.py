@@ -303,11 +303,11 @@ LEARNERS = {"full-valid-2x10": "#1f2933", "pcm-2x10": "#0f766e", "batch-critic-4
 LIBERO_LEARNERS = {"full-valid-4x8": "#1f2933", "batch-critic-3": "#f59e0b", "top-critic-2x8": "#dc2626"}
 
 
-def learners(name: str, colors: dict[str, str], path: Path) -> None:
+def learners(name: str, palette: dict[str, str], path: Path) -> None:
     """Success of a comparison against environment steps and gradient chunks; bands are the middle half of the seeds."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 3.2), sharey=True)
     curves = read_curves(name)
-    for method, color in colors.items():
+    for method, color in palette.items():
         mine = curves[method]
         success, env_steps, chunks = mine.success[:, ::8], mine.env_steps[::8], mine.chunks.mean(0)[::8]
         low, high = np.quantile(success, (0.25, 0.75), axis=0)

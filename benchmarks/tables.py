@@ -32,7 +32,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = ["README.md", *sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))]
 MARK = re.compile(r"(<!-- table: ([\w-]+)(?:: ([\w-]+))? -->\n).*?(<!-- end of table -->)", re.DOTALL)
 BASE = "full-valid"
-COMPARED_WITH = ("full-valid-2x10", "batch-critic-4", "full-valid-4x8", "batch-critic-3", "full-valid-2x8")
+COMPARED_WITH = ("full-valid-2x10", "batch-critic-4", "full-valid-4x8", "batch-critic-3", "full-valid-2x8",
+                 "full-valid-8x8")  # fmt: skip
 Row = dict[str, str]
 
 
