@@ -23,7 +23,7 @@ toy() {
 }
 
 libero() {  # its first task
-    pcm-rl compare --config configs/libero_object_state.yaml name="evidence-${name%-four}" logger=none --methods '' \
+    pcm-rl compare --config configs/libero_object_state.yaml name="evidence-$name" logger=none --methods '' \
         'env.tasks.task_id=[0]' env.kwargs.horizon=128 env.max_chunks=16 env.num_envs=1 \
         demos.path=null demos.episodes=5 sft.steps=800 sft.target=null groups=4 group_size=8 steps=8 \
         eval_every=2 eval_episodes=20 update.lr=1e-3 save_every=4 "$@"
@@ -101,12 +101,17 @@ libero-tuning)  # one task of LIBERO, from five demonstrations: groups or none, 
         --variant one-10:$critic3,$one --variant one-3:$critic3,$one,update.lr=3e-4 \
         --variant one-32:$critic3,groups=32,group_size=1,advantage.steps=48 --seeds 801-803 "$@" ;;
 libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at equal environment steps; `four` has two more
-    case $name in libero-credit) seeds=823-834 more= ;; *) seeds=823-826 more=yes ;; esac
     critic=$critic3,$both,groups=2,steps=16,eval_every=4
-    libero --variant full-valid-4x8:method=full-valid --variant batch-critic-3:method=top-critic,selection.budget=3,$batch \
-        --variant top-critic-2x8:$critic ${more:+--variant pcm-4x8:method=pcm,selection.budget=5} \
-        ${more:+--variant top-critic-2x8-policy:$critic,advantage.features=policy} \
-        --baseline full-valid-4x8 --seeds $seeds "$@" ;;
+    case $name in
+    libero-credit)
+        libero --variant full-valid-4x8:method=full-valid \
+            --variant batch-critic-3:method=top-critic,selection.budget=3,$batch --variant top-critic-2x8:$critic \
+            --baseline full-valid-4x8 --seeds 823-834 "$@" ;;
+    *)
+        libero --variant pcm-4x8:method=pcm,selection.budget=5 \
+            --variant top-critic-2x8-policy:$critic,advantage.features=policy \
+            --baseline pcm-4x8 --seeds 823-826 "$@" ;;
+    esac ;;
 libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden states; the start is as in overlap-libero
     full=method=full-valid,groups=2,steps=12
     critic=$critic3,$both,advantage.features=policy,groups=2,steps=12
@@ -192,7 +197,4 @@ overlap-libero)  # one simulator on one core, so that another is free for the up
     exit 2 ;;
 esac
 
-case $name in
-libero-credit-four) python benchmarks/collect.py "$name" runs/evidence-libero-credit ;;
-*) python benchmarks/collect.py "$name" ;;
-esac
+python benchmarks/collect.py "$name"

@@ -21,6 +21,8 @@ LEVELS = (0.7, 0.8, 0.9)
 GRID = 401  # points over the environment steps
 LATE = 0.75  # share of the environment steps after which an evaluation counts as late
 RESAMPLES = 2000
+BESIDE = {"libero-credit-four": "libero-credit"}  # that comparison's columns are shown with these, on the same seeds
+PACED = {"credit-few": "credit"}  # the same methods, whose seconds for an environment step were measured there
 Array = NDArray[np.float64]
 Row = dict[str, str]
 
@@ -72,7 +74,11 @@ class Curves:
 
 def read_curves(name: str) -> dict[str, Curves]:
     """The curves of each method of a comparison, up to the environment steps that all its runs have."""
-    runs = by_run(read_comparison(name))
+    rows = read_comparison(name)
+    if name in BESIDE:
+        seeds = {row["seed"] for row in rows}
+        rows += [row for row in read_comparison(BESIDE[name]) if row["seed"] in seeds]
+    runs = by_run(rows)
     limit = min(float(rows[-1]["env_steps"]) for seeds in runs.values() for rows in seeds.values())
     return {method: _curves(seeds, limit) for method, seeds in runs.items()}
 
@@ -92,6 +98,7 @@ def _column(rows: Sequence[Row], key: str) -> list[float]:
 
 def pace(name: str) -> dict[str, float]:
     """Seconds of training for each environment step, of runs that had a core to themselves: ``methods-NAME-timed``."""
+    name = PACED.get(name, name)
     if not (RESULTS / f"methods-{name}-timed-runs.csv").is_file():
         return {}
     return {

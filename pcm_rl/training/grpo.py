@@ -119,14 +119,20 @@ class GRPO:
             kept.set(WEIGHT, (kept.get(WEIGHT).double() * counted).float())
         return kept
 
-    def update(self, kept: TensorDictBase, spent: float = 0.0) -> dict[str, float]:
-        """One update on the kept rows, at the learning rate that is due when this share of the run is over.
+    def update(self, kept: TensorDictBase, spent: float | None = None) -> dict[str, float]:
+        """One update on the kept rows, at the learning rate that is due.
 
         What only the critic sees does not travel to the policy's device.
+
+        Args:
+            kept: The rows, with their weights.
+            spent: Share of the run that is over; a rate that falls wants it.
+
+        Raises:
+            ConfigError: The learning rate falls, and ``spent`` is not given or no share.
         """
         kept = kept.exclude(FEATURES)
-        share = 1.0 - spent if self.config.update.lr_schedule == "linear" else 1.0
-        with scaled_rate(self.optimizer, share) as rate:
+        with scaled_rate(self.optimizer, due_rate(self.config.update, spent)) as rate:
             metrics = update_policy(self.loss, self.optimizer, kept, self.config.update, self.generator, self.ranks)
         return metrics | {"lr": rate}
 
@@ -192,6 +198,22 @@ def make_optimizer(policy: VLAWrapperBase, update: UpdateConfig) -> AdamW:
     """AdamW over the trained parameters: all of them, or the adapters of a frozen model."""
     parameters = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     return AdamW(parameters, lr=update.lr, weight_decay=update.weight_decay, fused=True)
+
+
+def due_rate(update: UpdateConfig, spent: float | None) -> float:
+    """Factor of the learning rate when the share ``spent`` of the run is over.
+
+    Raises:
+        ConfigError: The rate falls, and ``spent`` is None or outside 0 to 1.
+    """
+    if update.lr_schedule == "constant":
+        return 1.0
+    if spent is None or not 0.0 <= spent <= 1.0:
+        raise ConfigError(
+            f"update.lr_schedule={update.lr_schedule}: got spent={spent}, expected the share of the run that is over, "
+            "from 0 to 1"
+        )
+    return 1.0 - spent
 
 
 @contextlib.contextmanager

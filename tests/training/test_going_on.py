@@ -17,6 +17,7 @@ from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config, load_run_config
 from pcm_rl.training import trainer as module
 from pcm_rl.training.generations import generations
+from pcm_rl.training.grpo import due_rate
 from pcm_rl.training.lock import LockedError, locked
 from pcm_rl.training.play import Play
 from pcm_rl.training.signals import Interrupted
@@ -285,3 +286,11 @@ def test_the_share_of_a_run_is_by_steps_or_by_environment_steps():
     assert Spent(step=2, env_steps=900).share(load_config(None, ["steps=10"])) == 0.2
     with pytest.raises(ConfigError, match=r"lr_schedule.*constant, linear"):
         load_config(None, ["update.lr_schedule=cosine"])
+
+
+@pytest.mark.parametrize("spent", [None, -0.1, 1.2, float("nan")])
+def test_a_falling_rate_wants_the_share_of_the_run(spent):
+    falling = load_config(None, ["update.lr_schedule=linear"]).update
+    with pytest.raises(ConfigError, match="expected the share of the run that is over"):
+        due_rate(falling, spent)
+    assert due_rate(load_config(None).update, None) == 1.0 and due_rate(falling, 0.25) == 0.75
