@@ -129,7 +129,10 @@ libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden sta
             --baseline full-valid-2x8 --seeds 851-853 "$@" ;;
     esac ;;
 metaworld-tuning|metaworld-credit|metaworld-credit-pick-place)  # three choices for each method, tuned on drawer-open
-    case $name in *pick-place) recipe=pick_place horizon=160 ;; *) recipe=drawer_open horizon=150 ;; esac
+    case $name in
+    *pick-place) recipe=pick_place horizon=160 seeds=861-863 ;;
+    *) recipe=drawer_open horizon=150 seeds=861-872 ;;
+    esac
     metaworld() {
         pcm-rl compare --config configs/metaworld_$recipe.yaml name="evidence-$name" logger=none --methods '' \
             steps=15 eval_every=5 env.kwargs.horizon=$horizon "$@"
@@ -148,7 +151,7 @@ metaworld-tuning|metaworld-credit|metaworld-credit-pick-place)  # three choices 
     *)
         metaworld --variant full-valid-8x8:method=full-valid --variant pcm-8x8:method=pcm \
             --variant full-critic-8x8:$all,advantage.steps=96 --variant top-critic-8x8:$critic,advantage.steps=96 \
-            --baseline full-valid-8x8 --seeds 861-872 "$@" ;;
+            --baseline full-valid-8x8 --seeds $seeds "$@" ;;
     esac ;;
 credit-tuning)  # rollouts a step and learning rate, five choices for each method
     full=method=full-valid

@@ -16,7 +16,7 @@ import torch
 from common import CHUNKS, STATE, medians, synthetic_batch, write_csv
 from tensordict import TensorDict
 
-from pcm_rl.algos import SuccessCritic
+from pcm_rl.algos.critic import SuccessCritic
 
 ROLLOUTS, MEMORY, REPEATS = 20, 240, 50
 STEPS = {"toy's recipe": 5, "default": 15, "LIBERO": 24}

@@ -44,8 +44,8 @@ def main() -> None:
     budgets(FIGURES / "budgets.svg")
     theory(FIGURES / "theory.svg")
     credit(FIGURES / "credit-and-phases.svg")
-    learners("credit", LEARNERS, FIGURES / "credit.svg")
-    learners("libero-credit", LIBERO_LEARNERS, FIGURES / "libero-credit.svg")
+    for name, palette in LEARNERS.items():
+        learners(name, palette, FIGURES / f"{name}.svg")
 
 
 def colors(rows: Iterable[Row]) -> dict[str, str]:
@@ -296,11 +296,16 @@ def credit(path: Path) -> None:
     _save(figure, path)
 
 
-LEARNERS = {"full-valid-2x10": "#1f2933", "pcm-2x10": "#0f766e", "batch-critic-4": "#f59e0b",
-            "full-critic-20": "#c026d3", "top-critic-20-policy": "#2563eb", "top-critic-20-cut": "#dc2626"}  # fmt: skip
-
-
-LIBERO_LEARNERS = {"full-valid-4x8": "#1f2933", "batch-critic-3": "#f59e0b", "top-critic-2x8": "#dc2626"}
+TOY_LEARNERS = {"full-valid-2x10": "#1f2933", "pcm-2x10": "#0f766e", "batch-critic-4": "#f59e0b",
+                "full-critic-20": "#c026d3", "top-critic-20-policy": "#2563eb",
+                "top-critic-20-cut": "#dc2626"}  # fmt: skip
+LEARNERS = {
+    "credit": TOY_LEARNERS,
+    "credit-few": TOY_LEARNERS,
+    "libero-credit": {"full-valid-4x8": "#1f2933", "batch-critic-3": "#f59e0b", "top-critic-2x8": "#dc2626"},
+    "metaworld-credit": {"full-valid-8x8": "#1f2933", "pcm-8x8": "#0f766e", "full-critic-8x8": "#c026d3",
+                         "top-critic-8x8": "#dc2626"},
+}  # fmt: skip
 
 
 def learners(name: str, palette: dict[str, str], path: Path) -> None:
