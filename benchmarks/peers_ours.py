@@ -13,7 +13,7 @@ from tensordict import TensorDictBase
 from torchrl.modules.vla import VLAWrapperBase
 
 from pcm_rl.config import METHODS, Config, load_config
-from pcm_rl.training.grpo import due_rate, scaled_rate, update_policy
+from pcm_rl.training.grpo import lr_factor, scaled_rate, update_policy
 from pcm_rl.training.trainer import Trainer
 
 CONFIG = Path(__file__).parent.parent / "configs" / "pick_place.yaml"
@@ -65,7 +65,7 @@ class OurPeer:
         number = own.config.update.minibatches if self.rows is None else -(-len(kept) // self.rows)
         update = dataclasses.replace(own.config.update, minibatches=number)
         self.chunks += len(kept) * update.epochs
-        with scaled_rate(own.optimizer, due_rate(update, None)):  # a falling rate is refused
+        with scaled_rate(own.optimizer, lr_factor(update, None)):  # a falling rate is refused
             return update_policy(own.loss, own.optimizer, kept, update, own.generator)
 
     def advance(self) -> int:

@@ -132,7 +132,7 @@ class GRPO:
             ConfigError: The learning rate falls, and ``spent`` is not given or no share.
         """
         kept = kept.exclude(FEATURES)
-        with scaled_rate(self.optimizer, due_rate(self.config.update, spent)) as rate:
+        with scaled_rate(self.optimizer, lr_factor(self.config.update, spent)) as rate:
             metrics = update_policy(self.loss, self.optimizer, kept, self.config.update, self.generator, self.ranks)
         return metrics | {"lr": rate}
 
@@ -200,7 +200,7 @@ def make_optimizer(policy: VLAWrapperBase, update: UpdateConfig) -> AdamW:
     return AdamW(parameters, lr=update.lr, weight_decay=update.weight_decay, fused=True)
 
 
-def due_rate(update: UpdateConfig, spent: float | None) -> float:
+def lr_factor(update: UpdateConfig, spent: float | None) -> float:
     """Factor of the learning rate when the share ``spent`` of the run is over.
 
     Raises:

@@ -17,7 +17,7 @@ from pcm_rl.cli import main
 from pcm_rl.config import ConfigError, load_config, load_run_config
 from pcm_rl.training import trainer as module
 from pcm_rl.training.generations import generations
-from pcm_rl.training.grpo import due_rate
+from pcm_rl.training.grpo import lr_factor
 from pcm_rl.training.lock import LockedError, locked
 from pcm_rl.training.play import Play
 from pcm_rl.training.signals import Interrupted
@@ -292,5 +292,5 @@ def test_the_share_of_a_run_is_by_steps_or_by_environment_steps():
 def test_a_falling_rate_wants_the_share_of_the_run(spent):
     falling = load_config(None, ["update.lr_schedule=linear"]).update
     with pytest.raises(ConfigError, match="expected the share of the run that is over"):
-        due_rate(falling, spent)
-    assert due_rate(load_config(None).update, None) == 1.0 and due_rate(falling, 0.25) == 0.75
+        lr_factor(falling, spent)
+    assert lr_factor(load_config(None).update, None) == 1.0 and lr_factor(falling, 0.25) == 0.75
