@@ -484,6 +484,7 @@ LONGER = (  # recipe, file of its evaluations, column of the run where there are
     ("metaworld_push", "single-push-evaluation", None, "not measured"),
     ("metaworld_pick_place", "single-pick_place-evaluation", None, "not measured"),
     ("libero_object_state", "libero_object-evaluation", None, "94"),
+    ("libero_object_critic", "libero_object_critic-evaluation", None, "54"),
     ("libero_spatial_state", "single-spatial-evaluation", None, "not measured"),
     ("openvla_tiny_libero", "openvla_tiny-evaluation", "run", "25 to 35"),
     ("pi0_tiny_libero", "pi0_tiny-evaluation", "run", "not measured"),

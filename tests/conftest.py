@@ -29,6 +29,14 @@ def _device(request) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _sb3_logs(tmp_path_factory) -> Iterator[None]:
+    """Stable-Baselines3 makes a folder of logs for every ``learn``, by default one in ``/tmp`` that stays there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SB3_LOGDIR", str(tmp_path_factory.mktemp("sb3")))
+        yield
+
+
 HALF_TRAINED = [
     "env.id=pcm_rl/Reach-v0", "env.kwargs.horizon=96", "env.max_chunks=12", "env.num_envs=18", "env.eval_states=16",
     "groups=3", "group_size=6", "eval_episodes=16", "eval_every=2", "logger=none", "record=false",
