@@ -113,20 +113,20 @@ libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at eq
             --baseline pcm-4x8 --seeds 823-826 "$@" ;;
     esac ;;
 libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden states; README.md has the commands of the start
-    full=method=full-valid,groups=2,steps=12
-    critic=$critic3,$both,advantage.features=policy,groups=2,steps=12
+    full=method=full-valid
+    critic=$critic3,$both,advantage.features=policy
     pixels() {
         pcm-rl compare --config configs/openvla_tiny_libero.yaml name="evidence-$name" logger=none --methods '' \
-            policy.openvla.checkpoint="${TINY:-checkpoints/tiny-sft-8}" sft.steps=0 env.num_envs=1 group_size=8 \
-            eval_every=6 save_every=6 "$@"
+            policy.openvla.checkpoint="${TINY:-checkpoints/tiny-sft-8}" sft.steps=0 env.num_envs=1 groups=2 group_size=8 "$@"
     }
     case $name in
     libero-pixels-tuning)
         pixels --variant full-3:$full,update.lr=3e-4 --variant full-10:$full,update.lr=1e-3 \
-            --variant critic-3:$critic,update.lr=3e-4 --variant critic-10:$critic,update.lr=1e-3 --seeds 805,806 "$@" ;;
+            --variant critic-3:$critic,update.lr=3e-4 --variant critic-10:$critic,update.lr=1e-3 --seeds 805,806 \
+            steps=12 eval_every=6 save_every=6 "$@" ;;
     *)
-        pixels --variant full-valid-2x8:$full,update.lr=1e-3 --variant top-critic-2x8:$critic,update.lr=1e-3 \
-            --baseline full-valid-2x8 --seeds 851-853 "$@" ;;
+        pixels --variant full-valid-2x8:$full,update.lr=1e-3 --variant top-critic-2x8:$critic,update.lr=3e-4 \
+            --baseline full-valid-2x8 --seeds 851-853 steps=32 eval_every=8 eval_episodes=40 save_every=4 "$@" ;;
     esac ;;
 metaworld-tuning|metaworld-credit|metaworld-credit-pick-place)  # three choices for each method, tuned on drawer-open
     case $name in
