@@ -454,6 +454,8 @@ LIBERO_SETTINGS = {  # column of `libero-tuning` -> method, rollouts a step, lea
     "full-4x8-10": ("full GRPO", "4 groups of 8", "1e-3"),
     "full-4x8-3": ("full GRPO", "4 groups of 8", "3e-4"),
     "full-2x8-10": ("full GRPO", "2 groups of 8", "1e-3"),
+    "full-critic-2x8-10": ("critic, groups of both outcomes, all chunks", "2 groups of 8", "1e-3"),
+    "full-critic-2x8-3": ("critic, groups of both outcomes, all chunks", "2 groups of 8", "3e-4"),
     "mixed-4x8": ("critic, groups of both outcomes", "4 groups of 8", "1e-3"),
     "mixed-2x8": ("critic, groups of both outcomes", "2 groups of 8", "1e-3"),
     "one-32": ("critic, every rollout", "32 without groups", "1e-3"),
