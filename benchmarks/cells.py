@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pcm_rl.compare.statistics import paired_difference
 
 Scores = Mapping[str, float]  # of a seed
+Row = dict[str, str]
 
 
 def mean_and_error(scores: Scores) -> str:
@@ -35,3 +36,8 @@ def short(value: float) -> str:
 def signed(value: float) -> str:
     """The same with its sign."""
     return f"{value:+.3f}".replace("0.", ".", 1)
+
+
+def digits(value: float) -> str:
+    """Two digits after the point."""
+    return f"{value:.2f}"

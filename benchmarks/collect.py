@@ -11,6 +11,8 @@
 ``methods-NAME-phases.csv``
     Only where a figure draws it (:data:`common.PHASES_DRAWN`). A row a step of ``pcm``: C and the chunks kept a
     trajectory, phase by phase, to four digits.
+``methods-NAME-foresight.csv``
+    Only of the comparisons in :mod:`foresight`. A row a quarter of a run: what its critic foresaw of the outcomes.
 ``methods-NAME-steps.csv``
     Only where the documents speak of seconds (:data:`TIMED`). A row a step, with its rollouts and its seconds.
 
@@ -27,6 +29,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from common import PHASES_DRAWN, RESULTS
+from foresight import FORESEEN, foreseen
 
 from pcm_rl.compare.tables import write_csv
 
@@ -53,6 +56,8 @@ def collect(name: str, folder: Path, results: Path) -> None:
     shutil.copyfile(folder / "compare-stats.csv", results / f"methods-{name}-stats.csv")
     if name in PHASES_DRAWN:
         write_csv(results / f"methods-{name}-phases.csv", phase_rows(steps))
+    if name in FORESEEN:
+        write_csv(results / f"methods-{name}-foresight.csv", foreseen(steps))
     if name in TIMED:
         write_csv(
             results / f"methods-{name}-steps.csv", [{k: row[k] for k in (*KEY, "step", *SECONDS)} for row in steps]

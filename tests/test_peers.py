@@ -290,13 +290,13 @@ def test_the_chosen_settings_are_the_best_of_the_search():
 
 
 def test_the_table_of_prices_is_that_of_the_summary(monkeypatch):
-    import tables
+    import tables_peers
     from peers_summary import summarise
 
     rows = summarise({("sb3-ppo", seed): curve(seed, (0, 0.0), (100_000, 0.85)) for seed in (0, 1)}, 100_000)
     monkeypatch.setattr(
-        tables, "read_csv", lambda name: [{key: str(cell) for key, cell in row.items()} for row in rows]
+        tables_peers, "read_csv", lambda name: [{key: str(cell) for key, cell in row.items()} for row in rows]
     )
-    head, row = tables.prices()
+    head, row = tables_peers.prices()
     assert len(head) == len(row)
     assert row[4:] == ["82,353 / 94,118 / -", "82,353 / 94,118 / -", "823.5 / 941.2 / -", "2 / 2 / 0 of 2"]
