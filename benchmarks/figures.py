@@ -305,6 +305,7 @@ LEARNERS = {
     "libero-credit": {"full-valid-4x8": "#1f2933", "batch-critic-3": "#f59e0b", "top-critic-2x8": "#dc2626"},
     "metaworld-credit": {"full-valid-8x8": "#1f2933", "pcm-8x8": "#0f766e", "full-critic-8x8": "#c026d3",
                          "top-critic-8x8": "#dc2626"},
+    "libero-pixels": {"full-valid-2x8": "#1f2933", "top-critic-2x8": "#dc2626"},
 }  # fmt: skip
 
 
