@@ -112,6 +112,8 @@ LIBERO_SETTINGS = {  # column of `libero-tuning` -> method, rollouts a step, lea
     "full-critic-2x8-3": ("critic, groups of both outcomes, all chunks", "2 groups of 8", "3e-4"),
     "mixed-4x8": ("critic, groups of both outcomes", "4 groups of 8", "1e-3"),
     "mixed-2x8": ("critic, groups of both outcomes", "2 groups of 8", "1e-3"),
+    "mixed-2x8-falling-10": ("the same, with a rate that falls to 0", "2 groups of 8", "1e-3"),
+    "mixed-2x8-falling-20": ("the same, with a rate that falls to 0", "2 groups of 8", "2e-3"),
     "one-32": ("critic, every rollout", "32 without groups", "1e-3"),
     "one-10": ("critic, every rollout", "16 without groups", "1e-3"),
     "one-3": ("critic, every rollout", "16 without groups", "3e-4"),
