@@ -115,6 +115,7 @@ libero-credit|libero-credit-four)  # each as it was best in libero-tuning, at eq
 libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden states; README.md has the commands of the start
     full=method=full-valid
     critic=$critic3,$both,advantage.features=policy
+    all=method=full-critic,$few,$both,advantage.features=policy
     pixels() {
         pcm-rl compare --config configs/openvla_tiny_libero.yaml name="evidence-$name" logger=none --methods '' \
             policy.openvla.checkpoint="${TINY:-checkpoints/tiny-sft-8}" sft.steps=0 env.num_envs=1 groups=2 group_size=8 "$@"
@@ -122,6 +123,7 @@ libero-pixels-tuning|libero-pixels)  # a critic on the tiny OpenVLA's hidden sta
     case $name in
     libero-pixels-tuning)
         pixels --variant full-3:$full,update.lr=3e-4 --variant full-10:$full,update.lr=1e-3 \
+            --variant full-critic-3:$all,update.lr=3e-4 --variant full-critic-10:$all,update.lr=1e-3 \
             --variant critic-3:$critic,update.lr=3e-4 --variant critic-10:$critic,update.lr=1e-3 --seeds 805,806 \
             steps=12 eval_every=6 save_every=6 "$@" ;;
     *)
