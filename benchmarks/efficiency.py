@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from cells import difference, mean_and_error
+from cells import Row, difference, mean_and_error
 from common import RESULTS, by_run, crossing, read_comparison, read_csv
 from numpy.typing import NDArray
 
@@ -24,7 +24,6 @@ RESAMPLES = 2000
 BESIDE = {"libero-credit-four": "libero-credit"}  # that comparison's columns are shown with these, on the same seeds
 PACED = {"credit-few": "credit"}  # the same methods, whose seconds for an environment step were measured there
 Array = NDArray[np.float64]
-Row = dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+from cells import digits
 from common import read_csv
 
 QUARTERS = 4
@@ -73,10 +74,10 @@ def _share(rows: Sequence[Row]) -> str:
     sums = [tuple(int(row["steps"]) * float(row[key]) for key in ("brier", "variance")) for row in rows]
     share = _foreseen_of(sums)
     if len(sums) < 2:
-        return f"{share:.2f}"
+        return digits(share)
     without = [_foreseen_of(sums[:i] + sums[i + 1 :]) for i in range(len(sums))]
     error = ((len(sums) - 1) * statistics.pvariance(without)) ** 0.5
-    return f"{share:.2f} ± {error:.2f}"
+    return f"{digits(share)} ± {digits(error)}"
 
 
 def _foreseen_of(sums: Sequence[Sequence[float]]) -> float:
